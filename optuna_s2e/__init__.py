@@ -1,0 +1,28 @@
+"""optuna_s2e: search sample-selection schedules, and anything else, with Optuna."""
+
+from optuna_s2e.sampler import S2ESampler
+from optuna_s2e.schedules import (
+    Schedule,
+    ScheduleSpace,
+    coteaching_schedule,
+    standard_schedule,
+    table1_schedule,
+)
+from optuna_s2e.simplex import simplex_params, suggest_simplex
+from optuna_s2e.storages import open_storage
+from optuna_s2e.timeline import Generation, generations, replay
+
+__all__ = [
+    "Generation",
+    "S2ESampler",
+    "Schedule",
+    "ScheduleSpace",
+    "coteaching_schedule",
+    "generations",
+    "open_storage",
+    "replay",
+    "simplex_params",
+    "standard_schedule",
+    "suggest_simplex",
+    "table1_schedule",
+]

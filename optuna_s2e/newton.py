@@ -1,0 +1,512 @@
+r"""The update rules of S2E: from draws and their losses to the next theta.
+
+Notation
+    ==================  =======================================================  ==============
+    theta               parameters of p_theta                                    (n_theta,)
+    points              N draws, of p_theta or of any other proposal q           (N, n_columns)
+    losses              f(x) of the draws, minimised                             (N,)
+    log_density_drawn   log q(x): the density that each draw came from           (N,)
+    weights             :math:`w = \min(p_\theta(x) / q(x), w_{max})`            (N,)
+    scores              :math:`s = \nabla_\theta \log p_\theta(x)`               (N, n_theta)
+    gradient            estimate of :math:`\nabla J(\theta)`                     (n_theta,)
+    hessian             estimate of :math:`\nabla^2 J(\theta)`                   (n_theta, n_theta)
+    fisher              F, the Fisher information of p_theta                     (n_theta, n_theta)
+    direction           d, a descent step: theta_new = theta + step_size d       (n_theta,)
+    K                   population_size, the draws between two updates           scalar
+    ==================  =======================================================  ==============
+
+`update` does one step. It takes any number of draws under whatever proposal, so the K draws of
+one generation (q = p_theta, all weights 1) are a special case: with all past draws, q is the
+mixture of the thetas that they came from.
+
+References:
+    Yao, Yang, Han, Niu, Kwok. Searching to exploit memorization effect in learning with noisy
+    labels. ICML 2020 (Eq 6 to 9, Proposition 1, Assumption 3).
+    Bertsekas. Projected Newton methods for optimization problems with simple constraints. SIAM
+    Journal on Control and Optimization 1982 (free and held components).
+    Owen, Zhou. Safe and effective importance sampling. JASA 2000 (mixture proposals).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from numbers import Integral, Real
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from optuna_s2e.search_distribution import FloatArray, SearchDistribution
+
+NULL_EIGENVALUE = 1e-12
+"""Eigenvalues of the Fisher information below this share of the largest count as zero."""
+
+BACKTRACK = 0.85
+MAX_BACKTRACKS = 60  # the shortest step tried is 0.85**59 = 7e-5 of the full one
+
+
+@dataclass(frozen=True)
+class UpdateSettings:
+    """Settings of `update`; equal settings give equal steps.
+
+    Args:
+        population_size: K, the number of completed draws between two updates.
+        estimator: A name in `ESTIMATORS`.
+        step_size: rho of Eq 8, the length of the step before the trust region, > 0.
+        max_kl: Trust region: KL(p_new || p_old) of one update in nats, > 0, so that one noisy
+            batch cannot collapse p_theta.
+        curvature_bounds: (eta, L) of Assumption 3: the Fisher-whitened Hessian's eigenvalues
+            are brought between them. 1 / eta is the longest step per unit of gradient.
+        theta_bounds: (low, high) of every component of theta; must contain 1, where the search
+            starts. low = 1 keeps Beta and Dirichlet log-concave, high keeps them spread.
+        max_weight: Upper bound of an importance weight, at least 1.
+
+    Raises:
+        ValueError: If a value is of another type or outside its range.
+
+    Example:
+        >>> from optuna_s2e.newton import UpdateSettings
+        >>> settings = UpdateSettings(max_kl=0.5)
+        >>> UpdateSettings.from_dict(settings.to_dict()) == settings
+        True
+    """
+
+    population_size: int = 6
+    estimator: str = "newton"
+    step_size: float = 1.0
+    max_kl: float = 1.0
+    curvature_bounds: tuple[float, float] = (0.1, 10.0)
+    theta_bounds: tuple[float, float] = (1.0, 100.0)
+    max_weight: float = 10.0
+
+    def __post_init__(self) -> None:
+        size = self.population_size
+        if isinstance(size, bool) or not isinstance(size, Integral) or not 1 <= size <= 100_000:
+            raise ValueError(f"population_size must be an int in [1, 100000], but got {size!r}.")
+        if not isinstance(self.estimator, str) or self.estimator not in ESTIMATORS:
+            names = ", ".join(map(repr, ESTIMATORS))
+            raise ValueError(f"estimator must be one of {names}, but got {self.estimator!r}.")
+        # One type per field, so that 1 and 1.0 are the same settings in JSON too.
+        self._set("population_size", int(size))
+        self._set("step_size", _number("step_size", self.step_size))
+        self._set("max_kl", _number("max_kl", self.max_kl))
+        self._set("curvature_bounds", _bounds("curvature_bounds", self.curvature_bounds))
+        self._set("theta_bounds", _bounds("theta_bounds", self.theta_bounds))
+        self._set("max_weight", _number("max_weight", self.max_weight))
+        low, high = self.theta_bounds
+        if not low <= 1.0 <= high or low == high:
+            raise ValueError(
+                f"theta_bounds must be (low, high) with low <= 1 <= high, low < high: the search "
+                f"starts at theta = 1, but got {self.theta_bounds!r}."
+            )
+        if self.max_weight < 1.0:
+            raise ValueError(f"max_weight must be at least 1, but got {self.max_weight!r}.")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the settings as JSON values (tuples as lists)."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> UpdateSettings:
+        """Return the settings that `to_dict` wrote.
+
+        Raises:
+            ValueError: If a key is unknown or missing, or a value is invalid.
+        """
+        expected = [field.name for field in fields(cls)]
+        if set(values) != set(expected):
+            raise ValueError(f"values must have the keys {expected}, but got {list(values)}.")
+        return cls(**values)
+
+    def _set(self, name: str, value: object) -> None:
+        object.__setattr__(self, name, value)
+
+
+class Update(NamedTuple):
+    """Hold what `update` returns.
+
+    Attributes:
+        theta: The next theta, (n_theta,).
+        gradient_norm: Euclidean norm of the estimated gradient of the standardised losses.
+        kl: KL(p_new || p_old) of the step in nats.
+        effective_sample_size: Number of equally weighted draws that the draws are worth.
+        step_scale: Share of the step that the trust region let through; 0: theta was kept.
+    """
+
+    theta: FloatArray
+    gradient_norm: float
+    kl: float
+    effective_sample_size: float
+    step_scale: float
+
+
+class Step(NamedTuple):
+    """Hold what `descent_step` returns: theta, KL(p_theta || p_reference), share taken."""
+
+    theta: FloatArray
+    kl: float
+    scale: float
+
+
+def standardize(losses: ArrayLike, *, weights: ArrayLike | None = None) -> FloatArray:
+    r"""Return the losses with weighted mean 0 and weighted standard deviation 1.
+
+    An affine change of f moves neither the minimiser of J nor the direction of its gradient, and
+    a constant baseline b changes neither Eq 7 nor Proposition 1 in expectation, because
+    :math:`E[s] = 0` and :math:`E[s s^T + \nabla^2 \log p] = 0`; it only removes variance.
+
+    The mean is the weighted one: it estimates J(theta), the baseline that a fresh batch would
+    have, where the plain mean of old draws estimates the J of their proposal. When p_theta has
+    moved to better points, nearly all of them lie below that plain mean, and the baseline would
+    put back the noise that it is there to remove. Equal weights give the plain mean.
+
+    Args:
+        losses: (K,). +inf counts as the largest finite loss, -inf as the smallest.
+        weights: Importance weights, finite and >= 0, (K,). By default all 1.
+
+    Returns:
+        The standardised losses, (K,): zeros if the losses (of weight > 0) are all equal or none
+        is finite.
+
+    Raises:
+        ValueError: If a loss is NaN, or a shape is wrong.
+
+    Example:
+        >>> from optuna_s2e.newton import standardize
+        >>> standardize([1e308, -1e308, float("inf"), float("-inf")]).tolist()
+        [1.0, -1.0, 1.0, -1.0]
+    """
+    values = np.asarray(losses, dtype=np.float64)
+    if values.ndim != 1 or len(values) == 0:
+        raise ValueError(f"losses must have shape (K,), K >= 1, but got {values.shape}.")
+    if np.isnan(values).any():
+        at = int(np.argmax(np.isnan(values)))
+        raise ValueError(f"losses[{at}] must be a number, but got nan. Drop failed draws.")
+    w = np.asarray(np.ones_like(values) if weights is None else weights, dtype=np.float64)
+    _check_shape("weights", w, "(K,)", values.shape)
+    finite = np.isfinite(values)
+    total = float(w.sum())
+    if not finite.any() or total == 0.0:
+        return np.zeros_like(values)
+    unit = _to_unit_interval(np.clip(values, values[finite].min(), values[finite].max()))
+    centred = unit - float((w * unit).sum()) / total
+    deviation = float(np.sqrt((w * centred**2).sum() / total))
+    return centred / deviation if deviation > 0.0 else np.zeros_like(values)
+
+
+def importance_weights(
+    log_density: ArrayLike, log_density_drawn: ArrayLike, max_weight: float
+) -> FloatArray:
+    r"""Return :math:`\min(p_\theta(x) / q(x), w_{max})`, (N,), without overflow.
+
+    Exactly 1 where the densities are equal: draws of theta itself are not reweighted.
+    """
+    log_p = np.asarray(log_density, dtype=np.float64)
+    log_q = np.asarray(log_density_drawn, dtype=np.float64)
+    _check_shape("log_density_drawn", log_q, "(N,)", log_p.shape)
+    bounded = np.exp(np.minimum(log_p - log_q, np.log(max_weight)))
+    return np.asarray(np.minimum(bounded, max_weight))  # exp(log(w)) may round to above w
+
+
+def effective_sample_size(weights: ArrayLike) -> float:
+    r"""Return :math:`(\sum w)^2 / \sum w^2` (Kish), 0 if all weights are 0."""
+    w = np.asarray(weights, dtype=np.float64)
+    if w.max() == 0.0:
+        return 0.0
+    scaled = w / w.max()  # tiny weights have no squares
+    return float(scaled.sum() ** 2 / (scaled**2).sum())
+
+
+def gradient_estimate(losses: ArrayLike, scores: ArrayLike, weights: ArrayLike) -> FloatArray:
+    r"""Return Eq 7, :math:`\frac{1}{N} \sum_i w_i f(x_i) s_i`, (n_theta,).
+
+    Args:
+        losses: f(x) of the draws, (N,).
+        scores: (N, n_theta).
+        weights: (N,).
+
+    Raises:
+        ValueError: If a shape is wrong.
+    """
+    # Not `weighted @ scores`, and in one memory layout: rows are summed in their order, so the
+    # bits depend neither on BLAS and its threads nor on how the caller's points lie.
+    scores = np.asarray(scores, dtype=np.float64, order="C")
+    weighted = _weighted_losses(losses, weights, len(scores))
+    return np.asarray((weighted[:, None] * scores).sum(axis=0) / len(scores))
+
+
+def hessian_estimate(
+    losses: ArrayLike, scores: ArrayLike, log_density_hessians: ArrayLike, weights: ArrayLike
+) -> FloatArray:
+    r"""Return Proposition 1, :math:`\frac{1}{N} \sum_i w_i f(x_i) (s_i s_i^T + \nabla^2 \log p)`.
+
+    With losses of weighted mean 0, the part of :math:`\nabla^2 \log p` that does not depend on x
+    (all of it for Beta and Dirichlet) cancels, and N draws give a Hessian of rank N at most.
+
+    Args:
+        losses: f(x) of the draws, (N,).
+        scores: (N, n_theta).
+        log_density_hessians: Hessians of log p_theta, (N, n_theta, n_theta).
+        weights: (N,).
+
+    Returns:
+        A symmetric matrix, (n_theta, n_theta); indefinite as a rule.
+
+    Raises:
+        ValueError: If a shape is wrong.
+    """
+    scores = np.asarray(scores, dtype=np.float64, order="C")
+    hessians = np.asarray(log_density_hessians, dtype=np.float64)
+    n, n_theta = scores.shape
+    _check_shape("log_density_hessians", hessians, "(N, n_theta, n_theta)", (n, n_theta, n_theta))
+    weighted = _weighted_losses(losses, weights, n)
+    terms = scores[:, :, None] * scores[:, None, :] + hessians
+    hessian = (weighted[:, None, None] * terms).sum(axis=0) / n
+    return np.asarray((hessian + hessian.T) / 2.0)
+
+
+class Estimator(Protocol):
+    """Turn the estimates into a descent step d, (n_theta,): theta_new = theta + step_size d."""
+
+    def __call__(
+        self,
+        gradient: FloatArray,
+        hessian: FloatArray | None,
+        fisher: FloatArray,
+        settings: UpdateSettings,
+        /,
+    ) -> FloatArray:
+        """Return d."""
+
+
+def gradient_direction(
+    gradient: FloatArray, hessian: FloatArray | None, fisher: FloatArray, settings: UpdateSettings
+) -> FloatArray:
+    """Return -g: plain stochastic gradient descent."""
+    return -gradient
+
+
+def natural_gradient_direction(
+    gradient: FloatArray, hessian: FloatArray | None, fisher: FloatArray, settings: UpdateSettings
+) -> FloatArray:
+    """Return -F^+ g: steepest descent where length is measured by KL (Amari 1998)."""
+    whitening = whiten(fisher)
+    return -(whitening @ (whitening.T @ gradient))
+
+
+def newton_direction(
+    gradient: FloatArray, hessian: FloatArray | None, fisher: FloatArray, settings: UpdateSettings
+) -> FloatArray:
+    r"""Return :math:`-W B^{-1} W^T g`, the Newton step in Fisher-whitened coordinates.
+
+    B is :math:`W^T H W` with its eigenvalues clipped to [eta, L]. Assumption 3 supposes such a
+    Hessian; sampled ones are indefinite at every K. In whitened coordinates the bounds mean the
+    same for every block and every theta: a step of length r has a KL of about r^2 / 2.
+    """
+    if hessian is None:
+        raise ValueError("hessian must be an array for this estimator, but got None.")
+    whitening = whiten(fisher)
+    curvature, axes = np.linalg.eigh(whitening.T @ hessian @ whitening)
+    curvature = np.clip(curvature, *settings.curvature_bounds)  # Assumption 3
+    step = axes @ ((axes.T @ (whitening.T @ gradient)) / curvature)
+    return np.asarray(-(whitening @ step))  # "-" as in Eq 9; Eq 8 prints "+", which ascends
+
+
+ESTIMATORS: dict[str, Estimator] = {
+    "newton": newton_direction,
+    "gradient": gradient_direction,
+    "natural": natural_gradient_direction,
+}
+"""Name -> direction. Another module may add its own."""
+
+FIRST_ORDER = {"gradient", "natural"}
+"""Names of estimators that get hessian = None, which `update` then need not estimate."""
+
+
+def whiten(fisher: FloatArray) -> FloatArray:
+    """Return W with W W' = F^+, (n_theta, rank).
+
+    Directions in which p_theta does not change (a categorical block along its theta) are left
+    out, so no step goes there.
+    """
+    eigenvalues, axes = np.linalg.eigh(fisher)
+    kept = eigenvalues > NULL_EIGENVALUE * np.max(eigenvalues, initial=0.0)
+    return np.asarray(axes[:, kept] / np.sqrt(eigenvalues[kept]))
+
+
+def descent_step(
+    distribution: SearchDistribution,
+    theta: FloatArray,
+    gradient: FloatArray,
+    hessian: FloatArray | None,
+    *,
+    direction: Estimator,
+    reference: FloatArray,
+    settings: UpdateSettings,
+) -> Step:
+    """Step from theta inside the box and the trust region.
+
+    Components that sit on a bound which the gradient pushes against are held, and the direction
+    is taken among the free ones (projected Newton, Bertsekas 1982). At theta = 1 with low = 1
+    this is half of them. Clipping a step of all components instead can undo a descent: with
+    f(x) = x, one Beta and exact estimates, the clipped Newton step from (1, 1) is
+    (-8.0, -2.3): downhill, yet the box would hold theta at (1, 1) for ever.
+
+    Args:
+        distribution: p_theta.
+        theta: Start of the step, inside the box, (n_theta,).
+        gradient: Of J at theta, (n_theta,).
+        hessian: Of J at theta, (n_theta, n_theta); None for an estimator that needs none.
+        direction: An estimator; it sees the free components only.
+        reference: Centre of the trust region: theta, or where a series of inner steps started.
+        settings: `step_size`, `max_kl`, `theta_bounds` and what the estimator uses.
+
+    Returns:
+        The first candidate project(theta + scale * step_size * d), scale = 1, 0.85, 0.85^2, ...
+        with KL(p_candidate || p_reference) <= max_kl. Theta itself with scale 0 if there is none
+        or if an input or the direction is not finite.
+    """
+    displacement = _displacement(distribution, theta, gradient, hessian, direction, settings)
+    scale = 1.0
+    for _ in range(MAX_BACKTRACKS if np.isfinite(displacement).all() else 0):
+        candidate = distribution.project(theta + scale * displacement, settings.theta_bounds)
+        kl = distribution.kl(candidate, reference)
+        if kl <= settings.max_kl:
+            return Step(candidate, kl, scale)
+        scale *= BACKTRACK
+    return Step(theta.copy(), distribution.kl(theta, reference), 0.0)
+
+
+def update(
+    distribution: SearchDistribution,
+    theta: ArrayLike,
+    points: ArrayLike,
+    losses: ArrayLike,
+    log_density_drawn: ArrayLike,
+    settings: UpdateSettings,
+) -> Update:
+    """Do one step of Algorithm 2: estimate, choose a direction, stay in the trust region.
+
+    Args:
+        distribution: p_theta.
+        theta: Present parameters, inside `settings.theta_bounds`, (n_theta,).
+        points: Draws inside the support, (N, n_columns), N >= 1.
+        losses: f of the draws, (N,); infinite ones are allowed.
+        log_density_drawn: Log density of each draw under the proposal that it came from, (N,).
+            For draws of theta itself: `distribution.log_density(theta, points)`.
+        settings: See `UpdateSettings`.
+
+    Returns:
+        The next theta and what a user may want to see of the step. One draw alone, or equal
+        losses, leave p_theta as it is.
+
+    Raises:
+        ValueError: If a shape is wrong, a loss is NaN, a log density is not finite, theta is not
+            > 0 or a point is outside the support.
+
+    Example:
+        >>> import numpy as np
+        >>> from optuna_s2e.newton import UpdateSettings, update
+        >>> from optuna_s2e.search_distribution import Beta, SearchDistribution
+        >>> distribution = SearchDistribution((Beta(),))
+        >>> theta = distribution.uniform_theta()
+        >>> X = distribution.sample(theta, np.random.default_rng(0), 100)
+        >>> drawn = distribution.log_density(theta, X)
+        >>> step = update(distribution, theta, X, X[:, 0], drawn, UpdateSettings())
+        >>> bool(distribution.mean(step.theta)[0] < 0.5)
+        True
+    """
+    theta, drawn = np.asarray(theta, np.float64), np.asarray(log_density_drawn, np.float64)
+    log_density = distribution.log_density(theta, points)
+    _check_shape("losses", np.asarray(losses, np.float64), "(N,)", log_density.shape)
+    if not np.isfinite(drawn).all():
+        at = int(np.argmin(np.isfinite(drawn)))
+        raise ValueError(f"log_density_drawn[{at}] must be finite, but got {float(drawn[at])!r}.")
+
+    weights = importance_weights(log_density, drawn, settings.max_weight)
+    standardized = standardize(losses, weights=weights)
+    scores = distribution.score(theta, points)
+    gradient = gradient_estimate(standardized, scores, weights)
+    hessian = None
+    if settings.estimator not in FIRST_ORDER:
+        hessians = distribution.hessian(theta, points)
+        hessian = hessian_estimate(standardized, scores, hessians, weights)
+    step = descent_step(
+        distribution,
+        theta,
+        gradient,
+        hessian,
+        direction=ESTIMATORS[settings.estimator],
+        reference=theta,
+        settings=settings,
+    )
+    return Update(
+        theta=step.theta,
+        gradient_norm=float(np.linalg.norm(gradient)),
+        kl=step.kl,
+        effective_sample_size=effective_sample_size(weights),
+        step_scale=step.scale,
+    )
+
+
+def _displacement(
+    distribution: SearchDistribution,
+    theta: FloatArray,
+    gradient: FloatArray,
+    hessian: FloatArray | None,
+    direction: Estimator,
+    settings: UpdateSettings,
+) -> FloatArray:
+    """Return step_size * d among the free components; NaN where the algebra breaks down."""
+    if not np.isfinite(gradient).all():
+        return np.full_like(theta, np.nan)
+    free = distribution.free(theta, gradient, settings.theta_bounds)
+    face = np.ix_(free, free)
+    fisher = distribution.fisher(theta)[face]
+    displacement = np.zeros_like(theta)
+    with np.errstate(all="ignore"):
+        try:
+            d = direction(
+                gradient[free], None if hessian is None else hessian[face], fisher, settings
+            )
+        except np.linalg.LinAlgError:
+            return np.full_like(theta, np.nan)
+        displacement[free] = settings.step_size * d
+    return displacement
+
+
+def _weighted_losses(losses: ArrayLike, weights: ArrayLike, n: int) -> FloatArray:
+    f, w = np.asarray(losses, dtype=np.float64), np.asarray(weights, dtype=np.float64)
+    _check_shape("losses", f, "(N,)", (n,))
+    _check_shape("weights", w, "(N,)", (n,))
+    return w * f
+
+
+def _to_unit_interval(values: FloatArray) -> FloatArray:
+    """Map the smallest value to 0 and the largest to 1 (all to 0 if equal) without overflow."""
+    scaled = values / max(float(np.abs(values).max()), np.finfo(np.float64).tiny)
+    shifted = scaled - float(scaled.min())
+    largest = float(shifted.max())
+    return shifted / largest if largest > 0.0 else shifted
+
+
+def _check_shape(name: str, array: FloatArray, symbols: str, shape: tuple[int, ...]) -> None:
+    if array.shape != shape:
+        raise ValueError(f"{name} must have shape {symbols} = {shape}, but got {array.shape}.")
+
+
+def _number(name: str, value: object) -> float:
+    number = float(value) if isinstance(value, Real) and not isinstance(value, bool) else np.nan
+    if not 0.0 < number < np.inf:
+        raise ValueError(f"{name} must be a finite number > 0, but got {value!r}.")
+    return number
+
+
+def _bounds(name: str, value: object) -> tuple[float, float]:
+    if not isinstance(value, tuple | list) or len(value) != 2:
+        raise ValueError(f"{name} must be two numbers (low, high), but got {value!r}.")
+    low, high = _number(f"{name}[0]", value[0]), _number(f"{name}[1]", value[1])
+    if low > high:
+        raise ValueError(f"{name} must be (low, high) with low <= high, but got {value!r}.")
+    return low, high

@@ -1,0 +1,238 @@
+r"""What one trial records of its draw, and how it is read back.
+
+Notation
+    record      the one system attribute of a drawn trial, key `s2e:draw`
+    draw        a trial with a valid record: a point x drawn from a known theta
+    opener      a draw that also records theta_m, its parent (the opener of generation m - 1) and
+                its members (the trials whose losses moved theta_{m-1} to theta_m)
+
+A record names its own trial, so that a copied one is never misread; what does not fit is
+ignored, never repaired. Generation 0 is theta = 1 and needs no opener: its draws are independent
+uniforms, one key per parameter, and are drawn again from the recorded seed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from optuna.study import Study, StudyDirection
+from optuna.trial import FrozenTrial, TrialState
+
+from optuna_s2e.schedules import PREFIX as TAG_PREFIX
+from optuna_s2e.search_space import decode, keyed_coordinate, same_value
+
+Tags = Mapping[str, Any]
+
+RECORD_KEY = "s2e:draw"
+VERSION = 1
+MAX_MEMBERS = 100_000
+MAX_COORDINATES = 100_000
+MAX_THETA = 1e9
+
+
+@dataclass(frozen=True)
+class Record:
+    """The validated content of one `s2e:draw` attribute.
+
+    Attributes:
+        trial: Number of the trial that was drawn (a retry keeps its first try's record).
+        generation: m, the index of the theta that it was drawn from.
+        seed: Generation 0 only: the key of its independent draws.
+        settings: What theta depends on, as a dictionary; generation 0 and openers.
+        opener: Number of the trial that recorded theta_m; None in generation 0.
+        x: Coordinates of the draw, (d,); None in generation 0.
+        parent: Openers: number of the opener of generation m - 1; None if that is generation 0.
+        members: Openers: numbers of the trials behind the update, in the order of the update.
+        theta: Openers: theta_m, (n_theta,).
+        space: Openers: fingerprint of the space.
+    """
+
+    trial: int
+    generation: int
+    seed: int | None = None
+    settings: Mapping[str, Any] | None = None
+    opener: int | None = None
+    x: tuple[float, ...] | None = None
+    parent: int | None = None
+    members: tuple[int, ...] = ()
+    theta: tuple[float, ...] | None = None
+    space: str | None = None
+
+    @property
+    def is_opener(self) -> bool:
+        """Whether this draw opened its generation."""
+        return self.theta is not None
+
+    def to_attr(self) -> dict[str, Any]:
+        """Return the attribute: finite numbers, strings, lists; nothing that does not apply."""
+        attr: dict[str, Any] = {"v": VERSION, "trial": self.trial, "generation": self.generation}
+        if self.generation == 0:
+            return attr | {"seed": self.seed, "settings": self.settings}
+        attr |= {"opener": self.opener, "x": self.x and list(self.x)}
+        if self.theta is not None:
+            attr |= {
+                "parent": self.parent,
+                "members": list(self.members),
+                "theta": list(self.theta),
+                "space": self.space,
+                "settings": self.settings,
+            }
+        return attr
+
+    @classmethod
+    def from_attr(cls, attr: Any) -> Record | None:
+        """Read an attribute; None if it is anything but a record of this version."""
+        if not isinstance(attr, dict) or attr.get("v") != VERSION:
+            return None
+        trial, generation = attr.get("trial"), attr.get("generation")
+        if not (_is_number(trial) and _is_number(generation)):
+            return None
+        if generation == 0:
+            seed, settings = attr.get("seed"), attr.get("settings")
+            if not (_is_number(seed) and isinstance(settings, dict)):
+                return None
+            return cls(trial, 0, seed=seed, settings=settings)
+        opener, x = attr.get("opener"), attr.get("x")
+        if not (_is_number(opener) and _is_floats(x)):
+            return None
+        if "theta" not in attr:
+            return cls(trial, generation, opener=opener, x=tuple(x))
+        return cls._opener_from_attr(attr, cls(trial, generation, opener=opener, x=tuple(x)))
+
+    @classmethod
+    def _opener_from_attr(cls, attr: Mapping[str, Any], draw: Record) -> Record | None:
+        parent, members, theta = attr.get("parent"), attr.get("members"), attr["theta"]
+        fits = (
+            draw.opener == draw.trial
+            and ((parent is None and draw.generation == 1) or _is_number(parent))
+            and isinstance(members, list)
+            and 1 <= len(members) <= MAX_MEMBERS
+            and all(map(_is_number, members))
+            and len(set(members)) == len(members)
+            and _is_floats(theta)
+            and _in_box(theta, attr.get("settings"))
+            and isinstance(attr.get("space"), str)
+        )
+        if not fits or members is None:
+            return None
+        return cls(
+            draw.trial,
+            draw.generation,
+            settings=attr["settings"],
+            opener=draw.opener,
+            x=draw.x,
+            parent=parent,
+            members=tuple(members),
+            theta=tuple(map(float, theta)),
+            space=attr["space"],
+        )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _in_box(theta: list[float], settings: Any) -> bool:
+    """Whether recorded settings are a dictionary and theta keeps within its own bounds."""
+    bounds = settings.get("theta_bounds") if isinstance(settings, dict) else None
+    if not (_is_floats(bounds) and len(bounds) == 2):
+        return False
+    low, high = bounds
+    return bool(0 < low <= min(theta) and max(theta) <= high <= MAX_THETA)
+
+
+def _is_floats(value: Any) -> bool:
+    return (
+        isinstance(value, list)
+        and 1 <= len(value) <= MAX_COORDINATES
+        and all(isinstance(v, int | float) and math.isfinite(v) for v in value)
+    )
+
+
+class Draw(NamedTuple):
+    """A trial with a valid record."""
+
+    trial: FrozenTrial
+    record: Record
+    tags: Tags
+    uniform: Mapping[str, float]  # generation 0: coordinates of the parameters really drawn
+
+    @property
+    def membership_order(self) -> tuple[float, int]:
+        """Order in which draws become members: (time of completion, number)."""
+        complete = self.trial.datetime_complete
+        return (complete.timestamp() if complete is not None else math.inf, self.record.trial)
+
+
+def read_draw(trial: FrozenTrial) -> Draw | None:
+    """Read a trial's record; None if it has none, or one that is not its own."""
+    attrs = trial.system_attrs
+    record = Record.from_attr(attrs.get(RECORD_KEY))
+    if record is None or not (record.trial == trial.number or is_retry(attrs, record.trial)):
+        return None
+    tags = read_tags(trial)
+    uniform = _uniform_coordinates(trial, record) if record.generation == 0 else {}
+    return Draw(trial, record, tags, uniform)
+
+
+def is_retry(attrs: Mapping[str, Any], first: int) -> bool:
+    """Say whether system attributes are those of a retry of this trial (RetryHeartbeat...)."""
+    history = attrs.get("retry_history")
+    return attrs.get("failed_trial") == first or (isinstance(history, list) and first in history)
+
+
+def read_tags(trial: FrozenTrial) -> dict[str, Any]:
+    """Return the parameters that name a schedule space (single-valued, `R.`) of a trial."""
+    return {
+        name: trial.params[name]
+        for name, d in trial.distributions.items()
+        if name.startswith(TAG_PREFIX) and d.single()
+    }
+
+
+def _uniform_coordinates(trial: FrozenTrial, record: Record) -> dict[str, float]:
+    """Draw the parameters of generation 0 again; keep those whose value the trial really has.
+
+    The others were set by someone else (PartialFixedSampler).
+    """
+    assert record.seed is not None
+    coordinates = {}
+    for name, d in trial.distributions.items():
+        if not d.single():
+            c = keyed_coordinate(record.seed, record.trial, name, d)
+            if same_value(decode(c, d), trial.params[name]):
+                coordinates[name] = c
+    return coordinates
+
+
+@dataclass(frozen=True)
+class Rules:
+    """How a reader of the records counts.
+
+    Attributes:
+        maximize: Direction of the study.
+        consider_pruned: Whether a pruned trial counts, with its last reported value.
+    """
+
+    maximize: bool = False
+    consider_pruned: bool = False
+
+    @classmethod
+    def of(cls, study: Study, consider_pruned: bool = False) -> Rules:
+        """Take the direction from the study."""
+        return cls(study.direction == StudyDirection.MAXIMIZE, consider_pruned)
+
+    def counts(self, trial: FrozenTrial) -> bool:
+        """Whether a trial's value may enter an update."""
+        return trial.state == TrialState.COMPLETE or (
+            self.consider_pruned and trial.state == TrialState.PRUNED
+        )
+
+    def loss(self, trial: FrozenTrial) -> float:
+        """Return f(x), minimised; the worst for a pruned trial that reported nothing."""
+        if trial.value is None or math.isnan(trial.value):
+            return math.inf
+        return -trial.value if self.maximize else trial.value

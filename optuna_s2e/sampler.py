@@ -1,0 +1,417 @@
+"""The Optuna sampler: asks history where the search stands, draws from p_theta, records the draw.
+
+No formula and no SQL here. Nothing that is needed later is kept in the sampler: every draw
+writes one record to its own trial, and the records are all there is (docs/architecture.md).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import optuna
+from optuna.distributions import BaseDistribution
+from optuna.samplers import BaseSampler
+from optuna.storages import BaseStorage
+from optuna.study import Study
+from optuna.trial import FrozenTrial, TrialState
+
+from optuna_s2e import _optuna, timeline
+from optuna_s2e.history import Chain, Ledger, State
+from optuna_s2e.newton import UpdateSettings
+from optuna_s2e.records import RECORD_KEY, Record, Rules, is_retry, read_tags
+from optuna_s2e.search_space import decode, keyed_coordinate, keyed_rng
+
+_logger = optuna.logging.get_logger(__name__)
+
+
+class _Key(NamedTuple):
+    """What keys the independent draws of a trial."""
+
+    seed: int
+    number: int
+
+
+class _Asked(NamedTuple):
+    """What this thread knows of the trial that it samples."""
+
+    storage_and_trial: tuple[int, int]
+    key: _Key
+    state: State | None  # read by infer_relative_search_space for sample_relative
+
+
+class S2ESampler(BaseSampler):
+    r"""Search with a distribution p_theta whose parameter moves by (Newton) steps.
+
+    Trials are drawn from p_theta, a product of Dirichlet (simplexes of `suggest_simplex`), Beta
+    (floats and ints) and categorical distributions; theta = 1 is Optuna's uniform distribution.
+    Whenever K = `population_size` draws have completed since the last update, whichever theta
+    they came from, the next trial opens a generation: theta_{m+1} = theta_m - rho B^{-1} g with
+    the gradient g (Eq 7) and Hessian (Proposition 1) of E_{p_theta}[f] estimated from the K.
+
+    All state lives in the trials (system attribute `s2e:draw`), so studies can be resumed,
+    copied, and worked on by any number of processes that never wait for each other; the same
+    seed in every worker is safe. `generations(study)` shows the state, `replay(study)`
+    recomputes it.
+
+    Trials that do not count as draws: enqueued ones, those of other samplers, `add_trial`ed
+    ones, failed ones, and pruned ones (unless `consider_pruned_trials`). Parameters that not all
+    of the first K trials share (conditional ones) are drawn uniformly.
+
+    Args:
+        population_size: K, completed draws per update, at least 1.
+        estimator: `"newton"` (the paper's Eq 9), `"gradient"` or `"natural"` gradient descent.
+        step_size: rho > 0.
+        max_kl: Largest KL(p_{theta_{m+1}} || p_{theta_m}) of one update, in nats, > 0.
+        curvature_bounds: (eta, L) of Assumption 3: eigenvalues of the Hessian, relative to the
+            Fisher information, are brought into this interval.
+        theta_bounds: Box in which every component of theta stays.
+        max_weight: Upper bound of the weight p_theta(x) / p_drawn(x) of a draw from an older
+            theta.
+        consider_pruned_trials: Count pruned trials with their last reported value. That biases
+            the gradient towards what looks good early.
+        seed: Key of all random numbers. None takes it from the study's name, which Optuna makes
+            unique unless you choose it.
+        on_config_change: What to do if the study was searched with other settings (any of the
+            arguments above but `seed`), or another schedule space: `"refuse"` (ValueError naming
+            both values) or `"adopt"` (the new settings rule from the next generation on; another
+            space starts anew at theta = 1).
+        independent_sampler: Draws the parameters outside of theta. None draws them uniformly.
+        warn_independent_sampling: Warn if a parameter is drawn outside of theta.
+
+    Raises:
+        ValueError: If an argument is out of range; when sampling, if the study has several
+            objectives or other settings.
+
+    Example:
+        >>> import optuna
+        >>> from optuna_s2e import S2ESampler
+        >>> optuna.logging.set_verbosity(optuna.logging.ERROR)
+        >>> study = optuna.create_study(sampler=S2ESampler(seed=0))
+        >>> study.optimize(lambda trial: trial.suggest_float("x", -1, 1) ** 2, n_trials=30)
+        >>> study.best_value < 0.01
+        True
+
+    References:
+        Yao et al., "Searching to Exploit Memorization Effect in Learning with Noisy Labels",
+        ICML 2020, Algorithm 2.
+    """
+
+    def __init__(
+        self,
+        *,
+        population_size: int = 6,
+        estimator: str = "newton",
+        step_size: float = 1.0,
+        max_kl: float = 1.0,
+        curvature_bounds: tuple[float, float] = (0.1, 10.0),
+        theta_bounds: tuple[float, float] = (1.0, 100.0),
+        max_weight: float = 10.0,
+        consider_pruned_trials: bool = False,
+        seed: int | None = None,
+        on_config_change: str = "refuse",
+        independent_sampler: BaseSampler | None = None,
+        warn_independent_sampling: bool = True,
+    ) -> None:
+        self._settings = UpdateSettings(
+            population_size=population_size,
+            estimator=estimator,
+            step_size=step_size,
+            max_kl=max_kl,
+            curvature_bounds=curvature_bounds,
+            theta_bounds=theta_bounds,
+            max_weight=max_weight,
+        )
+        if on_config_change not in ("refuse", "adopt"):
+            raise ValueError(
+                f'on_config_change must be "refuse" or "adopt", but got {on_config_change!r}.'
+            )
+        if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int) or seed < 0):
+            raise ValueError(f"seed must be a non-negative int or None, but got {seed!r}.")
+        self._consider_pruned = bool(consider_pruned_trials)
+        self._seed = seed
+        self._adopt = on_config_change == "adopt"
+        self._independent_sampler = independent_sampler
+        self._warn_independent_sampling = warn_independent_sampling
+        self._warned: set[str] = set()
+        self._make_caches()
+
+    def _make_caches(self) -> None:
+        # what was read of each study; all of it can be read again
+        self._ledgers: WeakKeyDictionary[BaseStorage, dict[int, Ledger]] = WeakKeyDictionary()
+        self._lock = threading.Lock()  # threads of one process (n_jobs) share the ledgers
+        self._local = threading.local()
+
+    def __getstate__(self) -> dict[str, Any]:
+        caches = ("_ledgers", "_lock", "_local")
+        return {k: v for k, v in self.__dict__.items() if k not in caches}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._make_caches()
+
+    def __str__(self) -> str:
+        return f"S2ESampler({self._settings.estimator}, K={self._settings.population_size})"
+
+    def reseed_rng(self) -> None:
+        """Do nothing to the draws: they are keyed, not carried. Reseed the inner sampler."""
+        if self._independent_sampler is not None:
+            self._independent_sampler.reseed_rng()
+
+    def before_trial(self, study: Study, trial: FrozenTrial) -> None:
+        """Tell the inner sampler."""
+        if self._independent_sampler is not None:
+            self._independent_sampler.before_trial(study, trial)
+
+    def infer_relative_search_space(
+        self, study: Study, trial: FrozenTrial
+    ) -> dict[str, BaseDistribution]:
+        """Return the parameters that theta describes; none while that is not known."""
+        with self._lock:
+            state = self._state(study, trial)
+        self._local.asked = _Asked(_identity(study, trial), self._key(study, trial), state)
+        return dict(state.chain.space.distributions) if state.chain is not None else {}
+
+    def sample_relative(
+        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        """Draw the trial's point and record it."""
+        self._raise_error_if_multi_objective(study)
+        asked = getattr(self._local, "asked", None)
+        if asked is None or asked.storage_and_trial != _identity(study, trial):
+            asked = _Asked(_identity(study, trial), self._key(study, trial), None)
+        attrs = _optuna.system_attrs(study, trial)
+        record = _own_record(attrs, trial)  # a retry has one, and keeps its point
+        drawn: dict[str, Any] = {}
+        with self._lock:
+            state = asked.state if asked.state is not None else self._state(study, trial)
+            if record is None:
+                record, drawn = self._draw(study, trial, state, asked.key)
+            elif state.chain is not None and len(record.x or ()) == len(state.chain.space.names):
+                drawn = state.chain.space.decode(np.array(record.x))
+        if RECORD_KEY not in attrs and "fixed_params" not in attrs:  # enqueued: no draw
+            _optuna.set_system_attr(study, trial, RECORD_KEY, record.to_attr())
+        key = _Key(record.seed, record.trial) if record.seed is not None else asked.key
+        self._local.asked = _Asked(asked.storage_and_trial, key, None)
+        return {
+            name: drawn[name] if name in drawn else _independent(key, name, distribution)
+            for name, distribution in search_space.items()
+        }
+
+    def sample_independent(
+        self,
+        study: Study,
+        trial: FrozenTrial,
+        param_name: str,
+        param_distribution: BaseDistribution,
+    ) -> Any:
+        """Draw one parameter uniformly: all of generation 0, and what theta does not describe."""
+        self._raise_error_if_multi_objective(study)
+        chain = self._known_chain(study)
+        if chain is not None and chain.openers:
+            self._warn_outside_theta(chain, trial, param_name, param_distribution)
+            if self._independent_sampler is not None:
+                return self._independent_sampler.sample_independent(
+                    study, trial, param_name, param_distribution
+                )
+        asked = getattr(self._local, "asked", None)
+        if asked is not None and asked.storage_and_trial == _identity(study, trial):
+            return _independent(asked.key, param_name, param_distribution)
+        record = _own_record(_optuna.system_attrs(study, trial), trial)
+        if record is not None and record.seed is not None:
+            key = _Key(record.seed, record.trial)
+        else:
+            key = self._key(study, trial)
+        return _independent(key, param_name, param_distribution)
+
+    def after_trial(
+        self,
+        study: Study,
+        trial: FrozenTrial,
+        state: TrialState,
+        values: Sequence[float] | None,
+    ) -> None:
+        """Tell the inner sampler; warn if nothing but failures comes in."""
+        if self._independent_sampler is not None:
+            self._independent_sampler.after_trial(study, trial, state, values)
+        if getattr(trial, "constraints", None):  # an attribute since Optuna 5
+            self._warn_once("constraints", "S2ESampler does not use constraints.")
+        if state == TrialState.FAIL:
+            self._warn_after_failures(study)
+        self._local.asked = None
+
+    def _key(self, study: Study, trial: FrozenTrial) -> _Key:
+        if self._seed is not None:
+            return _Key(self._seed, trial.number)
+        digest = hashlib.sha256(study.study_name.encode()).digest()
+        return _Key(int.from_bytes(digest[:8], "big"), trial.number)
+
+    def _state(self, study: Study, trial: FrozenTrial) -> State:
+        """Read the study and find the head; to be called with the lock."""
+        self._raise_error_if_multi_objective(study)
+        ledger = self._ledger(study).read(_optuna.all_trials(study))
+        tags = read_tags(trial)
+        if tags and ledger.newest_tags and tags != ledger.newest_tags and not self._adopt:
+            raise ValueError(
+                f"The schedule space is {tags}, but study {study.study_name!r} was searched in "
+                f"{dict(ledger.newest_tags)}. Use another study name, or pass "
+                'on_config_change="adopt" to start anew at theta = 1.'
+            )
+        state = ledger.state(self._settings.population_size, tags=tags, adopt=self._adopt)
+        self._local.chain = (_study_identity(study), state.chain)
+        return state
+
+    def _ledger(self, study: Study) -> Ledger:
+        ledgers = self._ledgers.setdefault(_optuna.storage_of(study), {})
+        if _optuna.study_id(study) not in ledgers:
+            ledgers[_optuna.study_id(study)] = Ledger(Rules.of(study, self._consider_pruned))
+        return ledgers[_optuna.study_id(study)]
+
+    def _known_chain(self, study: Study) -> Chain | None:
+        identity, chain = getattr(self._local, "chain", (None, None))
+        return chain if identity == _study_identity(study) else None
+
+    def _draw(
+        self, study: Study, trial: FrozenTrial, state: State, key: _Key
+    ) -> tuple[Record, dict[str, Any]]:
+        """Join the head's generation or open the next; return the record and the parameters."""
+        settings = timeline.join_settings(self._settings, self._consider_pruned)
+        recorded = _settings_in_force(state, self._ledger(study))
+        if recorded is not None and recorded != settings:
+            if not self._adopt:
+                raise ValueError(_config_change(study, settings, recorded))
+            if state.chain is None:
+                settings = dict(recorded)  # the new ones rule from the next generation on
+        chain = state.chain
+        opens = chain is not None and len(state.pool) >= self._settings.population_size
+        if chain is None or not (opens or chain.openers):
+            return Record(trial.number, 0, seed=key.seed, settings=settings), {}
+        if not opens:
+            head = chain.openers[-1]
+            x = self._sample(chain, chain.theta, head.generation, key)
+            record = Record(trial.number, head.generation, opener=head.trial, x=tuple(x.tolist()))
+            return record, chain.space.decode(x)
+        return self._open(study, trial, chain, state, settings, key)
+
+    def _open(
+        self,
+        study: Study,
+        trial: FrozenTrial,
+        chain: Chain,
+        state: State,
+        settings: Mapping[str, Any],
+        key: _Key,
+    ) -> tuple[Record, dict[str, Any]]:
+        ledger = self._ledger(study)
+        members = state.pool[: self._settings.population_size]
+        thetas = ledger.thetas(chain.space)
+        theta = chain.theta if chain.openers else None
+        update = timeline.next_theta(chain, theta, members, ledger, thetas, self._settings)
+        if not all(np.isfinite(ledger.rules.loss(d.trial)) for d in members):
+            self._warn_once(
+                "infinite",
+                "A trial returned an infinite value; it counts as the worst (best) finite one of "
+                "its generation.",
+            )
+        parent = chain.openers[-1] if chain.openers else None
+        generation = parent.generation + 1 if parent is not None else 1
+        x = self._sample(chain, update.theta, generation, key)
+        record = Record(
+            trial.number,
+            generation,
+            settings=settings,
+            opener=trial.number,
+            x=tuple(x.tolist()),
+            parent=parent.trial if parent is not None else None,
+            members=tuple(d.record.trial for d in members),
+            theta=tuple(update.theta.tolist()),
+            space=chain.space.fingerprint,
+        )
+        _logger.debug(
+            f"Trial {trial.number} opens generation {generation}: KL {update.kl:.3f}, effective "
+            f"sample size {update.effective_sample_size:.1f} of {len(members)}."
+        )
+        return record, chain.space.decode(x)
+
+    @staticmethod
+    def _sample(
+        chain: Chain, theta: timeline.FloatArray, generation: int, key: _Key
+    ) -> timeline.FloatArray:
+        return chain.space.sample(theta, keyed_rng(key.seed, 1, generation, key.number))
+
+    def _warn_outside_theta(
+        self, chain: Chain, trial: FrozenTrial, name: str, distribution: BaseDistribution
+    ) -> None:
+        if not self._warn_independent_sampling:
+            return
+        searched = chain.space.distributions.get(name)
+        reason = (
+            "not all of the first trials had it"
+            if searched is None
+            else f"theta describes it as {searched}, it is now {distribution}, and trials with "
+            "another range do not count as draws"
+        )
+        self._warn_once(
+            f"independent {name}",
+            f"The parameter {name!r} in trial {trial.number} is drawn independently of theta: "
+            f"{reason}. Silence this with S2ESampler(warn_independent_sampling=False).",
+        )
+
+    def _warn_after_failures(self, study: Study) -> None:
+        k = self._settings.population_size
+        finished = [t for t in _optuna.all_trials(study) if t.state.is_finished()]
+        failed = finished[-(k - 1) :] if k > 1 else []
+        if len(failed) == k - 1 and all(t.state == TrialState.FAIL for t in failed):
+            self._warn_once(
+                "failures",
+                f"{k} trials in a row have failed. Failed trials do not count, so the search "
+                "stands still while they go on.",
+            )
+
+    def _warn_once(self, topic: str, message: str) -> None:
+        if topic not in self._warned:
+            self._warned.add(topic)
+            warnings.warn(message, stacklevel=2)
+
+
+def _identity(study: Study, trial: FrozenTrial) -> tuple[int, int]:
+    return id(_optuna.storage_of(study)), _optuna.trial_id(trial)
+
+
+def _study_identity(study: Study) -> tuple[int, int]:
+    return id(_optuna.storage_of(study)), _optuna.study_id(study)
+
+
+def _independent(key: _Key, name: str, distribution: BaseDistribution) -> Any:
+    return decode(keyed_coordinate(key.seed, key.number, name, distribution), distribution)
+
+
+def _own_record(attrs: Mapping[str, Any], trial: FrozenTrial) -> Record | None:
+    """Return the record that a trial has already: written before, or inherited by a retry."""
+    record = Record.from_attr(attrs.get(RECORD_KEY))
+    if record is None:
+        return None
+    own = record.trial == trial.number or is_retry(attrs, record.trial)
+    return record if own else None
+
+
+def _settings_in_force(state: State, ledger: Ledger) -> Mapping[str, Any] | None:
+    if state.chain is not None and state.chain.openers:
+        return state.chain.openers[-1].settings
+    first = next((d.record for d in ledger.draws.values() if d.record.generation == 0), None)
+    return first.settings if first is not None else None
+
+
+def _config_change(study: Study, own: Mapping[str, Any], recorded: Mapping[str, Any]) -> str:
+    names = [n for n in {**own, **recorded} if own.get(n) != recorded.get(n)]
+    changes = ", ".join(f"{n} is {own.get(n)!r}, was {recorded.get(n)!r}" for n in names)
+    return (
+        f"The settings of study {study.study_name!r} have changed: {changes}. Resume with the "
+        'old ones, or pass on_config_change="adopt" to take the new ones over from the next '
+        "generation on."
+    )

@@ -1,0 +1,51 @@
+import sqlite3
+from pathlib import Path
+
+import optuna
+import pytest
+import sqlalchemy
+
+from optuna_s2e import S2ESampler, generations, open_storage
+
+
+def test_sqlite_waits_and_keeps_a_write_ahead_log(tmp_path: Path) -> None:
+    storage = open_storage(f"sqlite:///{tmp_path}/s.db")
+    with storage.engine.connect() as connection:  # type: ignore[attr-defined]
+        assert connection.execute(sqlalchemy.text("PRAGMA busy_timeout")).scalar() == 60_000
+    other = sqlite3.connect(tmp_path / "s.db")
+    assert other.execute("PRAGMA journal_mode").fetchall() == [("wal",)]
+    other.close()
+
+
+@pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
+@pytest.mark.parametrize("scheme", ["sqlite", "journal"])
+def test_search_goes_on_after_opening_again(scheme: str, tmp_path: Path) -> None:
+    for n_trials in (8, 10):
+        study = optuna.create_study(
+            study_name="s",
+            storage=open_storage(f"{scheme}:///{tmp_path}/{{odd name}}.db"),
+            sampler=S2ESampler(seed=0),
+            load_if_exists=True,
+        )
+        study.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=n_trials)
+    assert len(study.trials) == 18
+    assert [g.index for g in generations(study)] == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("url", "error", "message"),
+    [
+        ("foo", ValueError, "must be a database URL such as sqlite:///s2e.db, but got 'foo'"),
+        ("nope://x", ValueError, "must be a database URL"),
+        ("sqlite:////no/such/folder/x.db", ConnectionError, "cannot be opened: unable to open"),
+        ("postgresql://u:secret@127.0.0.1:1/x", ConnectionError, r"u:\*\*\*@.* cannot be opened"),
+        ("mysql://u:secret@127.0.0.1:1/x", ImportError, "driver of mysql.* is missing"),
+    ],
+)
+def test_what_cannot_be_opened_is_one_clear_line(
+    url: str, error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message) as caught:
+        open_storage(url)
+    assert "secret" not in str(caught.value)
+    assert "\n" not in str(caught.value)
