@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
@@ -131,7 +131,7 @@ class Record:
         )
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: Any) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
@@ -144,7 +144,7 @@ def _in_box(theta: list[float], settings: Any) -> bool:
     return bool(0 < low <= min(theta) and max(theta) <= high <= MAX_THETA)
 
 
-def _is_floats(value: Any) -> bool:
+def _is_floats(value: Any) -> TypeGuard[list[float]]:
     return (
         isinstance(value, list)
         and 1 <= len(value) <= MAX_COORDINATES

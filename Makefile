@@ -1,0 +1,53 @@
+# make demo    search a schedule on the digits with 50 % wrong labels, compare it on test data
+# make test    all tests that this machine can run
+# make lint    ruff, mypy --strict, import-linter
+# make bench   what the sampler and the training cost on this machine
+# Each makes the environment .venv if it is missing.
+
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: demo test lint bench clean
+
+demo: .venv/.demo
+	mkdir -p demo
+	$(BIN)/s2e search --data digits --noise symmetric --noise-rate 0.5 --epochs 40 --trials 60 \
+	    --storage sqlite:///demo/s2e.db --study-name digits-sym50 --seed 0
+	$(BIN)/s2e evaluate --storage sqlite:///demo/s2e.db --study-name digits-sym50 --repeats 5 --out demo
+	@echo "Next: source $(BIN)/activate, then any of the commands above;" \
+	    "make demo again goes on from demo/s2e.db."
+
+test: .venv/.test
+	$(BIN)/python -m pytest -q -n auto
+
+lint: .venv/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: .venv/.test
+	$(BIN)/python tests/benchmarks/bench_overhead.py
+	$(BIN)/python tests/benchmarks/bench_training.py
+
+.venv/bin/python:
+	$(PYTHON) -m venv .venv
+
+.venv/.demo: .venv/bin/python pyproject.toml constraints.txt
+	@echo "Installing (a few minutes the first time) ..."
+	$(PIP) -e ".[coteaching,dashboard]"
+	touch $@
+
+.venv/.test: .venv/bin/python pyproject.toml constraints.txt
+	@echo "Installing (a few minutes the first time) ..."
+	$(PIP) -e ".[test]"
+	touch $@
+
+.venv/.dev: .venv/bin/python pyproject.toml constraints.txt
+	$(PIP) -e ".[dev]"
+	touch $@
+
+clean:
+	rm -rf .venv demo
