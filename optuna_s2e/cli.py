@@ -202,6 +202,7 @@ def _search(args: argparse.Namespace) -> int:
     storage = open_storage(args.storage)  # last: nothing is written if an argument is wrong
     name = args.study_name or f"{Path(args.data).stem}-{args.noise}-{args.noise_rate:g}"
     study = _open_study(storage, name, objective.settings, sampler)
+    sampler.check(study)
     return _optimize(study, objective, args)
 
 

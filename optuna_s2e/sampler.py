@@ -158,6 +158,18 @@ class S2ESampler(BaseSampler):
     def __str__(self) -> str:
         return f"S2ESampler({self._settings.estimator}, K={self._settings.population_size})"
 
+    def check(self, study: Study) -> None:
+        """Raise now, rather than in the first trial, if the study has other settings.
+
+        Raises:
+            ValueError: As when sampling.
+        """
+        self._raise_error_if_multi_objective(study)
+        with self._lock:
+            ledger = self._ledger(study).read(_optuna.all_trials(study))
+            state = ledger.state(self._settings.population_size, adopt=self._adopt)
+            self._settings_of(study, state)
+
     def reseed_rng(self) -> None:
         """Do nothing to the draws: they are keyed, not carried. Reseed the inner sampler."""
         if self._independent_sampler is not None:
@@ -276,17 +288,22 @@ class S2ESampler(BaseSampler):
         identity, chain = getattr(self._local, "chain", (None, None))
         return chain if identity == _study_identity(study) else None
 
+    def _settings_of(self, study: Study, state: State) -> dict[str, Any]:
+        """Return the settings to record: those in force, or own ones that are adopted."""
+        own = timeline.join_settings(self._settings, self._consider_pruned)
+        recorded = _settings_in_force(state, self._ledger(study))
+        if recorded is None or recorded == own:
+            return own
+        if not self._adopt:
+            raise ValueError(_config_change(study, own, recorded))
+        # in generation 0 the new ones wait for the next generation
+        return dict(recorded) if state.chain is None else own
+
     def _draw(
         self, study: Study, trial: FrozenTrial, state: State, key: _Key
     ) -> tuple[Record, dict[str, Any]]:
         """Join the head's generation or open the next; return the record and the parameters."""
-        settings = timeline.join_settings(self._settings, self._consider_pruned)
-        recorded = _settings_in_force(state, self._ledger(study))
-        if recorded is not None and recorded != settings:
-            if not self._adopt:
-                raise ValueError(_config_change(study, settings, recorded))
-            if state.chain is None:
-                settings = dict(recorded)  # the new ones rule from the next generation on
+        settings = self._settings_of(study, state)
         chain = state.chain
         opens = chain is not None and len(state.pool) >= self._settings.population_size
         if chain is None or not (opens or chain.openers):

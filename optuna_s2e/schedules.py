@@ -4,15 +4,13 @@ Notation
     t            epoch, 0 .. T - 1
     T            number of training epochs, `n_epochs`
     R(t)         `keep_rates`: share of each mini-batch, those of smallest loss, that is trained on
-    alpha_i      `mix_weights`: weights of the four bases of Table 1, on the simplex  (4,)
-    a_1 .. a_4   `basis_params`: parameters of one basis, each in [0, 1]              (4, 4)
-    tau, t_k, c  of Co-teaching's schedule (Eq 1): drop, epoch of the complete drop, exponent
 
 R(0) = 1 (Assumption 1: nothing is memorised before training) and 0 < R(t) <= 1.
 
-A space is a name with two functions, its Optuna distributions and params -> R(t); what a reader
-needs to turn the parameters of any trial back into its schedule (the space, its version, the
-number of epochs) is stored beside them as single-valued parameters, `R.<space>` and `R.n_epochs`.
+A space is a name with two functions (bases.py): its distributions, and params -> R(t). What a
+reader needs to turn the parameters of any trial back into its schedule (the space, its version,
+the number of epochs) is stored beside them as single-valued parameters, `R.<space>` and
+`R.n_epochs`.
 
 References:
     Yao et al., "Searching to Exploit Memorization Effect in Learning with Noisy Labels",
@@ -24,17 +22,18 @@ References:
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
+from optuna.distributions import BaseDistribution, IntDistribution
 from optuna.trial import BaseTrial, FrozenTrial
 
 from optuna_s2e import simplex
+from optuna_s2e.bases import BASES, MIX_NAME, SPACES, basis_names
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -207,94 +206,6 @@ class Schedule:
             raise ValueError(f"{path} is no schedule file. {error}") from error
 
 
-class _Space(NamedTuple):
-    """One kind of space: all that ScheduleSpace needs to know of it."""
-
-    version: int
-    distributions: Callable[[int], dict[str, FloatDistribution]]
-    # (parameters by name, each (n, 1); t (m,) in epochs; T) -> R before clipping, (n, m)
-    keep_rates: Callable[[Mapping[str, FloatArray], FloatArray, int], FloatArray]
-
-
-def _exponential_decay(t: FloatArray, a1: FloatArray, a2: FloatArray) -> FloatArray:
-    return np.exp(-a2 * t**a1)
-
-
-def _power_decay(t: FloatArray, a1: FloatArray, a2: FloatArray) -> FloatArray:
-    return (1.0 + a2 * t) ** -a1
-
-
-def _power_rise(t: FloatArray, n_epochs: int, a3: FloatArray, a4: FloatArray) -> FloatArray:
-    return a3 * (t / n_epochs) ** a4
-
-
-def _log_rise(t: FloatArray, n_epochs: int, a3: FloatArray, a4: FloatArray) -> FloatArray:
-    return a3 * np.log1p(t**a4) / np.log1p(float(n_epochs) ** a4)
-
-
-# Table 1, f1 .. f4: a decay and a rise each
-BASES = (
-    (_exponential_decay, _power_rise),
-    (_exponential_decay, _log_rise),
-    (_power_decay, _power_rise),
-    (_power_decay, _log_rise),
-)
-
-
-def basis_function(i: int, t: FloatArray, n_epochs: int, a: npt.ArrayLike) -> FloatArray:
-    """Evaluate basis f_i of Table 1.
-
-    Args:
-        i: 1, 2, 3 or 4.
-        t: Epochs, any shape.
-        n_epochs: T.
-        a: a_1 .. a_4, shape (4,) or broadcastable (4, ...), each in [0, 1].
-
-    Returns:
-        f_i(t), of the shape of `t` (broadcast against `a`).
-    """
-    decay, rise = BASES[i - 1]
-    a1, a2, a3, a4 = np.asarray(a, dtype=np.float64)
-    return decay(t, a1, a2) + rise(t, n_epochs, a3, a4)
-
-
-_MIX = simplex.parameter_names("R.mix", len(BASES))
-
-
-def _basis_names(i: int) -> list[str]:
-    return [f"R.f{i}.a{j}" for j in range(1, 5)]
-
-
-def _table1_distributions(n_epochs: int) -> dict[str, FloatDistribution]:
-    names = _MIX + [n for i in range(1, len(BASES) + 1) for n in _basis_names(i)]
-    return {name: FloatDistribution(0.0, 1.0) for name in names}
-
-
-def _table1_keep_rates(p: Mapping[str, FloatArray], t: FloatArray, n_epochs: int) -> FloatArray:
-    mix_weights = simplex.weights_from_unit(np.concatenate([p[n] for n in _MIX], axis=-1))
-    total = np.zeros((len(mix_weights), len(t)))
-    for i in range(1, len(BASES) + 1):  # Eq 4: R(t) = sum_i alpha_i f_i(t; a)
-        f = basis_function(i, t, n_epochs, [p[n] for n in _basis_names(i)])
-        total += mix_weights[:, i - 1 : i] * f
-    return total
-
-
-def _eq1_distributions(n_epochs: int) -> dict[str, FloatDistribution]:
-    return {
-        "R.tau": FloatDistribution(0.0, 0.95),
-        "R.tk": FloatDistribution(1.0, float(n_epochs)),
-        "R.c": FloatDistribution(0.25, 4.0, log=True),
-    }
-
-
-def _eq1_keep_rates(p: Mapping[str, FloatArray], t: FloatArray, n_epochs: int) -> FloatArray:
-    return 1.0 - p["R.tau"] * np.minimum(t / p["R.tk"], 1.0) ** p["R.c"]  # Eq 1
-
-
-_SPACES = {
-    "eq1": _Space(1, _eq1_distributions, _eq1_keep_rates),
-    "table1": _Space(1, _table1_distributions, _table1_keep_rates),
-}
 DEFAULT_KIND = "eq1"
 
 
@@ -327,11 +238,11 @@ class ScheduleSpace:
             raise ValueError(
                 f"n_epochs must be an int in [2, {MAX_EPOCHS}], but got {n_epochs!r}."
             )
-        if kind not in _SPACES:
-            raise ValueError(f"kind must be one of {sorted(_SPACES)}, but got {kind!r}.")
+        if kind not in SPACES:
+            raise ValueError(f"kind must be one of {sorted(SPACES)}, but got {kind!r}.")
         self.n_epochs = int(n_epochs)
         self.kind = kind
-        self._space = _SPACES[kind]
+        self._space = SPACES[kind]
         self._searched = self._space.distributions(self.n_epochs)
 
     def __repr__(self) -> str:
@@ -431,16 +342,16 @@ def find_space(params: Mapping[str, Any]) -> ScheduleSpace:
     Raises:
         ValueError: If they name none, or one of an unknown version.
     """
-    kinds = [kind for kind in _SPACES if f"{PREFIX}{kind}" in params]
+    kinds = [kind for kind in SPACES if f"{PREFIX}{kind}" in params]
     if len(kinds) != 1 or N_EPOCHS not in params:
         raise ValueError(
             f"the parameters must name one schedule space ({N_EPOCHS} and one of "
-            f"{[PREFIX + kind for kind in sorted(_SPACES)]}), but have {sorted(params)}."
+            f"{[PREFIX + kind for kind in sorted(SPACES)]}), but have {sorted(params)}."
         )
     kind = kinds[0]
-    if params[f"{PREFIX}{kind}"] != _SPACES[kind].version:
+    if params[f"{PREFIX}{kind}"] != SPACES[kind].version:
         raise ValueError(
-            f"{PREFIX}{kind} (version) must be {_SPACES[kind].version}, "
+            f"{PREFIX}{kind} (version) must be {SPACES[kind].version}, "
             f"but got {params[f'{PREFIX}{kind}']!r}: decode it with the release that wrote it."
         )
     return ScheduleSpace(params[N_EPOCHS], kind)
@@ -489,7 +400,7 @@ def table1_schedule(
             "mix_weights and basis_params must have shapes (4,) and (4, 4), "
             f"but got {np.shape(mix_weights)} and {a.shape}."
         )
-    values: dict[str, float] = simplex.simplex_params("R.mix", mix_weights)
+    values: dict[str, float] = simplex.simplex_params(MIX_NAME, mix_weights)
     for i in range(1, len(BASES) + 1):
-        values |= dict(zip(_basis_names(i), a[i - 1].tolist(), strict=True))
+        values |= dict(zip(basis_names(i), a[i - 1].tolist(), strict=True))
     return ScheduleSpace(n_epochs, "table1").from_params(values)

@@ -128,7 +128,7 @@ def test_study_of_another_objective_is_refused(capsys: pytest.CaptureFixture[str
     line = failing(capsys, "search", *SHORT, "--noise-rate", "0.2", "--learning-rate", "0.1")
     assert "config.learning_rate is 0.1, there 0.01" in line
     assert "data.noise_rate is 0.2, there 0.5" in line
-    line = failing(capsys, "search", *SHORT, "--trials", "4", "--population-size", "4")
+    line = failing(capsys, "search", *SHORT, "--population-size", "4")
     assert "population_size is 4, was 6" in line
     line = failing(capsys, "status", "--study-name", "t")
     assert "Study 't' does not exist: the storage holds 's'" in line

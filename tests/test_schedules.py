@@ -16,7 +16,8 @@ from optuna_s2e import (
     standard_schedule,
     table1_schedule,
 )
-from optuna_s2e.schedules import basis_function, n_kept
+from optuna_s2e.bases import basis_function
+from optuna_s2e.schedules import n_kept
 
 KINDS = ["eq1", "table1"]
 
