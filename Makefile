@@ -16,8 +16,7 @@ demo: .venv/.demo
 	$(BIN)/s2e search --data digits --noise symmetric --noise-rate 0.5 --epochs 40 --trials 60 \
 	    --storage sqlite:///demo/s2e.db --study-name digits-sym50 --seed 0
 	$(BIN)/s2e evaluate --storage sqlite:///demo/s2e.db --study-name digits-sym50 --repeats 5 --out demo
-	@echo "Next: source $(BIN)/activate, then any of the commands above;" \
-	    "make demo again goes on from demo/s2e.db."
+	@echo "(s2e is in $(BIN). Resume or repeat: make demo, which goes on from demo/s2e.db.)"
 
 test: .venv/.test
 	$(BIN)/python -m pytest -q -n auto

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import optuna
 
 EXIT_MISMATCH, EXIT_ERROR, EXIT_INTERRUPTED = 1, 2, 130
+MAX_FAILURES = 10  # trials in a row, after which a search gives up
 OBJECTIVE_ATTR = "s2e:objective"  # study user attribute: settings of the package's own objective
 
 _SEARCH_HELP = """\
@@ -255,29 +256,30 @@ def _optimize(study: optuna.Study, objective: Any, args: argparse.Namespace) -> 
     done = completed()
     if done:
         print(f"Resuming study {study.study_name!r}: {done} trials are complete.")
-    interrupted = False
+    interrupted, failed_in_a_row = False, 0
     with tqdm(total=args.trials, initial=min(done, args.trials), unit="trial") as bar:
 
         def after_trial(study: optuna.Study, trial: optuna.trial.FrozenTrial) -> None:
+            nonlocal failed_in_a_row
+            failed_in_a_row = failed_in_a_row + 1 if trial.state == TrialState.FAIL else 0
             n = completed()
             bar.update(min(n, args.trials) - bar.n)
             if n:
                 bar.set_postfix_str(
                     f"best {study.best_value:.4f} (trial {study.best_trial.number})"
                 )
-            if n >= args.trials:
+            if n >= args.trials or failed_in_a_row >= MAX_FAILURES:
                 study.stop()
 
-        failures = 0
         try:
-            while completed() < args.trials and failures < 3:
-                before = completed()
-                study.optimize(objective, n_trials=args.trials - before, callbacks=[after_trial])
-                failures = failures + 1 if completed() == before else 0
+            while completed() < args.trials and failed_in_a_row < MAX_FAILURES:
+                study.optimize(
+                    objective, n_trials=args.trials - completed(), callbacks=[after_trial]
+                )
         except KeyboardInterrupt:
             interrupted = True
-    if failures:
-        raise ValueError(f"{args.trials} trials in a row failed; see the warnings above.")
+    if failed_in_a_row >= MAX_FAILURES:
+        raise ValueError(f"{MAX_FAILURES} trials in a row have failed; see the warnings above.")
     _print_next_steps(study, args, interrupted)
     return EXIT_INTERRUPTED if interrupted else 0
 
@@ -294,15 +296,27 @@ def _print_next_steps(study: optuna.Study, args: argparse.Namespace, interrupted
         print(f"Best of {args.trials} trials: trial {trial.number}, {args.metric} "
               f"{trial.value:.4f} ({values})")  # fmt: skip
     steps = {
-        "resume": shlex.join(["s2e", *args.argv]),
         "compare on test data": f"s2e evaluate {which}{root}",
         "where it stands": f"s2e status {which}",
+        **_looking_steps(args.storage, study.study_name),
+    }
+    if interrupted:
+        steps["resume"] = shlex.join(["s2e", *args.argv])
+    else:
+        steps["search on"] = shlex.join(["s2e", *_with_trials(args.argv, 2 * args.trials)])
+    _print_steps(steps)
+
+
+def _looking_steps(storage: str, study_name: str) -> dict[str, str]:
+    where = f"--storage {shlex.quote(storage)}"
+    which = f"{where} --study-name {shlex.quote(study_name)}"
+    return {
         "look at it": f"s2e dashboard {where}",
         "take the schedule": f"s2e export {which} --out schedule.json",
     }
-    if not interrupted:
-        del steps["resume"]
-        steps["search on"] = shlex.join(["s2e", *_with_trials(args.argv, 2 * args.trials)])
+
+
+def _print_steps(steps: dict[str, str]) -> None:
     print("Next:")
     for what, command in steps.items():
         print(f"  {what + ':':22}{command}")
@@ -409,6 +423,7 @@ def _evaluate(args: argparse.Namespace) -> int:
     print(table(evaluations))
     print(f"Picture: {folder / 'evaluation.png'}; numbers: {folder / 'evaluation.json'}; "
           f"schedule: {folder / 'schedule.json'}")  # fmt: skip
+    _print_steps(_looking_steps(args.storage, study.study_name))
     return 0
 
 

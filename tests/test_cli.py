@@ -145,6 +145,47 @@ def test_study_of_another_objective_is_refused(capsys: pytest.CaptureFixture[str
     assert "--study-name is needed" in failing(capsys, "status")
 
 
+@pytest.mark.filterwarnings("ignore:.*returns NaN", "ignore:.*trials in a row have failed")
+def test_search_that_only_fails_gives_up(capsys: pytest.CaptureFixture[str]) -> None:
+    argv = ["search", *SHORT[:3], "50", *SHORT[4:], "--learning-rate", "1e30"]
+    assert "10 trials in a row have failed" in failing_last_line(capsys, *argv)
+    assert len(study().trials) == 10
+
+
+def failing_last_line(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
+    assert main(argv) == 2
+    line: str = capsys.readouterr().err.strip().splitlines()[-1]
+    return line
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        ({"train_y": np.full(100, 7)}, "label|class"),
+        ({"train_y": np.full(100, -1)}, "label"),
+        ({"train_x": np.full((100, 4), np.nan)}, "NaN|finite"),
+        ({"train_x": np.zeros((99, 4))}, "99"),
+        ({"test_x": np.zeros((10, 5))}, "shape"),
+    ],
+)
+def test_unusable_data_are_one_line(
+    damage: dict[str, Any], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rng = np.random.default_rng(0)
+    arrays = {
+        "train_x": rng.random((100, 4)),
+        "train_y": np.arange(100) % 3,
+        "test_x": rng.random((10, 4)),
+        "test_y": np.arange(10) % 3,
+    }
+    np.savez("own.npz", **arrays)
+    assert main(["search", "--data", "own.npz", *SHORT, "--storage", "sqlite:///good.db"]) == 0
+    np.savez("own.npz", **(arrays | damage))
+    line = failing(capsys, "search", "--data", "own.npz", *SHORT)
+    assert re.search(message, line), line
+    assert not Path("s2e.db").exists()
+
+
 def start_search(n_trials: int) -> "subprocess.Popen[bytes]":
     argv = ["search", "--epochs", "4", "--trials", str(n_trials), "--study-name", "s"]
     env = os.environ | {"OMP_NUM_THREADS": "1"}

@@ -14,13 +14,18 @@ from typing import Any
 import numpy as np
 import optuna
 import pytest
+import sqlalchemy
 from optuna.distributions import FloatDistribution
 from optuna.samplers import PartialFixedSampler, RandomSampler, TPESampler
-from optuna.storages import RetryHeartbeatStaleTrialCallback
+
+try:
+    from optuna.storages import RetryHeartbeatStaleTrialCallback as RetryCallback
+except ImportError:  # before Optuna 4.9
+    from optuna.storages import RetryFailedTrialCallback as RetryCallback
 from optuna.trial import TrialState
 from scipy import stats
 
-from optuna_s2e import S2ESampler, ScheduleSpace, generations, replay, suggest_simplex
+from optuna_s2e import S2ESampler, Schedule, ScheduleSpace, generations, replay, suggest_simplex
 from optuna_s2e.records import RECORD_KEY
 
 K = 4
@@ -347,7 +352,7 @@ def test_copied_study_continues_and_foreign_copies_are_ignored() -> None:
 
 
 def retry(study: optuna.Study, number: int) -> None:
-    RetryHeartbeatStaleTrialCallback()(study, study.trials[number])
+    RetryCallback()(study, study.trials[number])
 
 
 @pytest.mark.parametrize("n_before", [0, K])
@@ -419,6 +424,7 @@ def test_conditional_parameters_are_drawn_independently_with_one_warning() -> No
     assert_replays(silent)
 
 
+@pytest.mark.skipif(not hasattr(optuna.Trial, "set_constraint"), reason="new in Optuna 5")
 def test_constraints_are_warned_about() -> None:
     def objective(trial: optuna.Trial) -> float:
         trial.set_constraint("c", 1.0)
@@ -660,6 +666,61 @@ def test_two_workers_that_open_at_once_make_a_harmless_fork() -> None:
     assert_replays(a)
     members = [n for g in generations(a) for n in g.members]
     assert {K, K + 1} <= set(members)  # the fork's draw counts, too
+
+
+def statements_of_one_trial(study: optuna.Study) -> list[str]:
+    """Run one trial; return its SQL statements, and COMMIT for each commit."""
+    statements: list[str] = []
+    engine = study._storage._backend.engine  # type: ignore[attr-defined]
+
+    def executed(connection: Any, cursor: Any, statement: str, *_: Any) -> None:
+        statements.append(statement)
+
+    def committed(connection: Any) -> None:
+        statements.append("COMMIT")
+
+    sqlalchemy.event.listen(engine, "before_cursor_execute", executed)
+    sqlalchemy.event.listen(engine, "commit", committed)
+    study.optimize(quadratic, n_trials=1)
+    sqlalchemy.event.remove(engine, "before_cursor_execute", executed)
+    sqlalchemy.event.remove(engine, "commit", committed)
+    return statements
+
+
+def test_sql_per_trial_is_bounded_and_does_not_grow(tmp_path: Path) -> None:
+    counts: dict[str, list[tuple[int, int]]] = {}
+    for sampler in (RandomSampler(seed=0), S2ESampler(population_size=K, seed=0)):
+        name = type(sampler).__name__
+        study = optuna.create_study(storage=f"sqlite:///{tmp_path}/{name}.db", sampler=sampler)
+        for n_before in (2 * K + 1, 10 * K + 1):
+            study.optimize(quadratic, n_trials=n_before - len(study.trials))
+            statements = statements_of_one_trial(study)
+            counts.setdefault(name, []).append((len(statements), statements.count("COMMIT")))
+    (random, _), (early, late) = counts["RandomSampler"], counts["S2ESampler"]
+    assert early == late
+    assert early[0] - early[1] <= random[0] - random[1] + 18  # statements
+    assert early[1] <= random[1] + 4  # commits
+
+
+SAMPLERS = {
+    "random": lambda: RandomSampler(seed=0),
+    "tpe": lambda: TPESampler(seed=0, n_startup_trials=3),
+    "cma-es": lambda: optuna.samplers.CmaEsSampler(seed=0, n_startup_trials=3),
+    "nsga-ii": lambda: optuna.samplers.NSGAIISampler(seed=0, population_size=4),
+    "qmc": lambda: optuna.samplers.QMCSampler(seed=0),
+    "gp": lambda: optuna.samplers.GPSampler(seed=0, n_startup_trials=3),
+    "s2e": lambda: S2ESampler(seed=0, population_size=K),
+}
+
+
+@pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
+@pytest.mark.parametrize("kind", ["eq1", "table1"])
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_schedules_can_be_searched_with_every_sampler(name: str, kind: str) -> None:
+    study = optuna.create_study(sampler=SAMPLERS[name]())
+    study.optimize(schedule_objective(20, kind), n_trials=8)
+    rates = np.array([Schedule.from_trial(t).keep_rates for t in study.trials])
+    np.testing.assert_allclose(rates.mean(axis=1), [t.value for t in study.trials])
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,103 @@
+"""Data sets as they are before any noise: scikit-learn's digits, torchvision's, `.npz` files."""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from optuna_s2e.coteaching._torchvision import read_images
+
+Array = npt.NDArray[Any]
+
+DATA_SETS = ("digits", "mnist", "cifar10", "cifar100")
+N_VALIDATION = {"digits": 300, "mnist": 5000, "cifar10": 5000, "cifar100": 5000}
+_N_DIGITS_TEST = 500
+_SPLIT_BY_US = ("train_x", "train_y", "test_x", "test_y")
+_SPLIT_BY_FILE = ("x", "y", "x_val", "y_val")
+
+
+class Source(NamedTuple):
+    """A data set without added noise.
+
+    `x_val` is None where the validation part is still to be split off `x`; `clean_labels` is
+    None where `y` has no second, cleaner version.
+    """
+
+    x: Array
+    y: Array
+    x_test: Array | None = None
+    y_test: Array | None = None
+    x_val: Array | None = None
+    y_val: Array | None = None
+    clean_labels: Array | None = None
+
+
+def read_source(
+    name: str, root: str | Path | None, *, rng: np.random.Generator, download: bool
+) -> Source:
+    """Read a data set by its name, or a `.npz` file by its path (see `load_data`).
+
+    Raises:
+        ValueError: If the name is unknown or a file does not hold what it must.
+        OSError: If files are missing.
+        ImportError: If scikit-learn or torchvision is needed and missing.
+    """
+    if name == "digits":
+        return _read_digits(rng)
+    if name in DATA_SETS:
+        images = read_images(name, root, download=download)
+        return Source(images.x, images.y, images.x_test, images.y_test)
+    if str(name).endswith(".npz"):
+        return _read_npz(Path(root or ".") / name)
+    raise ValueError(
+        f"data set must be one of {list(DATA_SETS)} or a path that ends in .npz, but got {name!r}."
+    )
+
+
+def _read_digits(rng: np.random.Generator) -> Source:
+    try:
+        from sklearn.datasets import load_digits
+    except ModuleNotFoundError as error:
+        raise ImportError(
+            'the digits need scikit-learn: pip install "optuna-s2e[coteaching]"'
+        ) from error
+    digits = load_digits()
+    x = (digits.images[:, None] / 16).astype(np.float32)  # (N, 1, 8, 8), in [0, 1]
+    is_test = np.zeros(len(x), dtype=bool)
+    is_test[rng.permutation(len(x))[:_N_DIGITS_TEST]] = True
+    y = digits.target
+    return Source(x[~is_test], y[~is_test], x[is_test], y[is_test])
+
+
+def _read_npz(path: Path) -> Source:
+    try:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
+            arrays = {key: file[key] for key in file.files}
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"There is no file {str(path)!r}.") from error
+    except (ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{str(path)!r} is no .npz file of plain arrays: {error}") from error
+    layout = _SPLIT_BY_FILE if "x" in arrays else _SPLIT_BY_US
+    missing = [key for key in layout if key not in arrays]
+    if missing:
+        raise ValueError(
+            f"{str(path)!r} must hold {', '.join(_SPLIT_BY_US)} or {', '.join(_SPLIT_BY_FILE)}; "
+            f"{', '.join(missing)} missing, found {', '.join(sorted(arrays)) or 'nothing'}."
+        )
+    for x, y in (layout[:2], layout[2:]):
+        if not 0 < len(arrays[x]) == len(arrays[y]):
+            raise ValueError(
+                f"{x} and {y} in {str(path)!r} must have the same length above 0, "
+                f"but got {len(arrays[x])} and {len(arrays[y])}."
+            )
+    clean_labels = arrays.get("clean_labels")
+    if layout is _SPLIT_BY_US:
+        x, y, x_test, y_test = (arrays[key] for key in layout)
+        return Source(x, y, x_test, y_test, clean_labels=clean_labels)
+    x, y, x_val, y_val = (arrays[key] for key in layout)
+    x_test, y_test = arrays.get("x_test"), arrays.get("y_test")
+    return Source(x, y, x_test, y_test, x_val, y_val, clean_labels)

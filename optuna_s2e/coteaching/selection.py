@@ -1,0 +1,54 @@
+"""Small-loss selection between two networks (Co-teaching, NeurIPS 2018, Algorithm 1).
+
+Notation
+    losses      cross-entropy of every sample of a mini-batch under each network   (2, B)
+    selected    positions in the mini-batch, of smallest loss first                (2, n_kept)
+    peer        the other network
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+
+def small_loss(losses: Tensor, n_kept: int) -> Tensor:
+    """Return the positions of the `n_kept` smallest losses in each row.
+
+    Ties keep the order of the mini-batch; NaN counts as the largest loss.
+
+    Args:
+        losses: (..., B).
+        n_kept: In [1, B].
+
+    Returns:
+        int64 positions, (..., n_kept).
+
+    Example:
+        >>> small_loss(Tensor([[0.3, 0.1, 0.2]]), 2)
+        tensor([[1, 2]])
+    """
+    return losses.argsort(dim=-1, stable=True)[..., :n_kept]
+
+
+def exchange(selected: Tensor) -> Tensor:
+    """Return what each network trains on: the samples that its peer selected."""
+    return selected.flip(0)
+
+
+def selected_means(losses: Tensor, selected: Tensor) -> Tensor:
+    """Return each network's mean loss over the samples of one row of `selected`, shape (2,)."""
+    return losses.gather(1, selected).mean(dim=1)
+
+
+def label_precision(is_clean: Tensor, selected: Tensor) -> Tensor:
+    """Return the share of selected samples whose label is right, for each network.
+
+    Args:
+        is_clean: Whether a label is right, bool, (S, B) for S mini-batches.
+        selected: (S, 2, n_kept).
+
+    Returns:
+        float64, (2,).
+    """
+    chosen = is_clean[:, None].expand(-1, 2, -1).gather(2, selected)
+    return chosen.double().mean(dim=(0, 2))

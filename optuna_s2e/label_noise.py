@@ -1,0 +1,149 @@
+r"""Wrong labels for experiments: transition matrices and flips.
+
+Notation
+    C                  number of classes
+    noise_rate         epsilon, the probability that a label is wrong, in [0, 1)
+    transition_matrix  P, P[i, j] = P(noisy = j | clean = i), rows sum to 1   (C, C)
+
+References:
+    Han et al., "Co-teaching: Robust training of deep neural networks with extremely noisy
+    labels", NeurIPS 2018: symmetric and pair noise.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+FloatArray = npt.NDArray[np.float64]
+IntArray = npt.NDArray[np.int64]
+
+NOISES = ("none", "symmetric", "pair")
+
+
+def transition_matrix(noise: str, noise_rate: float, n_classes: int) -> FloatArray:
+    r"""Return the transition matrix of a kind of label noise.
+
+    Symmetric: $P_{ii} = 1 - \epsilon$, $P_{ij} = \epsilon / (C - 1)$. Pair:
+    $P_{ii} = 1 - \epsilon$, $P_{i, i + 1} = \epsilon$, the last class turning into class 0.
+
+    Args:
+        noise: "symmetric", "pair" or "none" (the identity, whatever the rate).
+        noise_rate: Probability of a wrong label, in [0, 1).
+        n_classes: C, at least 2.
+
+    Returns:
+        float64 of shape (C, C).
+
+    Raises:
+        ValueError: If an argument is out of range.
+
+    Example:
+        >>> transition_matrix("pair", 0.25, 3)
+        array([[0.75, 0.25, 0.  ],
+               [0.  , 0.75, 0.25],
+               [0.25, 0.  , 0.75]])
+    """
+    if noise not in NOISES:
+        raise ValueError(f"noise must be one of {list(NOISES)}, but got {noise!r}.")
+    if not 0 <= noise_rate < 1:  # also refuses NaN
+        raise ValueError(f"noise_rate must be in [0, 1), but got {noise_rate!r}.")
+    if n_classes < 2:
+        raise ValueError(f"n_classes must be at least 2, but got {n_classes!r}.")
+    if noise == "none":
+        return np.eye(n_classes)
+    if noise == "pair":
+        eye = np.eye(n_classes)
+        return (1.0 - noise_rate) * eye + noise_rate * np.roll(eye, 1, axis=1)
+    matrix = np.full((n_classes, n_classes), noise_rate / (n_classes - 1))
+    np.fill_diagonal(matrix, 1.0 - noise_rate)
+    return matrix
+
+
+def flip_labels(
+    labels: npt.ArrayLike, transition_matrix: npt.ArrayLike, rng: np.random.Generator
+) -> IntArray:
+    """Draw a noisy label for every label, independently.
+
+    Args:
+        labels: Clean labels, integers in [0, C), shape (N,).
+        transition_matrix: P of shape (C, C), rows non-negative and summing to 1.
+        rng: Source of the draws.
+
+    Returns:
+        Noisy labels, int64 of shape (N,).
+
+    Raises:
+        ValueError: If labels or matrix are not of that kind.
+
+    Example:
+        >>> rng = np.random.default_rng(0)
+        >>> flip_labels([0, 1, 2], [[0, 1, 0], [0, 0, 1], [1, 0, 0]], rng)
+        array([1, 2, 0])
+    """
+    matrix = _checked_matrix(transition_matrix)
+    clean = _checked_labels(labels, len(matrix))
+    cumulative = matrix.cumsum(axis=1)
+    cumulative /= cumulative[:, -1:]  # ends in exactly 1: no draw passes the last possible class
+    draws = rng.random(len(clean))
+    noisy: IntArray = (draws[:, None] >= cumulative[clean]).sum(axis=1, dtype=np.int64)
+    return noisy
+
+
+def published_noise(
+    labels: npt.ArrayLike, noise: str, noise_rate: float, n_classes: int | None = None
+) -> IntArray:
+    """Return the noisy labels of the published experiments, bit for bit.
+
+    The code of Co-teaching, Co-teaching+ and S2E draws one multinomial per sample, in the order
+    of the data set, from a single `RandomState(0)`: whatever the seed of the experiment, so that
+    all repeats of the published tables share one set of wrong labels.
+
+    Args:
+        labels: Clean labels of the whole training set in its original order, shape (N,).
+        noise: "symmetric", "pair" or "none".
+        noise_rate: Probability of a wrong label, in [0, 1).
+        n_classes: C; by default the largest label + 1, and every class must occur.
+
+    Returns:
+        Noisy labels, int64 of shape (N,).
+
+    Raises:
+        ValueError: If an argument is out of range or, without `n_classes`, a class is empty.
+
+    References:
+        bhanML/Co-teaching, `data/utils.py`, `noisify` (its `random_state` argument is unused).
+    """
+    clean = _checked_labels(labels, n_classes)
+    if n_classes is None:
+        counts = np.bincount(clean)
+        if len(counts) == 0 or counts.min() == 0:
+            empty = int(np.argmin(counts)) if len(counts) else 0
+            raise ValueError(f"labels must cover every class, but class {empty} is empty.")
+        n_classes = len(counts)
+    matrix = transition_matrix(noise, noise_rate, n_classes)
+    legacy = np.random.RandomState(0)  # the published stream
+    noisy = [legacy.multinomial(1, matrix[label]).argmax() for label in clean]
+    return np.asarray(noisy, dtype=np.int64)
+
+
+def _checked_matrix(matrix: npt.ArrayLike) -> FloatArray:
+    checked = np.asarray(matrix, dtype=np.float64)
+    if checked.ndim != 2 or checked.shape[0] != checked.shape[1] or len(checked) < 2:
+        raise ValueError(f"transition_matrix must have shape (C, C), but got {checked.shape}.")
+    if not (np.all(checked >= 0) and np.allclose(checked.sum(axis=1), 1.0)):
+        raise ValueError("transition_matrix must have non-negative rows that sum to 1.")
+    return checked
+
+
+def _checked_labels(labels: npt.ArrayLike, n_classes: int | None) -> IntArray:
+    checked = np.asarray(labels)
+    if checked.ndim != 1:
+        raise ValueError(f"labels must have shape (N,), but got {checked.shape}.")
+    if checked.size and not np.issubdtype(checked.dtype, np.integer):
+        raise ValueError(f"labels must be integers, but got {checked.dtype}.")
+    if checked.size and (checked.min() < 0 or checked.max() >= (n_classes or np.inf)):
+        wrong = checked.min() if checked.min() < 0 else checked.max()
+        upper = "n_classes" if n_classes is None else n_classes
+        raise ValueError(f"labels must be in [0, {upper}), but got {wrong}.")
+    return checked.astype(np.int64)

@@ -1,0 +1,264 @@
+"""The objective inside and outside of studies."""
+
+import json
+import math
+import re
+
+import numpy as np
+import optuna
+import pytest
+import torch
+from optuna.trial import FixedTrial, TrialState
+
+from optuna_s2e.coteaching import (
+    CoteachingObjective,
+    NoisyData,
+    TrainingConfig,
+    last_epochs_mean,
+    load_data,
+    train_batch,
+)
+from optuna_s2e.schedules import Schedule
+
+NUMBERS = ("validation_error", "validation_loss", "label_precision", "train_accuracy")
+
+
+def _objective(data, **options):
+    options = {"n_epochs": 6, "device": "cpu", "config": TrainingConfig(8, 0.01), **options}
+    return CoteachingObjective(data, **options)
+
+
+def _study(sampler=None, **options):
+    sampler = sampler or optuna.samplers.RandomSampler(seed=0)
+    return optuna.create_study(sampler=sampler, **options)
+
+
+def test_a_trial_is_a_training_of_its_schedule_with_its_recorded_seed(tiny):
+    study = _study()
+    study.optimize(_objective(tiny, n_epochs=20), n_trials=2)
+    for trial in study.trials:
+        (result,) = train_batch(
+            [Schedule.from_params(trial.params).keep_rates],
+            [trial.user_attrs["seed"]],
+            data=tiny,
+            config=TrainingConfig(8, 0.01),
+            device="cpu",
+        )
+        curves = result.curves
+        assert trial.value == curves.error[-2:].mean()
+        expected = [curves.error, curves.loss, curves.label_precision, curves.train_accuracy]
+        for name, curve in zip(NUMBERS, expected, strict=True):
+            assert trial.user_attrs[name] == last_epochs_mean(curve)
+        recorded = json.loads(trial.system_attrs["coteaching:curves"])
+        assert recorded["epochs"] == list(range(20))
+        for name, curve in curves._asdict().items():
+            np.testing.assert_allclose(recorded[name], curve.T, atol=5.1e-5)
+        assert set(trial.user_attrs) == {"seed", "training_seconds", *NUMBERS}
+        assert all(isinstance(value, int | float) for value in trial.user_attrs.values())
+
+
+def test_seeds_follow_objective_and_number_under_any_sampler(tiny):
+    seeds = []
+    for sampler in (optuna.samplers.RandomSampler(seed=1), optuna.samplers.TPESampler(seed=2)):
+        study = _study(sampler)
+        study.optimize(_objective(tiny, n_epochs=2), n_trials=3)
+        seeds.append([trial.user_attrs["seed"] for trial in study.trials])
+    assert seeds[0] == seeds[1] == [_objective(tiny).trial_seed(n) for n in range(3)]
+    assert len(set(seeds[0])) == 3
+    assert _objective(tiny, seed=1).trial_seed(0) != seeds[0][0]
+
+
+@pytest.mark.parametrize("died_before_recording", [True, False])
+def test_a_retry_keeps_the_seed_of_the_first_try(tiny, died_before_recording):
+    study = _study()
+    objective = _objective(tiny, n_epochs=2)
+    study.optimize(objective, n_trials=1)
+    first = study.trials[0]
+    # what RetryHeartbeatStaleTrialCallback adds for a trial whose worker died
+    study.add_trial(
+        optuna.create_trial(
+            state=TrialState.WAITING,
+            params=first.params,
+            distributions=first.distributions,
+            user_attrs={} if died_before_recording else first.user_attrs,
+            system_attrs={"failed_trial": 0, "retry_history": [0]},
+        )
+    )
+    study.optimize(objective, n_trials=1)
+    retried = study.trials[1]
+    assert (retried.number, retried.params) == (1, first.params)
+    assert retried.user_attrs["seed"] == first.user_attrs["seed"] == objective.trial_seed(0)
+    assert retried.value == first.value
+
+
+def test_a_finished_trial_run_again_alone_gives_the_same_value(tiny):
+    study = _study()
+    objective = _objective(tiny)
+    study.optimize(objective, n_trials=3)
+    other_seed = _objective(tiny, seed=9)
+    for trial in study.get_trials():
+        assert objective(trial) == other_seed(trial) == trial.value
+
+
+def test_fixed_trials_need_no_study(tiny):
+    params = {"R.eq1": 1, "R.n_epochs": 6, "R.tau": 0.5, "R.tk": 2.0, "R.c": 1.0}
+    trial = FixedTrial(params, number=3)
+    objective = _objective(tiny, kind="eq1")
+    value = objective(trial)
+    assert trial.user_attrs["seed"] == objective.trial_seed(3)
+    assert trial.user_attrs["validation_error"] == value
+
+
+@pytest.mark.parametrize("metric", ["validation_error", "validation_loss"])
+def test_the_metric_is_the_value_and_what_is_reported(tiny, metric):
+    study = _study()
+    study.optimize(_objective(tiny, metric=metric), n_trials=1)
+    (trial,) = study.trials
+    assert trial.value == trial.user_attrs[metric]
+    assert trial.intermediate_values[5] == pytest.approx(trial.value)  # last 10 %: one epoch
+
+
+@pytest.mark.parametrize("n_epochs", [2, 9, 10, 19, 40, 101])
+def test_at_most_ten_epochs_are_reported_the_last_one_among_them(tiny, n_epochs):
+    study = _study()
+    study.optimize(_objective(tiny, n_epochs=n_epochs), n_trials=1)
+    reported = sorted(study.trials[0].intermediate_values)
+    assert reported[-1] == n_epochs - 1
+    assert min(n_epochs, 5) <= len(reported) <= 10
+
+
+class _AlwaysPrune(optuna.pruners.BasePruner):
+    def prune(self, study, trial):
+        return True
+
+
+def test_pruners_are_obeyed_only_on_request(tiny):
+    study = _study(pruner=_AlwaysPrune())
+    study.optimize(_objective(tiny), n_trials=1)
+    study.optimize(_objective(tiny, prune=True), n_trials=1)
+    assert [trial.state for trial in study.trials] == [TrialState.COMPLETE, TrialState.PRUNED]
+    assert list(study.trials[1].intermediate_values) == [0]
+
+
+def test_curves_of_long_trainings_stay_below_60_kb():
+    x = np.eye(2, dtype=np.float32)
+    data = NoisyData.from_arrays(x, [0, 1], x, [0, 1], clean_labels=[0, 1])
+    study = _study()
+    study.optimize(_objective(data, n_epochs=801), n_trials=1)
+    text = study.trials[0].system_attrs["coteaching:curves"]
+    assert len(text) < 60_000
+    epochs = json.loads(text)["epochs"]
+    assert epochs[-1] == 800
+    assert set(np.diff(epochs)) == {3}
+
+
+def test_a_loss_that_becomes_nan_fails_the_trial_with_one_warning(tiny):
+    objective = _objective(tiny, learning_rate=1e30)
+    study = _study()
+    with pytest.warns(RuntimeWarning, match=r"Trial 0 returns NaN.*became non-finite in epoch"):
+        study.optimize(objective, n_trials=1)
+    assert study.trials[0].state == TrialState.FAIL
+    assert study.trials[0].user_attrs["seed"] == objective.trial_seed(0)
+    fixed = FixedTrial({"R.eq1": 1, "R.n_epochs": 6, "R.tau": 0.5, "R.tk": 2.0, "R.c": 1.0})
+    with pytest.warns(RuntimeWarning, match="Trial 0 returns NaN"):
+        assert math.isnan(objective(fixed))
+
+
+def test_an_error_in_the_network_reaches_the_user(tiny):
+    def network(input_shape, n_classes):
+        return torch.nn.Linear(input_shape[0] + 1, n_classes)
+
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        _study().optimize(_objective(tiny, network=network), n_trials=1)
+
+
+def test_own_arrays_and_network_in_ten_lines():
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(40, 3)), np.arange(40) % 2
+    data = NoisyData.from_arrays(x[:30], y[:30], x[30:], y[30:])
+
+    def network(input_shape, n_classes):
+        return torch.nn.Linear(input_shape[0], n_classes)
+
+    objective = CoteachingObjective(data, network=network, n_epochs=3)
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    study.optimize(objective, n_trials=2)
+
+    assert 0 <= study.best_value <= 1
+    assert "label_precision" not in study.best_trial.user_attrs  # unknown, not NaN
+
+
+def test_settings_make_the_same_objective_again():
+    data = load_data("digits", noise="pair", noise_rate=0.3, seed=4, validation="noisy")
+    objective = CoteachingObjective(
+        data, n_epochs=2, seed=5, kind="table1", batch_size=256, metric="validation_loss"
+    )
+    settings = json.loads(json.dumps(objective.settings))
+    again = CoteachingObjective.from_settings(settings, device="cpu")
+    assert again.settings == objective.settings
+    values = []
+    for made in (objective, again):
+        study = _study()
+        study.optimize(made, n_trials=1)
+        values.append(study.trials[0].value)
+    assert values[0] == values[1]
+
+
+def test_presets_hold_unless_something_else_is_asked():
+    data = load_data("digits")
+    assert CoteachingObjective(data).config == TrainingConfig(64, 1e-2)
+    changed = CoteachingObjective(data, batch_size=16).config
+    assert changed == TrainingConfig(16, 1e-2)
+    arrays = NoisyData.from_arrays(data.x, data.noisy_labels, data.x_val, data.y_val)
+    assert CoteachingObjective(arrays).config == TrainingConfig(128, 1e-3)
+
+
+def test_own_data_and_own_networks_have_no_settings(tiny):
+    assert CoteachingObjective(tiny).settings is None
+    digits = load_data("digits")
+    assert CoteachingObjective(digits, network=lambda shape, c: None).settings is None
+    assert CoteachingObjective(digits).settings is not None
+
+
+def _digits_settings(**changes):
+    settings = CoteachingObjective(load_data("digits"), n_epochs=2).settings
+    for key, value in changes.items():
+        if value is None:
+            del settings[key]
+        else:
+            settings[key] = value
+    return settings
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (lambda: None, "the objective has data or a network of its own"),
+        (lambda: {"version": 2}, "settings must be of version 1, but got 2"),
+        (lambda: _digits_settings(seed=None), "settings must have the keys"),
+        (lambda: _digits_settings(extra=1), "settings must have the keys"),
+        (lambda: _digits_settings(config={"momentum": 1}), "settings are damaged"),
+        (lambda: _digits_settings(data={"noise": "pair"}), "settings are damaged: 'name'"),
+        (lambda: _digits_settings(network="vgg"), "network must be one of"),
+        (lambda: _digits_settings(data={"name": "tomatoes"}), "data set must be one of"),
+    ],
+)
+def test_damaged_settings_are_refused(settings, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        CoteachingObjective.from_settings(settings())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"network": "vgg"}, "network must be one of ['cnn2', 'mlp']"),
+        ({"metric": "accuracy"}, "metric must be one of ['validation_error', 'validation_loss']"),
+        ({"seed": -1}, "seed must be a non-negative int, but got -1"),
+        ({"n_epochs": 1}, "n_epochs must be an int in [2,"),
+        ({"kind": "rbf"}, "kind must be one of"),
+        ({"learning_rate": 0.0}, "learning_rate must be positive, but got 0.0"),
+    ],
+)
+def test_errors_name_the_argument_and_the_value(tiny, options, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        _objective(tiny, **options)

@@ -1,0 +1,385 @@
+"""The training core against a Co-teaching written sample by sample."""
+
+import copy
+import math
+import re
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from optuna_s2e.coteaching import (
+    NoisyData,
+    TrainingConfig,
+    last_epochs_mean,
+    load_data,
+    make_network,
+    train_batch,
+)
+from optuna_s2e.schedules import coteaching_schedule, standard_schedule
+
+RATES = np.array([1.0, 0.9, 0.62, 0.5, 0.5, 0.4])
+CONFIG = TrainingConfig(batch_size=5, learning_rate=0.02, dtype="float64")
+
+
+def _small_net(input_shape, n_classes):
+    return nn.Sequential(nn.Linear(input_shape[0], 6), nn.Tanh(), nn.Linear(6, n_classes))
+
+
+def _train(data, rates=RATES, seeds=(0,), config=CONFIG, network=_small_net, **options):
+    rates = np.broadcast_to(rates, (len(seeds), np.shape(rates)[-1]))
+    return train_batch(
+        rates, seeds, data=data, network=network, config=config, device="cpu", **options
+    )
+
+
+def _assert_same(a, b):
+    assert (a.seed, a.n_epochs, type(a.failure)) == (b.seed, b.n_epochs, type(b.failure))
+    for name in a.curves._fields:
+        np.testing.assert_array_equal(getattr(a.curves, name), getattr(b.curves, name), name)
+
+
+def _cross_entropy(logits, label):
+    return torch.log(torch.exp(logits - logits.max()).sum()) + logits.max() - logits[label]
+
+
+class _Reference:
+    """Co-teaching in the words of its Algorithm 1: one sample, one network at a time."""
+
+    def __init__(self, data, seed, config):
+        self.data, self.config = data, config
+        *inits, order = map(int, np.random.SeedSequence(seed).generate_state(3, np.uint64))
+        self.nets = [make_network(_small_net, (5,), 3, seed=init).double() for init in inits]
+        self.adams = [torch.optim.Adam(net.parameters(), foreach=False) for net in self.nets]
+        self.order = torch.Generator().manual_seed(order)
+
+    def epoch(self, t, n_epochs, keep_rate):
+        start = round(0.4 * n_epochs)
+        falling = t >= start
+        lr = self.config.learning_rate * ((n_epochs - t) / (n_epochs - start) if falling else 1)
+        for adam in self.adams:
+            adam.param_groups[0].update(lr=lr, betas=(0.1 if falling else 0.9, 0.999))
+        order = torch.randperm(23, generator=self.order).tolist()
+        clean, right, means = [[], []], [[], []], [[], []]
+        for first in range(0, 20, 5):  # 23 samples, batches of 5: three samples are left out
+            self._step(order[first : first + 5], keep_rate, clean, right, means)
+        return [*self._evaluate(), *(np.mean(part, axis=1) for part in (clean, right, means))]
+
+    def _step(self, batch, keep_rate, clean, right, means):
+        y = self.data.noisy_labels
+        losses = [{}, {}]
+        for i, net in enumerate(self.nets):
+            for sample in batch:
+                logits = net(self.data.x[sample].double())
+                losses[i][sample] = _cross_entropy(logits, y[sample])
+                right[i].append(bool(logits.argmax() == y[sample]))
+        n_kept = max(1, math.floor(keep_rate * len(batch) + 1e-9))
+        kept = [sorted(batch, key=lambda s, own=own: own[s].item())[:n_kept] for own in losses]
+        updates = []
+        for i in (0, 1):
+            clean[i] += [bool(y[s] == self.data.clean_labels[s]) for s in kept[i]]
+            updates.append(sum(losses[i][s] for s in kept[1 - i]) / n_kept)
+        for i, (loss, adam) in enumerate(zip(updates, self.adams, strict=True)):
+            means[i].append(loss.item())
+            adam.zero_grad()
+            loss.backward()
+            adam.step()
+
+    def _evaluate(self):
+        loss, error = [[], []], [[], []]
+        with torch.no_grad():
+            for i, net in enumerate(self.nets):
+                for x, y in zip(self.data.x_val, self.data.y_val, strict=True):
+                    logits = net(x.double())
+                    loss[i].append(_cross_entropy(logits, y).item())
+                    error[i].append(bool(logits.argmax() != y))
+        return np.mean(loss, axis=1), np.mean(error, axis=1)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_training_equals_coteaching_written_sample_by_sample(tiny, seed):
+    (result,) = _train(tiny, seeds=[seed])
+    reference = _Reference(tiny, seed, CONFIG)
+    expected = np.stack([reference.epoch(t, len(RATES), rate) for t, rate in enumerate(RATES)])
+    for i, name in enumerate(result.curves._fields):
+        np.testing.assert_allclose(
+            getattr(result.curves, name), expected[:, i], rtol=0, atol=1e-10, err_msg=name
+        )
+
+
+def test_a_trial_does_not_depend_on_its_neighbours(tiny):
+    rates = np.stack([RATES, np.ones(6), RATES**2])
+    seeds = [3, 3, 4]
+    together = train_batch(rates, seeds, data=tiny, network=_small_net, device="cpu")
+    for k in range(3):
+        (alone,) = train_batch(rates[[k]], [seeds[k]], data=tiny, network=_small_net, device="cpu")
+        _assert_same(together[k], alone)
+
+
+def test_the_same_seed_repeats_and_another_one_differs(tiny):
+    first, again, other = _train(tiny, seeds=[0, 0, 1])
+    _assert_same(first, again)
+    for name in ("loss", "train_loss"):
+        assert (getattr(first.curves, name) != getattr(other.curves, name)).all()
+
+
+def test_global_generators_are_neither_read_nor_moved(tiny):
+    torch.manual_seed(1)
+    np.random.seed(1)  # noqa: NPY002
+    torch_state, numpy_state = torch.get_rng_state(), np.random.get_state()  # noqa: NPY002
+    (first,) = _train(tiny)
+    assert torch.equal(torch.get_rng_state(), torch_state)
+    assert np.array_equal(np.random.get_state()[1], numpy_state[1])  # noqa: NPY002
+    torch.manual_seed(2)
+    _assert_same(_train(tiny)[0], first)
+
+
+def test_dropout_repeats_with_the_seed(tiny):
+    def with_dropout(input_shape, n_classes):
+        return nn.Sequential(nn.Dropout(0.5), _small_net(input_shape, n_classes))
+
+    torch.manual_seed(1)
+    (first,) = _train(tiny, network=with_dropout)
+    torch.manual_seed(2)
+    _assert_same(_train(tiny, network=with_dropout)[0], first)
+
+
+def test_learning_rate_and_beta1_reach_adam_as_planned(tiny, monkeypatch):
+    used = []
+
+    class Recorded(torch.optim.Adam):
+        def step(self, *args, **kwargs):
+            used.append((self.param_groups[0]["lr"], self.param_groups[0]["betas"]))
+            return super().step(*args, **kwargs)
+
+    monkeypatch.setattr(torch.optim, "Adam", Recorded)
+    _train(tiny, np.ones(10), config=TrainingConfig(batch_size=23, learning_rate=0.6))
+    # one step per epoch; constant for 4 of 10 epochs, then 6/6, 5/6, .. 1/6
+    rates = [0.6] * 4 + [0.6 * i / 6 for i in (6, 5, 4, 3, 2, 1)]
+    np.testing.assert_allclose([lr for lr, _ in used], rates, rtol=1e-12)
+    assert [betas for _, betas in used] == [(0.9, 0.999)] * 4 + [(0.1, 0.999)] * 6
+
+
+def test_plans_of_the_paper_start_to_fall_at_epoch_80_of_200():
+    config = TrainingConfig()
+    rates, betas = config.learning_rates(200), config.beta1s(200)
+    np.testing.assert_array_equal(rates[:81], 1e-3)  # (200 - 80) / 120 = 1 at epoch 80 itself
+    np.testing.assert_allclose(rates[[81, 140, 199]], np.array([119, 60, 1]) / 120 * 1e-3)
+    np.testing.assert_array_equal(np.flatnonzero(betas == 0.1), np.arange(80, 200))
+
+
+@pytest.mark.parametrize("n_epochs", [1, 2, 7])
+def test_no_decay_is_possible(n_epochs):
+    config = TrainingConfig(decay_start=1.0)
+    np.testing.assert_array_equal(config.learning_rates(n_epochs), config.learning_rate)
+    np.testing.assert_array_equal(config.beta1s(n_epochs), config.beta1)
+
+
+def test_data_smaller_than_a_mini_batch_are_one_mini_batch(tiny):
+    wide = TrainingConfig(batch_size=1000, dtype="float64")
+    exact = TrainingConfig(batch_size=23, dtype="float64")
+    _assert_same(_train(tiny, config=wide)[0], _train(tiny, config=exact)[0])
+
+
+def test_uint8_images_are_scaled_as_totensor_does():
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (20, 1, 4, 4), dtype=np.uint8)
+    y = np.arange(20) % 2
+    scaled = images.astype(np.float32) / np.float32(255)
+    results = [
+        train_batch(
+            [[1.0, 0.5]], [0], data=NoisyData.from_arrays(x, y, x, y), config=TrainingConfig(5)
+        )[0]
+        for x in (images, scaled)
+    ]
+    _assert_same(*results)
+
+
+def test_test_data_are_evaluated_only_on_request(tiny):
+    (validation,) = _train(tiny)
+    (test,) = _train(tiny, evaluate_on="test")
+    np.testing.assert_array_equal(test.curves.train_loss, validation.curves.train_loss)
+    assert (test.curves.loss != validation.curves.loss).all()
+    swapped = NoisyData.from_arrays(
+        tiny.x, tiny.noisy_labels, tiny.x_test, tiny.y_test, clean_labels=tiny.clean_labels
+    )
+    _assert_same(_train(swapped)[0], test)
+
+
+def test_label_precision_is_nan_where_clean_labels_are_unknown(tiny):
+    unknown = NoisyData.from_arrays(tiny.x, tiny.noisy_labels, tiny.x_val, tiny.y_val)
+    (result,), (with_labels,) = _train(unknown), _train(tiny)
+    assert np.isnan(result.curves.label_precision).all()
+    np.testing.assert_array_equal(result.curves.loss, with_labels.curves.loss)
+
+
+def test_batch_norm_sees_the_whole_mini_batch_and_is_frozen_in_evaluation(tiny):
+    modes = set()
+
+    class Spy(nn.BatchNorm1d):
+        def forward(self, x):
+            modes.add((self.training, len(x)))
+            return super().forward(x)
+
+    _train(tiny, network=lambda shape, c: nn.Sequential(Spy(5), nn.Linear(5, c)).float())
+    assert modes == {(True, 5), (False, 9)}
+
+
+class _BreaksAfter(nn.Module):
+    """Returns NaN, or raises, from its n-th forward call on."""
+
+    def __init__(self, net, n, error=None):
+        super().__init__()
+        self.net, self.left, self.error = net, n, error
+
+    def forward(self, x):
+        self.left -= 1
+        if self.left >= 0:
+            return self.net(x)
+        if self.error is not None:
+            raise self.error
+        return self.net(x) * torch.nan
+
+
+@pytest.mark.parametrize("error", [None, KeyError("boom")])
+def test_a_trial_that_breaks_carries_its_failure_and_spares_the_others(tiny, error):
+    made = []
+
+    def network(input_shape, n_classes):
+        made.append(_small_net(input_shape, n_classes))
+        # trial 1 of 3 is networks 2 and 3; 5 forward calls per epoch: four steps, one evaluation
+        return _BreaksAfter(made[-1], 12, error) if len(made) == 3 else made[-1]
+
+    results = _train(tiny, seeds=[0, 1, 2], network=network)
+    healthy = _train(tiny, seeds=[0, 1, 2])
+    _assert_same(results[0], healthy[0])
+    _assert_same(results[2], healthy[2])
+    broken = results[1]
+    assert (np.isfinite(broken.curves.loss).all(axis=1) == [True] * 2 + [False] * 4).all()
+    np.testing.assert_array_equal(broken.curves.loss[:2], healthy[1].curves.loss[:2])
+    if error is None:
+        assert isinstance(broken.failure, FloatingPointError)
+        assert "training loss of network 0 became non-finite in epoch 2" in str(broken.failure)
+    else:
+        assert (broken.failure, broken.n_epochs) == (error, 2)
+
+
+def test_on_epoch_sees_every_epoch_and_can_stop_a_trial(tiny):
+    seen = []
+
+    def on_epoch(k, epoch, metrics):
+        seen.append((k, epoch, copy.deepcopy(metrics)))
+        return k == 0 and epoch == 1
+
+    stopped, full = _train(tiny, seeds=[0, 1], on_epoch=on_epoch)
+    assert (stopped.n_epochs, full.n_epochs) == (2, 6)
+    assert stopped.failure is None
+    assert np.isnan(stopped.curves.loss[2:]).all()
+    assert [(k, epoch) for k, epoch, _ in seen] == [(0, 0), (0, 1)] + [(1, t) for t in range(6)]
+    for k, epoch, metrics in seen:
+        np.testing.assert_array_equal(metrics.error, (stopped, full)[k].curves.error[epoch])
+
+
+def test_errors_of_on_epoch_are_not_swallowed(tiny):
+    def on_epoch(k, epoch, metrics):
+        raise OSError("storage is gone")
+
+    with pytest.raises(OSError, match="storage is gone"):
+        _train(tiny, on_epoch=on_epoch)
+
+
+def test_last_epochs_mean_averages_a_tenth_and_at_least_one_epoch():
+    curve = np.stack([np.arange(40.0), np.arange(40.0) + 1], axis=1)
+    assert last_epochs_mean(curve) == 38.0  # epochs 36 .. 39, both networks
+    assert last_epochs_mean(curve[:9]) == 8.5
+
+
+def test_standard_memorises_half_wrong_digits_and_a_schedule_resists():
+    config = TrainingConfig(batch_size=64, learning_rate=1e-2)
+    schedules = [standard_schedule(40).keep_rates, coteaching_schedule(40, 0.6, 6).keep_rates]
+    gaps = []
+    for seed in (0, 1):
+        data = load_data("digits", noise="symmetric", noise_rate=0.5, seed=seed)
+        standard, resisting = train_batch(
+            schedules, [seed] * 2, data=data, config=config, device="cpu", evaluate_on="test"
+        )
+        errors = [last_epochs_mean(result.curves.error) for result in (standard, resisting)]
+        gaps.append(errors[0] - errors[1])
+    assert min(gaps) > 0.10
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA device")
+def test_cuda_trains_the_same_networks_on_the_same_order(tiny):
+    (on_cpu,) = _train(tiny)
+    (on_cuda,) = train_batch(
+        [RATES], [0], data=tiny, network=_small_net, config=CONFIG, device="cuda"
+    )
+    for name in on_cpu.curves._fields:
+        np.testing.assert_allclose(
+            getattr(on_cuda.curves, name), getattr(on_cpu.curves, name), atol=1e-8, err_msg=name
+        )
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"keep_rates": [1.0, 0.5]}, "keep_rates must have shape (K, T), but got (2,)"),
+        ({"keep_rates": [[1.0, 0.0]]}, "keep_rates must be in (0, 1], but got"),
+        ({"keep_rates": [[1.0, np.nan]]}, "keep_rates must be in (0, 1], but got"),
+        ({"seeds": [1, 2]}, "seeds must have shape (K,) = (1,), but got (2,)"),
+        ({"seeds": [-1]}, "seeds must be non-negative ints, but got [-1]"),
+        ({"evaluate_on": "train"}, "evaluate_on must be 'validation' or 'test', but got 'train'"),
+        ({"device": "abacus"}, "device must be one that torch knows, but got 'abacus'"),
+    ],
+)
+def test_errors_name_the_argument_and_the_value(tiny, change, message):
+    arguments = {"keep_rates": [[1.0, 0.5]], "seeds": [0], "data": tiny, **change}
+    with pytest.raises(ValueError, match=re.escape(message)):
+        train_batch(arguments.pop("keep_rates"), arguments.pop("seeds"), **arguments)
+
+
+def test_cuda_without_cuda_is_one_clear_error(tiny, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ValueError, match="torch finds no CUDA"):
+        _train_on(tiny, "cuda")
+    _train_on(tiny, "auto")
+
+
+def _train_on(data, device):
+    return train_batch([[1.0]], [0], data=data, network=_small_net, device=device)
+
+
+def test_test_evaluation_needs_test_data(tiny):
+    without = NoisyData.from_arrays(tiny.x, tiny.noisy_labels, tiny.x_val, tiny.y_val)
+    with pytest.raises(ValueError, match="needs test data, but 'arrays' holds none"):
+        _train(without, evaluate_on="test")
+
+
+def test_wrong_logits_and_shared_modules_are_named(tiny):
+    (wrong,) = _train(tiny, network=lambda shape, c: nn.Linear(shape[0], c + 1))
+    assert "must return logits of shape (B, C) = (5, 3), but got (5, 4)" in str(wrong.failure)
+    module = nn.Linear(5, 3)
+    (shared,) = _train(tiny, network=lambda shape, c: module)
+    assert "must make a new module at each call" in str(shared.failure)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "condition"),
+    [
+        ("batch_size", 0, "at least 1"),
+        ("batch_size", 2.5, "an int"),
+        ("learning_rate", 0.0, "positive"),
+        ("learning_rate", float("nan"), "positive"),
+        ("decay_start", 1.1, "in [0, 1]"),
+        ("beta1", 1.0, "in [0, 1)"),
+        ("late_beta1", -0.1, "in [0, 1)"),
+        ("dtype", "bfloat16", "one of ['float32', 'float64']"),
+    ],
+)
+def test_config_errors_name_the_field_and_the_value(field, value, condition):
+    with pytest.raises(
+        ValueError, match=re.escape(f"{field} must be {condition}, but got {value!r}")
+    ):
+        TrainingConfig(**{field: value})
