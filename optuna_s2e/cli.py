@@ -156,7 +156,14 @@ def _add_search_options(search: argparse.ArgumentParser) -> None:
         help="completed trials in all, earlier ones and other workers' included",
     )  # fmt: skip
     method.add_argument("--population-size", type=int, default=6, metavar="K")
-    method.add_argument("--estimator", default="newton", help="newton, gradient or natural")
+    method.add_argument(
+        "--estimator", default="natural",
+        help="natural gradient, newton (the paper's) or gradient (default %(default)s)",
+    )  # fmt: skip
+    method.add_argument(
+        "--reuse", type=int, default=10, metavar="N",
+        help="earlier updates whose draws take part again; 0 is the paper's (default 10)",
+    )  # fmt: skip
     method.add_argument("--seed", type=int, default=0, help="of data, trials and search")
     method.add_argument(
         "--on-config-change", default="refuse", choices=["refuse", "adopt"],
@@ -176,6 +183,7 @@ def _search(args: argparse.Namespace) -> int:
     sampler = S2ESampler(
         population_size=args.population_size,
         estimator=args.estimator,
+        reuse=args.reuse,
         seed=args.seed,
         on_config_change=args.on_config_change,
     )

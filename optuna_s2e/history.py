@@ -135,6 +135,7 @@ class Ledger:
         self._newest_tagged = -1
         self._claimed: dict[int, Record] = {}  # openers before validation
         self._chains: dict[int, Chain] = {}  # by number of the head
+        self._coordinates: dict[tuple[str, int], FloatArray] = {}
         self._n_seen = 0
         self._unfinished: set[int] = set()
         self._last_finished: FrozenTrial | None = None
@@ -284,6 +285,25 @@ class Ledger:
             for n, r in self.openers.items()
             if r.space == space.fingerprint
         }
+
+    def chain_to(self, opener: int | None, space: SearchSpace) -> Chain:
+        """Return the chain that leads to an opener of a space, None: generation 0."""
+        chain = self._chain(self.openers[opener]) if opener is not None else None
+        return chain if chain is not None else Chain(space)
+
+    def coordinates(self, space: SearchSpace, draw: Draw) -> FloatArray:
+        """Return x (d,) of a finished draw from a space.
+
+        Raises:
+            ValueError: If the trial is no draw from this space (any more).
+        """
+        key = (space.fingerprint, draw.record.trial)
+        if key not in self._coordinates:
+            x = Chain(space).coordinates(draw, self.openers)
+            if x is None:
+                raise ValueError(f"Trial {draw.trial.number} is no draw from the study's space.")
+            self._coordinates[key] = x
+        return self._coordinates[key]
 
     def _still_in(self, chain: Chain, population_size: int) -> bool:
         last = [d for d in self.completed if d.tags == chain.space.tags][-population_size:]

@@ -61,6 +61,7 @@ class UpdateSettings:
         theta_bounds: (low, high) of every component of theta; must contain 1, where the search
             starts. low = 1 keeps Beta and Dirichlet log-concave, high keeps them spread.
         max_weight: Upper bound of an importance weight, at least 1.
+        reuse: Number of earlier updates whose draws join the K new ones, in [0, 1000].
 
     Raises:
         ValueError: If a value is of another type or outside its range.
@@ -79,16 +80,16 @@ class UpdateSettings:
     curvature_bounds: tuple[float, float] = (0.1, 10.0)
     theta_bounds: tuple[float, float] = (1.0, 100.0)
     max_weight: float = 10.0
+    reuse: int = 0
 
     def __post_init__(self) -> None:
-        size = self.population_size
-        if isinstance(size, bool) or not isinstance(size, Integral) or not 1 <= size <= 100_000:
-            raise ValueError(f"population_size must be an int in [1, 100000], but got {size!r}.")
         if not isinstance(self.estimator, str) or self.estimator not in ESTIMATORS:
             names = ", ".join(map(repr, ESTIMATORS))
             raise ValueError(f"estimator must be one of {names}, but got {self.estimator!r}.")
         # One type per field, so that 1 and 1.0 are the same settings in JSON too.
-        self._set("population_size", int(size))
+        size = _integer("population_size", self.population_size, 1, 100_000)
+        self._set("population_size", size)
+        self._set("reuse", _integer("reuse", self.reuse, 0, 1000))
         self._set("step_size", _number("step_size", self.step_size))
         self._set("max_kl", _number("max_kl", self.max_kl))
         self._set("curvature_bounds", _bounds("curvature_bounds", self.curvature_bounds))
@@ -320,6 +321,9 @@ ESTIMATORS: dict[str, Estimator] = {
 }
 """Name -> direction. Another module may add its own."""
 
+DEFAULT_STEP_SIZES = {"newton": 1.0, "gradient": 1.0, "natural": 3.0}
+"""Name -> step size: the paper's for its Newton step, measured for the natural gradient."""
+
 FIRST_ORDER = {"gradient", "natural"}
 """Names of estimators that get hessian = None, which `update` then need not estimate."""
 
@@ -501,6 +505,12 @@ def _number(name: str, value: object) -> float:
     if not 0.0 < number < np.inf:
         raise ValueError(f"{name} must be a finite number > 0, but got {value!r}.")
     return number
+
+
+def _integer(name: str, value: object, low: int, high: int) -> int:
+    if isinstance(value, Integral) and not isinstance(value, bool) and low <= int(value) <= high:
+        return int(value)
+    raise ValueError(f"{name} must be an int in [{low}, {high}], but got {value!r}.")
 
 
 def _bounds(name: str, value: object) -> tuple[float, float]:

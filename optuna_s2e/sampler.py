@@ -23,7 +23,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from optuna_s2e import _optuna, timeline
 from optuna_s2e.history import Chain, Ledger, State
-from optuna_s2e.newton import UpdateSettings
+from optuna_s2e.newton import DEFAULT_STEP_SIZES, UpdateSettings
 from optuna_s2e.records import RECORD_KEY, Record, Rules, is_retry, read_tags
 from optuna_s2e.search_space import decode, keyed_coordinate, keyed_rng
 
@@ -46,13 +46,14 @@ class _Asked(NamedTuple):
 
 
 class S2ESampler(BaseSampler):
-    r"""Search with a distribution p_theta whose parameter moves by (Newton) steps.
+    r"""Search with a distribution p_theta whose parameter moves by stochastic relaxation.
 
     Trials are drawn from p_theta, a product of Dirichlet (simplexes of `suggest_simplex`), Beta
     (floats and ints) and categorical distributions; theta = 1 is Optuna's uniform distribution.
     Whenever K = `population_size` draws have completed since the last update, whichever theta
     they came from, the next trial opens a generation: theta_{m+1} = theta_m - rho B^{-1} g with
-    the gradient g (Eq 7) and Hessian (Proposition 1) of E_{p_theta}[f] estimated from the K.
+    the gradient g (Eq 7) of E_{p_theta}[f] and, for B, the Fisher information or the Hessian
+    (Proposition 1), estimated from the K and, with importance weights, from earlier draws.
 
     All state lives in the trials (system attribute `s2e:draw`), so studies can be resumed,
     copied, and worked on by any number of processes that never wait for each other; the same
@@ -65,14 +66,18 @@ class S2ESampler(BaseSampler):
 
     Args:
         population_size: K, completed draws per update, at least 1.
-        estimator: `"newton"` (the paper's Eq 9), `"gradient"` or `"natural"` gradient descent.
-        step_size: rho > 0.
+        estimator: `"natural"` (natural gradient), `"newton"` (the paper's Eq 9) or `"gradient"`.
+            The default is the best of the three on the functions of
+            `studies/estimators.py`; with `reuse=0`, `"newton"` is the paper's Algorithm 2.
+        step_size: rho > 0. None: 3 for `"natural"`, 1 for the others.
         max_kl: Largest KL(p_{theta_{m+1}} || p_{theta_m}) of one update, in nats, > 0.
         curvature_bounds: (eta, L) of Assumption 3: eigenvalues of the Hessian, relative to the
             Fisher information, are brought into this interval.
         theta_bounds: Box in which every component of theta stays.
         max_weight: Upper bound of the weight p_theta(x) / p_drawn(x) of a draw from an older
             theta.
+        reuse: Number of earlier updates whose draws take part again, with importance weights, in
+            [0, 1000]; 0 is the paper's memoryless update.
         consider_pruned_trials: Count pruned trials with their last reported value. That biases
             the gradient towards what looks good early.
         seed: Key of all random numbers. None takes it from the study's name, which Optuna makes
@@ -106,12 +111,13 @@ class S2ESampler(BaseSampler):
         self,
         *,
         population_size: int = 6,
-        estimator: str = "newton",
-        step_size: float = 1.0,
+        estimator: str = "natural",
+        step_size: float | None = None,
         max_kl: float = 1.0,
         curvature_bounds: tuple[float, float] = (0.1, 10.0),
         theta_bounds: tuple[float, float] = (1.0, 100.0),
         max_weight: float = 10.0,
+        reuse: int = 10,
         consider_pruned_trials: bool = False,
         seed: int | None = None,
         on_config_change: str = "refuse",
@@ -121,11 +127,12 @@ class S2ESampler(BaseSampler):
         self._settings = UpdateSettings(
             population_size=population_size,
             estimator=estimator,
-            step_size=step_size,
+            step_size=DEFAULT_STEP_SIZES.get(estimator, 1.0) if step_size is None else step_size,
             max_kl=max_kl,
             curvature_bounds=curvature_bounds,
             theta_bounds=theta_bounds,
             max_weight=max_weight,
+            reuse=reuse,
         )
         if on_config_change not in ("refuse", "adopt"):
             raise ValueError(
@@ -327,8 +334,7 @@ class S2ESampler(BaseSampler):
         ledger = self._ledger(study)
         members = state.pool[: self._settings.population_size]
         thetas = ledger.thetas(chain.space)
-        theta = chain.theta if chain.openers else None
-        update = timeline.next_theta(chain, theta, members, ledger, thetas, self._settings)
+        update = timeline.next_theta(chain, members, ledger, thetas, self._settings)
         if not all(np.isfinite(ledger.rules.loss(d.trial)) for d in members):
             self._warn_once(
                 "infinite",
@@ -351,7 +357,7 @@ class S2ESampler(BaseSampler):
         )
         _logger.debug(
             f"Trial {trial.number} opens generation {generation}: KL {update.kl:.3f}, effective "
-            f"sample size {update.effective_sample_size:.1f} of {len(members)}."
+            f"sample size {update.effective_sample_size:.1f}."
         )
         return record, chain.space.decode(x)
 

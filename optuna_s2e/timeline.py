@@ -7,6 +7,7 @@ theta_m follows from theta = 1 alone, bit for bit, whatever races and deaths hap
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -26,20 +27,22 @@ FloatArray = npt.NDArray[np.float64]
 
 def next_theta(
     chain: Chain,
-    theta: FloatArray | None,
     members: Sequence[Draw],
     ledger: Ledger,
     thetas: Mapping[int, FloatArray],
     settings: UpdateSettings,
 ) -> newton.Update:
-    """Return the update of theta by these members, in their order.
+    r"""Return the update of a chain's theta by K new members, in their order.
+
+    The draws of the last `settings.reuse` updates join the new ones. All draws together count as
+    drawn from the mixture of the thetas that they came from (deterministic mixture, Owen and
+    Zhou 2000): q(x) = \sum_j n_j p_{\theta_j}(x) / N. If all came from one theta, that is q.
 
     Args:
-        chain: Names the space.
-        theta: The parent's theta; None is theta = 1.
-        members: K draws from this space.
-        ledger: Knows the openers and the direction.
-        thetas: theta by opener number, for the densities that the members were drawn from.
+        chain: The chain up to the theta that moves.
+        members: K draws from its space.
+        ledger: Knows the draws, the openers and the direction.
+        thetas: theta by opener number.
         settings: The settings of the update.
 
     Raises:
@@ -47,26 +50,29 @@ def next_theta(
     """
     distribution = chain.space.distribution
     uniform = distribution.uniform_theta()
-    x = []
-    for member in members:
-        coordinates = chain.coordinates(member, ledger.openers)
-        if coordinates is None:
-            raise ValueError(f"Trial {member.trial.number} is no draw from the study's space.")
-        x.append(coordinates)
-    points = chain.space.points(np.array(x))
-    log_density_drawn = np.empty(len(members))
-    for opener in dict.fromkeys(d.record.opener for d in members):
-        rows = [i for i, d in enumerate(members) if d.record.opener == opener]
-        drawn_from = uniform if opener is None else thetas[opener]
-        log_density_drawn[rows] = distribution.log_density(drawn_from, points[rows])
+    reused = chain.openers[-settings.reuse :] if settings.reuse else ()
+    draws = [*(ledger.draws[n] for record in reused for n in record.members), *members]
+    points = chain.space.points(np.array([ledger.coordinates(chain.space, d) for d in draws]))
+    counts = Counter(d.record.opener for d in draws)  # in the order of first appearance
+    log_densities = [
+        np.log(n / len(draws))
+        + distribution.log_density(uniform if opener is None else thetas[opener], points)
+        for opener, n in counts.items()
+    ]
     return newton.update(
         distribution,
-        uniform if theta is None else theta,
+        thetas[chain.openers[-1].trial] if chain.openers else uniform,
         points,
-        np.array([ledger.rules.loss(d.trial) for d in members]),
-        log_density_drawn,
+        np.array([ledger.rules.loss(d.trial) for d in draws]),
+        _log_sum_exp(np.array(log_densities)),
         settings,
     )
+
+
+def _log_sum_exp(values: FloatArray) -> FloatArray:
+    """Sum over the first axis; exact for one summand, so that its weights are exactly 1."""
+    largest = values.max(axis=0)
+    return np.asarray(largest + np.log(np.exp(values - largest).sum(axis=0)))
 
 
 @dataclass(frozen=True)
@@ -163,15 +169,10 @@ def _replayed_thetas(chain: Chain, ledger: Ledger) -> dict[int, FloatArray]:
     for record in ledger.openers.values():  # by generation: parents and ancestors come first
         if record.space != chain.space.fingerprint:
             continue
+        before = ledger.chain_to(record.parent, chain.space)
         settings, _ = split_settings(record.settings or {})
-        update = next_theta(
-            chain,
-            thetas[record.parent] if record.parent is not None else None,
-            [ledger.draws[n] for n in record.members],
-            ledger,
-            thetas,
-            settings,
-        )
+        members = [ledger.draws[n] for n in record.members]
+        update = next_theta(before, members, ledger, thetas, settings)
         thetas[record.trial] = update.theta
     return thetas
 

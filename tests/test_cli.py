@@ -73,7 +73,7 @@ def test_search_status_evaluate_export(capsys: pytest.CaptureFixture[str]) -> No
 
 
 def test_search_in_the_papers_space() -> None:
-    assert main(["search", *SHORT, "--space", "table1", "--estimator", "natural"]) == 0
+    assert main(["search", *SHORT, "--space", "table1", "--estimator", "newton"]) == 0
     assert len(study().trials[0].params) == 2 + 19
 
 

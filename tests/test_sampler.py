@@ -26,7 +26,9 @@ from optuna.trial import TrialState
 from scipy import stats
 
 from optuna_s2e import S2ESampler, Schedule, ScheduleSpace, generations, replay, suggest_simplex
+from optuna_s2e.newton import UpdateSettings, update
 from optuna_s2e.records import RECORD_KEY
+from optuna_s2e.search_space import SearchSpace
 
 K = 4
 
@@ -71,7 +73,7 @@ def assert_replays(study: optuna.Study) -> None:
 
 @pytest.mark.parametrize("objective", [quadratic, mixed])
 def test_one_worker_runs_algorithm_2(objective: Any) -> None:
-    study = make_study()
+    study = make_study(estimator="newton", reuse=0)
     study.optimize(objective, n_trials=5 * K + 1)
     gs = generations(study)
     assert [g.index for g in gs] == [0, 1, 2, 3, 4, 5]
@@ -98,10 +100,26 @@ def test_search_beats_random_over_seeds(estimator: str) -> None:
         study.optimize(quadratic, n_trials=60)
         return float(np.mean([t.value for t in study.trials[-12:]]))
 
-    step_size = 0.3 if estimator == "gradient" else 1.0
-    ours = [run(S2ESampler(estimator=estimator, step_size=step_size, seed=s)) for s in range(12)]
+    ours = [run(S2ESampler(estimator=estimator, seed=s)) for s in range(12)]
     theirs = [run(RandomSampler(seed=s)) for s in range(12)]
     assert stats.wilcoxon(ours, theirs, alternative="less").pvalue < 0.01
+
+
+def test_reused_draws_are_weighed_by_the_mixture_that_they_came_from() -> None:
+    study = make_study(reuse=2)
+    study.optimize(quadratic, n_trials=4 * K + 1)
+    gs = generations(study)
+    draws = [n for g in gs[2:5] for n in g.members]  # the new ones and two updates before
+    assert len(draws) == 3 * K
+    space = SearchSpace.of(study.trials[0].distributions)
+    x = np.array([space.encode(study.trials[n].params) for n in draws])
+    p = space.distribution
+    sources = [gs[1].theta, gs[2].theta, gs[3].theta]  # members of m came from m - 1
+    mixture = np.log(np.mean([np.exp(p.log_density(t, x)) for t in sources], axis=0))
+    losses = [study.trials[n].value for n in draws]
+    settings = UpdateSettings(population_size=K, estimator="natural", step_size=3.0)
+    expected = update(p, gs[3].theta, x, losses, mixture, settings)
+    np.testing.assert_allclose(gs[4].theta, expected.theta, rtol=1e-9)
 
 
 def test_maximize_mirrors_minimize() -> None:
@@ -464,8 +482,9 @@ def test_study_made_anew_under_the_same_identifier_is_read_anew(tmp_path: Path) 
     ("change", "message"),
     [
         ({"population_size": 5}, "population_size is 5, was 4"),
-        ({"estimator": "natural"}, "estimator is 'natural', was 'newton'"),
-        ({"step_size": 0.5}, "step_size is 0.5, was 1.0"),
+        ({"estimator": "newton"}, "estimator is 'newton', was 'natural'"),
+        ({"step_size": 0.5}, "step_size is 0.5, was 3.0"),
+        ({"reuse": 0}, "reuse is 0, was 10"),
         ({"max_kl": 2.0}, "max_kl is 2.0, was 1.0"),
         ({"theta_bounds": (1.0, 50.0)}, r"theta_bounds is \[1.0, 50.0\], was \[1.0, 100.0\]"),
         ({"consider_pruned_trials": True}, "consider_pruned_trials is True, was False"),
@@ -489,14 +508,14 @@ def test_other_settings_are_adopted_from_the_next_generation_on(n_before: int) -
     study = make_study()
     study.optimize(quadratic, n_trials=n_before)
     before = [g.members for g in generations(study)]
-    change = {"population_size": 6, "estimator": "natural", "on_config_change": "adopt"}
+    change = {"population_size": 6, "estimator": "newton", "on_config_change": "adopt"}
     study.sampler = S2ESampler(seed=0, **change)  # type: ignore[arg-type]
     study.optimize(quadratic, n_trials=14)
     after = [g.members for g in generations(study)]
     assert after[: len(before)] == before
     assert [len(m) for m in after[len(before) :]] == [6, 6]
     assert_replays(study)
-    study.sampler = S2ESampler(population_size=6, estimator="natural", seed=0)
+    study.sampler = S2ESampler(population_size=6, estimator="newton", seed=0)
     study.optimize(quadratic, n_trials=1)  # in force now
 
 
