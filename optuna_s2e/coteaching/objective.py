@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from optuna import TrialPruned
 from optuna.trial import BaseTrial, Trial
@@ -27,6 +28,8 @@ from optuna_s2e.coteaching.training import (
     train_batch,
 )
 from optuna_s2e.schedules import DEFAULT_KIND, ScheduleSpace
+
+FloatArray = npt.NDArray[np.float64]
 
 CURVES = "coteaching:curves"  # system attribute: one JSON text of all curves
 TRIAL_STREAM = 0  # spawn key of the trials' seeds
@@ -150,7 +153,7 @@ class CoteachingObjective:
         if result.failure is not None:
             raise result.failure
         _record(trial, result)
-        return last_epochs_mean(getattr(result.curves, _METRICS[self.metric]))
+        return _rounded_mean(getattr(result.curves, _METRICS[self.metric]))
 
     @property
     def settings(self) -> dict[str, Any] | None:
@@ -246,12 +249,17 @@ def _checked_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in settings.items() if key != "version"}
 
 
+def _rounded_mean(curve: FloatArray) -> float:
+    """Return the trial's number for a curve; six digits fit a dashboard's card."""
+    return round(last_epochs_mean(curve), 6)
+
+
 def _record(trial: BaseTrial, result: TrainingResult) -> None:
     values = {
-        "validation_error": last_epochs_mean(result.curves.error),
-        "validation_loss": last_epochs_mean(result.curves.loss),
-        "label_precision": last_epochs_mean(result.curves.label_precision),
-        "train_accuracy": last_epochs_mean(result.curves.train_accuracy),
+        "validation_error": _rounded_mean(result.curves.error),
+        "validation_loss": _rounded_mean(result.curves.loss),
+        "label_precision": _rounded_mean(result.curves.label_precision),
+        "train_accuracy": _rounded_mean(result.curves.train_accuracy),
         "training_seconds": round(result.seconds, 3),
     }
     for name, value in values.items():

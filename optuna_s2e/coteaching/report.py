@@ -28,11 +28,10 @@ def table(evaluations: Mapping[str, Evaluation]) -> str:
     for name, evaluation in evaluations.items():
         accuracy = 100 * evaluation.final_accuracy
         gain = accuracy - 100 * standard
-        spread = accuracy.std(ddof=1) if len(accuracy) > 1 else np.nan
-        error = gain.std(ddof=1) / np.sqrt(len(gain)) if len(gain) > 1 else np.nan
-        over = "" if name == "standard" else f"{gain.mean():+.2f} ± {error:.2f}"
+        error = gain / np.sqrt(len(gain))
+        over = "" if name == "standard" else f"{gain.mean():+.2f}{_spread(error)}"
         lines.append(
-            f"{TITLES.get(name, name):16}{f'{accuracy.mean():.2f} ± {spread:.2f}':>18}"
+            f"{TITLES.get(name, name):16}{f'{accuracy.mean():.2f}{_spread(accuracy)}':>18}"
             f"{f'{accuracy.max():.2f}, {accuracy.min():.2f}':>20}{over:>18}"
         )
     lines.append(
@@ -40,6 +39,10 @@ def table(evaluations: Mapping[str, Evaluation]) -> str:
         "(± standard deviation; differences ± standard error)."
     )
     return "\n".join(lines)
+
+
+def _spread(values: np.ndarray) -> str:
+    return f" ± {values.std(ddof=1):.2f}" if len(values) > 1 else ""
 
 
 def save_report(
