@@ -1,5 +1,6 @@
 """optuna_s2e: search sample-selection schedules, and anything else, with Optuna."""
 
+from optuna_s2e.recommend import Recommendation, recommend
 from optuna_s2e.sampler import S2ESampler
 from optuna_s2e.schedules import (
     Schedule,
@@ -14,12 +15,14 @@ from optuna_s2e.timeline import Generation, generations, replay
 
 __all__ = [
     "Generation",
+    "Recommendation",
     "S2ESampler",
     "Schedule",
     "ScheduleSpace",
     "coteaching_schedule",
     "generations",
     "open_storage",
+    "recommend",
     "replay",
     "simplex_params",
     "standard_schedule",

@@ -19,6 +19,8 @@ import numpy as np
 if TYPE_CHECKING:
     import optuna
 
+    from optuna_s2e import Schedule
+
 EXIT_MISMATCH, EXIT_ERROR, EXIT_INTERRUPTED = 1, 2, 130
 MAX_FAILURES = 10  # trials in a row, after which a search gives up
 OBJECTIVE_ATTR = "s2e:objective"  # study user attribute: settings of the package's own objective
@@ -35,7 +37,7 @@ adds a worker, Ctrl-C loses at most the running trial.
         --storage postgresql+psycopg://me@db/s2e --study-name mnist-pair45
 """
 _EVALUATE_HELP = """\
-Retrain the best schedule of a search with fresh seeds, beside Standard training (R = 1) and
+Retrain the schedule of a search with fresh seeds, beside Standard training (R = 1) and
 Co-teaching's fixed schedule (Eq 1 with the true noise rate), on the test data, which the search
 never sees. Writes evaluation.json, evaluation.png and schedule.json.
 """
@@ -102,13 +104,19 @@ def _parser() -> argparse.ArgumentParser:
         "--verify", action="store_true",
         help="recompute every theta from the recorded draws; exit code 1 at a mismatch",
     )  # fmt: skip
-    evaluate = add("evaluate", _evaluate, _EVALUATE_HELP, named, training)
+    picked = argparse.ArgumentParser(add_help=False)
+    picked.add_argument(
+        "--rule", default="smoothed", choices=["smoothed", "theta", "best"],
+        help="which schedule: of the trial that is best after smoothing out the luck of single "
+        "trainings (default), the mean of p_theta, or the best trial",
+    )  # fmt: skip
+    evaluate = add("evaluate", _evaluate, _EVALUATE_HELP, named, picked, training)
     evaluate.add_argument("--repeats", type=int, default=5, help="seeds per schedule (default 5)")
     evaluate.add_argument("--seed", type=int, default=0, help="seed of the seeds (default 0)")
     evaluate.add_argument(
         "--out", type=Path, metavar="DIR", help="output folder (default: the study's name)"
     )
-    export = add("export", _export, "Write the best schedule of a search as JSON.", named)
+    export = add("export", _export, "Write the schedule of a search as JSON.", named, picked)
     export.add_argument("--out", type=Path, required=True, metavar="FILE.json")
     dashboard = add("dashboard", _dashboard, "Open optuna-dashboard on the storage.")
     dashboard.add_argument("--host", default="127.0.0.1", help="default: this machine only")
@@ -378,14 +386,19 @@ def _load_study(args: argparse.Namespace) -> optuna.Study:
     return optuna.load_study(study_name=name, storage=storage)
 
 
-def _best_schedule(study: optuna.Study) -> Any:
-    from optuna.trial import TrialState
+def _recommended(study: optuna.Study, rule: str) -> tuple[Schedule, str]:
+    """Return a schedule to use and a line that says where it comes from."""
+    from optuna_s2e import recommend
 
-    from optuna_s2e import Schedule
-
-    if not study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
-        raise ValueError(f"Study {study.study_name!r} has no completed trial yet.")
-    return Schedule.from_trial(study.best_trial)
+    picked = recommend(study, rule)
+    if picked.schedule is None:
+        raise ValueError(f"The trials of study {study.study_name!r} hold no schedules.")
+    source = "theta's mean" if picked.trial is None else f"trial {picked.trial}"
+    low, high = picked.interval
+    return picked.schedule, (
+        f"Schedule: {source} (rule: {picked.rule}), expected {picked.expected_loss:.4f} "
+        f"[{low:.4f}, {high:.4f}]"
+    )
 
 
 def _status(args: argparse.Namespace) -> int:
@@ -413,7 +426,8 @@ def _evaluate(args: argparse.Namespace) -> int:
             f"Study {study.study_name!r} was not made by `s2e search`; evaluate its schedules "
             "with optuna_s2e.coteaching.evaluate_schedules."
         )
-    schedule = _best_schedule(study)
+    schedule, source = _recommended(study, args.rule)
+    print(source)
     _set_threads(args.threads)
     objective = CoteachingObjective.from_settings(
         settings, data_root=args.data_root, device=args.device
@@ -448,11 +462,10 @@ def _evaluate(args: argparse.Namespace) -> int:
 
 
 def _export(args: argparse.Namespace) -> int:
-    study = _load_study(args)
-    schedule = _best_schedule(study)
+    schedule, source = _recommended(_load_study(args), args.rule)
     schedule.save(args.out)
     rates = np.array2string(schedule.keep_rates, precision=3, threshold=8, edgeitems=3)
-    print(f"Trial {study.best_trial.number}, R(t) = {rates}, written to {args.out}")
+    print(f"{source}\nR(t) = {rates}, written to {args.out}")
     return 0
 
 

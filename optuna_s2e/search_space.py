@@ -201,6 +201,21 @@ class SearchSpace:
         """Return the coordinates x (d,) of the parameters of a trial."""
         return np.array([encode(params[n], d) for n, d in self.distributions.items()])
 
+    def unit_features(self, x: FloatArray) -> FloatArray:
+        """Return draws x (K, d) as features in which distance means difference.
+
+        Weights of simplexes, numbers in the unit interval, categories one-hot (at distance 1).
+        """
+        points = self.points(x)
+        columns, start = [], 0
+        for family in self.distribution.families:
+            block = points[:, start : start + family.n_columns]
+            if isinstance(family, Categorical):
+                block = (block == np.arange(family.n)) / math.sqrt(2.0)
+            columns.append(block)
+            start += family.n_columns
+        return np.concatenate(columns, axis=1)
+
     def sample(self, theta: FloatArray, rng: np.random.Generator) -> FloatArray:
         """Draw one x (d,) from p_theta."""
         x: FloatArray = self.coordinates(self.distribution.sample(theta, rng, 1))[0]

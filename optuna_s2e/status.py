@@ -9,6 +9,7 @@ import numpy as np
 from optuna.study import Study
 from optuna.trial import TrialState
 
+from optuna_s2e.recommend import recommend
 from optuna_s2e.timeline import Generation, count_forks, generations, replay
 
 TOLERANCE = 1e-9  # relative: another processor's rounding, not another theta
@@ -53,6 +54,7 @@ def describe(study: Study) -> str:
     if states[TrialState.COMPLETE]:
         best = study.best_trial
         lines.append(f"Best: trial {best.number}, value {best.value:.6g}")
+        lines.append(_recommendation(study))
     told = generations(study)
     forks = count_forks(study)
     if forks:
@@ -60,6 +62,18 @@ def describe(study: Study) -> str:
     lines += ["", f"{'generation':>10} {'opener':>7} {'trials':>7} {'complete':>9}"
               f" {'best loss':>11} {'mean loss':>11}"]  # fmt: skip
     return "\n".join(lines + [_line(g) for g in told])
+
+
+def _recommendation(study: Study) -> str:
+    try:
+        picked = recommend(study)
+    except ValueError as error:
+        return f"Recommended: none ({error})"
+    low, high = picked.interval
+    return (
+        f"Recommended: trial {picked.trial}, expected value {picked.expected_loss:.6g} "
+        f"[{low:.6g}, {high:.6g}]"
+    )
 
 
 def _line(g: Generation) -> str:

@@ -1,0 +1,154 @@
+"""Which point of a finished search to use: the best trial is often just the luckiest."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from optuna.study import Study
+from optuna.trial import FrozenTrial, TrialState
+
+from optuna_s2e import _optuna, surrogate
+from optuna_s2e.history import Ledger
+from optuna_s2e.records import Rules, read_tags
+from optuna_s2e.schedules import Schedule, find_space
+from optuna_s2e.search_space import SearchSpace, intersection
+from optuna_s2e.surrogate import Surrogate
+
+FloatArray = npt.NDArray[np.float64]
+
+RULES = ("smoothed", "theta", "best")
+N_POINTS = 32  # of the grid on which schedules are compared
+
+
+@dataclass(frozen=True)
+class Recommendation:
+    """What to use, and how good it probably is.
+
+    Attributes:
+        params: Parameters by name, as in `trial.params`.
+        schedule: The schedule that they decode to; None if they hold none.
+        expected_loss: Estimate of f without the luck of one training, in units of `trial.value`.
+        interval: 95 % interval of it.
+        rule: "smoothed", "theta" or "best".
+        trial: Number of the trial with these parameters; None for "theta".
+    """
+
+    params: dict[str, Any]
+    schedule: Schedule | None = field(repr=False)
+    expected_loss: float
+    interval: tuple[float, float]
+    rule: str
+    trial: int | None
+
+
+def recommend(study: Study, rule: str = "smoothed") -> Recommendation:
+    """Recommend parameters to use, from the trials of any sampler.
+
+    One training is noisy, and the best of many trials is the one that was good and lucky. The
+    default smooths the losses with a Gaussian process (over R(t) for schedules, over the
+    parameters in the unit cube else) and takes the completed trial of lowest posterior mean.
+
+    Args:
+        study: A study with completed trials of one objective.
+        rule: `"smoothed"`; `"theta"`: the mean of p_theta, for studies of `S2ESampler`; `"best"`:
+            `study.best_trial`, with a smoothed estimate of what it is worth.
+
+    Raises:
+        ValueError: If no trial has completed, the trials share no parameters, the rule is
+            unknown, or the study has no theta for `"theta"`.
+
+    Example:
+        >>> import optuna
+        >>> from optuna_s2e import S2ESampler, recommend
+        >>> optuna.logging.set_verbosity(optuna.logging.ERROR)
+        >>> study = optuna.create_study(sampler=S2ESampler(seed=0))
+        >>> study.optimize(lambda t: (t.suggest_float("x", 0, 1) - 0.3) ** 2, n_trials=30)
+        >>> abs(recommend(study).params["x"] - 0.3) < 0.1
+        True
+    """
+    if rule not in RULES:
+        raise ValueError(f"rule must be one of {RULES}, but got {rule!r}.")
+    rules = Rules.of(study)
+    complete = [t for t in _optuna.all_trials(study) if t.state == TrialState.COMPLETE]
+    if not complete:
+        raise ValueError(f"Study {study.study_name!r} has no completed trial yet.")
+    trials, space = _comparable(complete)
+    losses = np.array([rules.loss(t) for t in trials])
+    if not np.isfinite(losses).any():
+        raise ValueError(f"Study {study.study_name!r} has no trial with a finite value.")
+    order = np.argsort(losses, kind="stable")
+    used = order[: surrogate.MAX_POINTS]  # of very many, the best
+    features = _features(space, [trials[i].params for i in used])
+    model = surrogate.fit(features, losses[used])
+
+    chosen: FrozenTrial | None
+    if rule == "theta":
+        chosen, params = None, _theta_mean(study, rules, trials[int(order[0])])
+    else:
+        at = int(np.argmin(model.predict(features)[0])) if rule == "smoothed" else 0
+        chosen = trials[int(used[at])]
+        params = dict(chosen.params)
+    return _recommendation(params, chosen, rule, rules, model, space)
+
+
+def _comparable(complete: list[FrozenTrial]) -> tuple[list[FrozenTrial], SearchSpace]:
+    """Return the trials of the newest trial's schedule space (all, for other objectives)."""
+    tags = read_tags(complete[-1])
+    trials = [t for t in complete if read_tags(t) == tags]
+    space = SearchSpace.of(intersection([t.distributions for t in trials]), tags)
+    if not space.names:
+        raise ValueError("The trials must share a parameter with one range, but they do not.")
+    return trials, space
+
+
+def _features(space: SearchSpace, params: list[dict[str, Any]]) -> FloatArray:
+    """Return R on a grid for the schedule, and unit coordinates for all other parameters."""
+    parts, others = [], dict(space.distributions)
+    if space.tags:
+        schedules = find_space(space.tags)
+        names = [n for n, d in schedules.distributions.items() if not d.single()]
+        curves = schedules.curves({n: [p[n] for p in params] for n in names}, N_POINTS)
+        parts.append(curves / np.sqrt(N_POINTS))  # distance: root mean square over the grid
+        others = {n: d for n, d in others.items() if n not in names}
+    if others:
+        rest = SearchSpace.of(others)
+        parts.append(rest.unit_features(np.array([rest.encode(p) for p in params])))
+    return np.concatenate(parts, axis=1)
+
+
+def _theta_mean(study: Study, rules: Rules, like: FrozenTrial) -> dict[str, Any]:
+    ledger = Ledger(rules).read(_optuna.all_trials(study))
+    chain = ledger.state(1).chain
+    if chain is None or not chain.openers:
+        raise ValueError(
+            f"Study {study.study_name!r} has no theta: it was not searched by S2ESampler, or its "
+            'first generation is not complete. Use rule="smoothed".'
+        )
+    mean = chain.space.distribution.mean(chain.theta)
+    decoded = chain.space.decode(chain.space.coordinates(mean[None])[0])
+    return {**like.params, **decoded}  # constants and conditional parameters of the best trial
+
+
+def _recommendation(
+    params: dict[str, Any],
+    trial: FrozenTrial | None,
+    rule: str,
+    rules: Rules,
+    model: Surrogate,
+    space: SearchSpace,
+) -> Recommendation:
+    mean, deviation = (float(v[0]) for v in model.predict(_features(space, [params])))
+    bounds = sorted(
+        (-1.0 if rules.maximize else 1.0) * (mean + z * deviation) for z in (-1.96, 1.96)
+    )
+    return Recommendation(
+        params=params,
+        schedule=Schedule.from_params(params) if space.tags else None,
+        expected_loss=-mean if rules.maximize else mean,
+        interval=(bounds[0], bounds[1]),
+        rule=rule,
+        trial=trial.number if trial is not None else None,
+    )

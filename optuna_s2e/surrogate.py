@@ -1,0 +1,118 @@
+r"""A model of the loss over points: Gaussian process regression with a few hyper-parameters.
+
+Notation
+    Z       features of the points: R(t) on a grid, or coordinates in the unit cube   (N, d)
+    y       losses, clipped from above and standardised                              (N,)
+    l       length scale, in units of the median distance between points              scalar
+    s       noise variance / (signal + noise variance)                                scalar
+
+k(z, z') = (1 - s) m(|z - z'| / l) + s [z is z'] with the Matern-5/2 function m. (l, s) are the
+grid point of largest marginal likelihood under a weak prior; the signal scale is solved for in
+closed form. Losses far above the median say that a point is bad, not how bad: they are clipped,
+because under label noise bad schedules are also the noisiest.
+
+References:
+    Rasmussen and Williams, "Gaussian Processes for Machine Learning", MIT Press 2006, 2.2 and 5.4.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+FloatArray = npt.NDArray[np.float64]
+
+LENGTH_SCALES = np.geomspace(0.1, 6.0, 9)
+NOISE_SHARES = np.array([0.003, 0.03, 0.1, 0.2, 0.35, 0.5, 0.7, 0.9])
+MAX_POINTS = 500  # the cubic cost of a fit: about half a second
+
+
+@dataclass(frozen=True)
+class Surrogate:
+    """A fitted model; `predict` gives mean and standard deviation of f, without the noise."""
+
+    features: FloatArray
+    length_scale: float  # in units of the features
+    noise_share: float
+    _cholesky: FloatArray
+    _weights: FloatArray
+    _scale: float  # prior standard deviation of an observation, standardised
+    _shift: float
+    _unit: float
+
+    @property
+    def noise_deviation(self) -> float:
+        """Standard deviation of one observation around f, in units of the losses."""
+        return float(np.sqrt(self.noise_share)) * self._scale * self._unit
+
+    def predict(self, features: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """Return the posterior mean and standard deviation of f at points (M, d), (M,) each."""
+        signal = 1.0 - self.noise_share
+        k = signal * _matern(_distances(features, self.features) / self.length_scale)
+        mean = k @ self._weights
+        v = np.linalg.solve(self._cholesky, k.T)
+        variance = np.maximum(signal - (v * v).sum(axis=0), 0.0) * self._scale**2
+        return self._shift + self._unit * mean, self._unit * np.sqrt(variance)
+
+
+def fit(features: FloatArray, losses: FloatArray) -> Surrogate:
+    """Fit a model.
+
+    Args:
+        features: Z, (N, d), finite.
+        losses: (N,); infinite ones count as the largest (smallest) finite one.
+
+    Raises:
+        ValueError: If there is no finite loss, or the shapes do not fit.
+    """
+    if features.ndim != 2 or losses.shape != (len(features),) or not len(losses):
+        raise ValueError(
+            "features and losses must have shapes (N, d) and (N,), "
+            f"but got {features.shape} and {losses.shape}."
+        )
+    finite = losses[np.isfinite(losses)]
+    if not finite.size:
+        raise ValueError("losses must hold a finite number, but got none.")
+    y = np.clip(losses, finite.min(), _ceiling(finite))
+    shift, unit = float(np.mean(y)), float(np.std(y)) or 1.0
+    y = (y - shift) / unit
+    distances = _distances(features, features)
+    typical = float(np.median(distances[distances > 0])) if np.any(distances > 0) else 1.0
+    best: tuple[float, float, float, FloatArray, FloatArray, float] | None = None
+    for length_scale in LENGTH_SCALES * typical:
+        correlation = _matern(distances / length_scale)
+        for share in NOISE_SHARES:
+            k = (1.0 - share) * correlation + share * np.eye(len(y))
+            cholesky = np.linalg.cholesky(k)
+            whitened = np.linalg.solve(cholesky, y)
+            # scale^2 ~ inverse gamma of one pseudo-observation: exact fits stay uncertain
+            scale2 = (whitened @ whitened + 1.0) / (len(y) + 1.0)
+            log_likelihood = -np.log(np.diag(cholesky)).sum() - 0.5 * (len(y) + 1) * np.log(scale2)
+            log_prior = -0.5 * (np.log(length_scale / typical) / 1.5) ** 2
+            if best is None or log_likelihood + log_prior > best[0]:
+                weights = np.linalg.solve(cholesky.T, whitened)
+                best = (
+                    float(log_likelihood + log_prior), float(length_scale), float(share),
+                    cholesky, weights, float(np.sqrt(scale2)),
+                )  # fmt: skip
+    assert best is not None
+    _, length_scale, share, cholesky, weights, scale = best
+    return Surrogate(features, length_scale, share, cholesky, weights, scale, shift, unit)
+
+
+def _ceiling(finite: FloatArray) -> float:
+    """Return where losses are clipped: twice as far above the median as the best is below."""
+    median = float(np.median(finite))
+    return median + 2.0 * (median - float(finite.min()))
+
+
+def _matern(r: FloatArray) -> FloatArray:
+    a = np.sqrt(5.0) * r
+    return np.asarray((1.0 + a + a * a / 3.0) * np.exp(-a))
+
+
+def _distances(a: FloatArray, b: FloatArray) -> FloatArray:
+    squares = (a * a).sum(axis=1)[:, None] + (b * b).sum(axis=1) - 2.0 * (a @ b.T)
+    return np.asarray(np.sqrt(np.maximum(squares, 0.0)))
