@@ -1,0 +1,43 @@
+"""The README's Python runs as printed (with fewer trials)."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+README = Path(__file__).parent.parent / "README.md"
+BLOCKS = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+
+
+def test_the_quickstart_blocks_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    x, y = rng.random((120, 64)).astype(np.float32), np.arange(120) % 3
+    names: dict[str, Any] = {
+        "torch": pytest.importorskip("torch"),
+        "x": x[:80], "y": y[:80], "x_val": x[80:], "y_val": y[80:],
+        "my_training": lambda keep_rates: float(keep_rates.mean()),
+        "train": lambda weights, lr, depth: float(weights[0]) + lr + depth,
+    }  # fmt: skip
+    for block in BLOCKS:
+        exec(re.sub(r"n_trials=\d+", "n_trials=3", block), names)  # noqa: S102
+    assert names["best"].schedule.n_epochs == 40
+    names["study"].optimize(names["my_objective"], n_trials=2)
+    own = names["objective"]
+    assert len(BLOCKS) == 4
+    assert callable(own)
+
+
+def test_the_commands_are_those_of_the_makefile_and_the_parser() -> None:
+    text = README.read_text()
+    makefile = (README.parent / "Makefile").read_text()
+    for target in re.findall(r"^make (\w+)", text, re.MULTILINE):
+        assert f"\n{target}:" in makefile
+    from optuna_s2e.cli import _parser
+
+    commands = re.findall(r"^s2e (.*?)(?:\s+#.*)?$", text, re.MULTILINE)
+    assert len(commands) == 5
+    for command in commands:
+        _parser().parse_args(command.split())
