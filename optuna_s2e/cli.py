@@ -53,10 +53,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\nInterrupted.", file=sys.stderr)
         return EXIT_INTERRUPTED
-    except (ValueError, OSError, ImportError) as error:
+    except (ValueError, OSError, ImportError, RuntimeError) as error:
         if args.traceback:
             raise
         line = " ".join(str(error).split())
+        line = line.replace('on_config_change="adopt"', "--on-config-change adopt")
         print(f"s2e {args.command}: error: {line}", file=sys.stderr)
         return EXIT_ERROR
     return code
@@ -231,6 +232,8 @@ def _open_study(storage: Any, name: str, settings: Any, sampler: Any) -> optuna.
     study = optuna.create_study(
         study_name=name, storage=storage, sampler=sampler, load_if_exists=True
     )
+    if study.directions != [optuna.study.StudyDirection.MINIMIZE]:
+        raise ValueError(f"Study {name!r} must minimise one objective. Use another --study-name.")
     recorded = study.user_attrs.get(OBJECTIVE_ATTR)
     if recorded is None and not study.get_trials(deepcopy=False):
         study.set_user_attr(OBJECTIVE_ATTR, settings)

@@ -14,7 +14,8 @@ from __future__ import annotations
 
 from bisect import insort
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
@@ -23,7 +24,13 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.trial import FrozenTrial
 
 from optuna_s2e.records import RECORD_KEY, Draw, Record, Rules, Tags, read_draw
-from optuna_s2e.search_space import SearchSpace, decode, intersection, same_value
+from optuna_s2e.search_space import (
+    SearchSpace,
+    decode,
+    intersection,
+    keyed_coordinate,
+    same_value,
+)
 
 FloatArray = npt.NDArray[np.float64]
 _NO_TAGS: Tags = {}
@@ -46,41 +53,16 @@ class Chain:
     n_counted: int = 0
 
     @property
+    def head(self) -> Record | None:
+        """The opener of the largest generation; None in generation 0."""
+        return self.openers[-1] if self.openers else None
+
+    @property
     def theta(self) -> FloatArray:
         """The head's theta, or theta = 1."""
-        if not self.openers:
+        if self.head is None:
             return self.space.distribution.uniform_theta()
-        return np.array(self.openers[-1].theta, dtype=np.float64)
-
-    def coordinates(self, draw: Draw, openers: Mapping[int, Record]) -> FloatArray | None:
-        """Return x (d,) if the trial is a draw from this space, as it was recorded."""
-        trial, record = draw.trial, draw.record
-        if draw.tags != self.space.tags:
-            return None
-        for name, d in self.space.distributions.items():
-            if trial.distributions.get(name) != d:
-                return None
-        if record.generation == 0:
-            if not all(name in draw.uniform for name in self.space.names):
-                return None
-            return np.array([draw.uniform[name] for name in self.space.names])
-        opener = openers.get(record.opener) if record.opener is not None else None
-        if opener is None or opener.space != self.space.fingerprint:
-            return None
-        return self._recorded(record, trial)
-
-    def _recorded(self, record: Record, trial: FrozenTrial) -> FloatArray | None:
-        if record.x is None or len(record.x) != len(self.space.names):
-            return None
-        for c, (name, d) in zip(record.x, self.space.distributions.items(), strict=True):
-            if isinstance(d, CategoricalDistribution):
-                if not (float(c).is_integer() and 0 <= c < len(d.choices)):
-                    return None
-            elif not 0 < c < 1:
-                return None
-            if not same_value(decode(c, d), trial.params[name]):
-                return None  # set by someone else: PartialFixedSampler, an edited database
-        return np.array(record.x, dtype=np.float64)
+        return np.array(self.head.theta, dtype=np.float64)
 
 
 class State(NamedTuple):
@@ -89,10 +71,13 @@ class State(NamedTuple):
     Attributes:
         chain: The chain to go on with; None while no space is known (generation 0).
         pool: Completed draws that the next update may use, in the order of membership.
+        left_behind: If none of the last K completed draws is from the chain's space, why the
+            last one is not.
     """
 
     chain: Chain | None
     pool: list[Draw]
+    left_behind: str | None = None
 
 
 def space_of(members: Sequence[Draw]) -> SearchSpace:
@@ -108,6 +93,50 @@ def space_of(members: Sequence[Draw]) -> SearchSpace:
     return SearchSpace.of(shared, tags)
 
 
+def locate(draw: Draw, space: SearchSpace, openers: Mapping[int, Record]) -> FloatArray | str:
+    """Return the coordinates x (d,) of a draw from a space, or why it is none.
+
+    A parameter of the space that the objective did not ask for (another branch) was drawn all
+    the same, and counts.
+    """
+    trial, record = draw.trial, draw.record
+    if draw.tags != space.tags:
+        return f"its schedule space is {dict(draw.tags)}, not {dict(space.tags)}"
+    present = {n: trial.distributions[n] for n in space.names if n in trial.distributions}
+    for name, d in present.items():
+        if d != space.distributions[name]:
+            return f"parameter {name!r} is {d}, theta describes {space.distributions[name]}"
+    if not present:
+        return f"it has none of the parameters {list(space.names)}"
+    if record.generation == 0:
+        assert record.seed is not None
+        x = [keyed_coordinate(record.seed, record.trial, n, d)
+             for n, d in space.distributions.items()]  # fmt: skip
+    else:
+        opener = openers.get(record.opener) if record.opener is not None else None
+        if opener is None or opener.space != space.fingerprint:
+            return "it was drawn from a theta of another space"
+        if record.x is None or not _in_cube(record.x, space):
+            return "its recorded coordinates are not in the space"
+        x = list(record.x)
+    for name, c in zip(space.names, x, strict=True):
+        d = space.distributions[name]
+        if name in present and not same_value(d, decode(c, d), trial.params[name]):
+            return f"parameter {name!r} was set by someone else"  # PartialFixedSampler, an edit
+    return np.array(x, dtype=np.float64)
+
+
+def _in_cube(x: Sequence[float], space: SearchSpace) -> bool:
+    if len(x) != len(space.names):
+        return False
+    return all(
+        float(c).is_integer() and 0 <= c < len(d.choices)
+        if isinstance(d, CategoricalDistribution)
+        else 0 < c < 1
+        for c, d in zip(x, space.distributions.values(), strict=True)
+    )
+
+
 class Ledger:
     """The draws of one study, read incrementally: finished trials never change.
 
@@ -117,9 +146,9 @@ class Ledger:
     Attributes:
         rules: Direction, and what counts.
         draws: Draws by the trial number in their record. If two trials carry the same record (a
-            retry, a copied database), the one that completed counts, then the lowest number.
+            retry, a copied database), the first one that completed counts, else the last.
         completed: The draws whose values count, in the order of membership.
-        openers: Records of the valid openers by trial number, by generation.
+        openers: Records of the valid openers by trial number.
         newest_tags: The schedule space that the newest draw names; empty for other objectives.
     """
 
@@ -133,9 +162,10 @@ class Ledger:
         self.openers: dict[int, Record] = {}
         self.newest_tags: Tags = {}
         self._newest_tagged = -1
-        self._claimed: dict[int, Record] = {}  # openers before validation
-        self._chains: dict[int, Chain] = {}  # by number of the head
-        self._coordinates: dict[tuple[str, int], FloatArray] = {}
+        self._claimed: dict[int, Record] = {}  # openers that are not valid (yet)
+        self._spaces: dict[str | None, SearchSpace] = {}  # by fingerprint
+        self._chains: dict[str | None, Chain] = {}  # the last one of each space
+        self._located: dict[tuple[str, int], FloatArray | str] = {}
         self._n_seen = 0
         self._unfinished: set[int] = set()
         self._last_finished: FrozenTrial | None = None
@@ -150,7 +180,6 @@ class Ledger:
             self._reset()  # another study under the same identifier
         fresh = sorted(self._unfinished) + list(range(self._n_seen, len(trials)))
         self._n_seen = len(trials)
-        n_claimed = len(self._claimed)
         for number in fresh:
             trial = trials[number]
             if trial.state.is_finished():
@@ -161,8 +190,7 @@ class Ledger:
             draw = read_draw(trial) if RECORD_KEY in trial.system_attrs else None
             if draw is not None:
                 self._take(draw)
-        if len(self._claimed) > n_claimed or len(self.openers) < len(self._claimed):
-            self._validate_openers()
+        self._validate_openers()
         return self
 
     def _take(self, draw: Draw) -> None:
@@ -171,7 +199,7 @@ class Ledger:
         if other is not None and self.rules.counts(other.trial):
             return
         self.draws[number] = draw
-        if draw.record.is_opener:
+        if draw.record.is_opener and number not in self.openers:
             self._claimed[number] = draw.record
         if draw.tags and number >= self._newest_tagged:
             self._newest_tagged, self.newest_tags = number, draw.tags
@@ -179,22 +207,33 @@ class Ledger:
             insort(self.completed, draw, key=lambda d: d.membership_order)
 
     def _validate_openers(self) -> None:
-        """Keep the openers whose parents lead down to generation 1 in the same space."""
-        valid: dict[int, Record] = {}
+        """Accept the openers whose parents lead down to generation 1 in the same space.
+
+        Their members must exist. A member that cannot be read (any more) does not stop a search:
+        the recorded theta is the authority; only a replay fails.
+        """
         for record in sorted(self._claimed.values(), key=lambda r: (r.generation, r.trial)):
+            if max(record.members) >= self._n_seen or record.trial in record.members:
+                continue
+            parent = self.openers.get(record.parent) if record.parent is not None else None
             if record.generation == 1:
-                fits = record.parent is None
+                space = self._first_space(record) if record.parent is None else None
+            elif parent is not None and parent.generation == record.generation - 1:
+                space = self._spaces[parent.space]
             else:
-                parent = valid.get(record.parent) if record.parent is not None else None
-                fits = (
-                    parent is not None
-                    and parent.generation == record.generation - 1
-                    and parent.space == record.space
-                    and len(parent.theta or ()) == len(record.theta or ())
-                )
-            if fits and all(n in self.draws for n in record.members):
-                valid[record.trial] = record
-        self.openers = valid
+                continue
+            if space is None or space.fingerprint != record.space:
+                continue
+            if space.distribution.n_theta == len(record.theta or ()):
+                self._spaces[record.space] = space
+                self.openers[record.trial] = record
+                del self._claimed[record.trial]
+
+    def _first_space(self, record: Record) -> SearchSpace | None:
+        draws = [self.draws[n] for n in record.members if n in self.draws]
+        draws = [d for d in draws if d.record.generation == 0 and d.trial.state.is_finished()]
+        space = space_of(draws) if draws else None
+        return space if space is not None and space.names else None
 
     def chains(self, tags: Tags) -> Iterator[Chain]:
         """Yield the chain of each space with these tags, the space opened last first.
@@ -202,69 +241,71 @@ class Ledger:
         The head is the opener with the largest generation, ties to the lowest number.
         """
         heads: dict[str | None, Record] = {}
-        newest = dict.fromkeys((r.space for r in self.openers.values()), -1)
+        newest = dict.fromkeys(self._spaces, -1)
         for record in self.openers.values():
             newest[record.space] = max(newest[record.space], record.trial)
             head = heads.get(record.space)
             if head is None or (record.generation, -record.trial) > (head.generation, -head.trial):
                 heads[record.space] = record
         for space in sorted(heads, key=lambda s: -newest[s]):
-            chain = self._chain(heads[space])
-            if chain is not None and chain.space.tags == tags:
-                yield chain
+            if self._spaces[space].tags == tags:
+                yield self._chain(heads[space])
 
-    def _chain(self, head: Record) -> Chain | None:
-        """Return the chain that leads to a head; None if its space is not what it says."""
-        path = [head]
-        while path[-1].trial not in self._chains and path[-1].parent is not None:
-            path.append(self.openers[path[-1].parent])
-        for record in reversed(path):
-            if record.trial not in self._chains:
-                chain = self._link(record)
-                if chain is None:
-                    return None
-                self._chains[record.trial] = chain
-        return self._chains[head.trial]
-
-    def _link(self, record: Record) -> Chain | None:
-        chain: Chain | None
-        if record.parent is not None:
-            chain = self._chains[record.parent]
-        else:
-            members = [self.draws[n] for n in record.members]
-            space = space_of(members)
-            n_theta = space.distribution.n_theta if space.names else 0
-            fits = space.fingerprint == record.space and n_theta == len(record.theta or ())
-            chain = Chain(space) if fits else None
-        if chain is None:
-            return None
-        return replace(
-            chain,
-            openers=(*chain.openers, record),
-            members=chain.members.union(record.members),
-            n_counted=chain.n_counted
-            + sum(self.rules.counts(self.draws[n].trial) for n in record.members),
+    def _chain(self, head: Record) -> Chain:
+        """Return the chain that leads to a head; the last one of its space is extended."""
+        chain = self._chains.get(head.space, Chain(self._spaces[head.space]))
+        known = chain.head
+        new: list[Record] = []
+        record: Record | None = head
+        while record is not None and record is not known:
+            new.append(record)
+            record = self._parent(record)
+        if record is None:  # generation 0 was reached: another branch
+            chain = Chain(chain.space)
+        new.reverse()
+        members = [n for r in new for n in r.members]
+        counted = (self.rules.counts(self.draws[n].trial) for n in members if n in self.draws)
+        chain = Chain(
+            chain.space,
+            (*chain.openers, *new),
+            chain.members.union(members),
+            chain.n_counted + sum(counted),
         )
+        self._chains[head.space] = chain
+        return chain
+
+    def _parent(self, record: Record) -> Record | None:
+        return self.openers[record.parent] if record.parent is not None else None
+
+    def last_openers(self, head: Record | None, n: int) -> list[Record]:
+        """Return the last n openers that lead to a head, the head included, oldest first."""
+        found: list[Record] = []
+        while head is not None and len(found) < n:
+            found.append(head)
+            head = self._parent(head)
+        return found[::-1]
 
     def state(self, population_size: int, *, tags: Tags = _NO_TAGS, adopt: bool = False) -> State:
         """Find the head, its chain and the pool.
 
         Args:
             population_size: K, for the first opening (the parameters that K draws share are its
-                space) and for `adopt`.
+                space) and to see whether a chain was left behind.
             tags: The schedule space that the asking trial names, if any; else the newest draw's.
             adopt: Leave a chain whose space none of the last K completed draws has.
         """
         tags = tags or self.newest_tags
         for chain in self.chains(tags):
-            pool = [
-                d
-                for d in self._unused(chain)
-                if d.record.generation <= chain.openers[-1].generation
-                and chain.coordinates(d, self.openers) is not None
-            ]
-            if not adopt or self._still_in(chain, population_size):
-                return State(chain, pool)
+            left_behind = self._left_behind(chain, population_size)
+            if not adopt or left_behind is None:
+                assert chain.head is not None
+                pool = [
+                    d
+                    for d in self._unused(chain)
+                    if d.record.generation <= chain.head.generation
+                    and self.coordinates(chain.space, d) is not None
+                ]
+                return State(chain, pool, left_behind)
         return self._first_generation(population_size, tags)
 
     def _unused(self, chain: Chain) -> list[Draw]:
@@ -278,38 +319,40 @@ class Ledger:
                 unused.append(draw)
         return unused[::-1]
 
-    def thetas(self, space: SearchSpace) -> dict[int, FloatArray]:
-        """Return the recorded thetas of a space by opener number."""
-        return {
-            n: np.array(r.theta, dtype=np.float64)
-            for n, r in self.openers.items()
-            if r.space == space.fingerprint
-        }
+    def _left_behind(self, chain: Chain, population_size: int) -> str | None:
+        """Return why the last K completed draws are not from the chain's space, None if one is."""
+        own_tags = (d for d in reversed(self.completed) if d.tags == chain.space.tags)
+        last = list(islice(own_tags, population_size))
+        if len(last) < population_size:
+            return None
+        reasons = [self._locate(chain.space, d) for d in last]
+        return reasons[0] if all(isinstance(r, str) for r in reasons) else None  # type: ignore[return-value]
 
-    def chain_to(self, opener: int | None, space: SearchSpace) -> Chain:
-        """Return the chain that leads to an opener of a space, None: generation 0."""
-        chain = self._chain(self.openers[opener]) if opener is not None else None
-        return chain if chain is not None else Chain(space)
+    def coordinates(self, space: SearchSpace, draw: Draw) -> FloatArray | None:
+        """Return x (d,) of a finished draw from a space; None if it is none."""
+        x = self._locate(space, draw)
+        return None if isinstance(x, str) else x
 
-    def coordinates(self, space: SearchSpace, draw: Draw) -> FloatArray:
-        """Return x (d,) of a finished draw from a space.
-
-        Raises:
-            ValueError: If the trial is no draw from this space (any more).
-        """
+    def _locate(self, space: SearchSpace, draw: Draw) -> FloatArray | str:
         key = (space.fingerprint, draw.record.trial)
-        if key not in self._coordinates:
-            x = Chain(space).coordinates(draw, self.openers)
-            if x is None:
-                raise ValueError(f"Trial {draw.trial.number} is no draw from the study's space.")
-            self._coordinates[key] = x
-        return self._coordinates[key]
+        if key in self._located:
+            return self._located[key]
+        found = locate(draw, space, self.openers)
+        if draw.record.opener is None or draw.record.opener in self.openers:
+            self._located[key] = found  # else its opener may still appear
+        return found
 
-    def _still_in(self, chain: Chain, population_size: int) -> bool:
-        last = [d for d in self.completed if d.tags == chain.space.tags][-population_size:]
-        return len(last) < population_size or any(
-            chain.coordinates(d, self.openers) is not None for d in last
-        )
+    def damage(self) -> list[str]:
+        """Return what of the records cannot be followed: one line per opener or draw."""
+        lines = [f"Trial {n} records a theta that does not follow." for n in sorted(self._claimed)]
+        lines += [
+            f"Trial {d.trial.number} was drawn from a theta that no trial records."
+            for d in self.draws.values()
+            if d.record.opener is not None
+            and d.record.opener not in self.openers
+            and d.record.opener not in self._claimed
+        ]
+        return lines
 
     def _first_generation(self, population_size: int, tags: Tags) -> State:
         """Look for K completed draws of generation 0, in a row, that share parameters."""

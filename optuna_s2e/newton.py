@@ -42,6 +42,9 @@ from optuna_s2e.search_distribution import FloatArray, SearchDistribution
 NULL_EIGENVALUE = 1e-12
 """Eigenvalues of the Fisher information below this share of the largest count as zero."""
 
+MAX_THETA = 1e9
+"""Largest component of theta: beyond it, digamma differences lose their digits."""
+
 BACKTRACK = 0.85
 MAX_BACKTRACKS = 60  # the shortest step tried is 0.85**59 = 7e-5 of the full one
 
@@ -101,6 +104,8 @@ class UpdateSettings:
                 f"theta_bounds must be (low, high) with low <= 1 <= high, low < high: the search "
                 f"starts at theta = 1, but got {self.theta_bounds!r}."
             )
+        if high > MAX_THETA:
+            raise ValueError(f"theta_bounds[1] must be at most {MAX_THETA:g}, but got {high!r}.")
         if self.max_weight < 1.0:
             raise ValueError(f"max_weight must be at least 1, but got {self.max_weight!r}.")
 

@@ -122,7 +122,7 @@ def _features(space: SearchSpace, params: list[dict[str, Any]]) -> FloatArray:
 def _theta_mean(study: Study, rules: Rules, like: FrozenTrial) -> dict[str, Any]:
     ledger = Ledger(rules).read(_optuna.all_trials(study))
     chain = ledger.state(1).chain
-    if chain is None or not chain.openers:
+    if chain is None or chain.head is None:
         raise ValueError(
             f"Study {study.study_name!r} has no theta: it was not searched by S2ESampler, or its "
             'first generation is not complete. Use rule="smoothed".'

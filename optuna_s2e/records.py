@@ -16,11 +16,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, NamedTuple, TypeGuard
 
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
+from optuna_s2e.newton import UpdateSettings
 from optuna_s2e.schedules import PREFIX as TAG_PREFIX
 from optuna_s2e.search_space import decode, keyed_coordinate, same_value
 
@@ -30,7 +32,7 @@ RECORD_KEY = "s2e:draw"
 VERSION = 1
 MAX_MEMBERS = 100_000
 MAX_COORDINATES = 100_000
-MAX_THETA = 1e9
+MAX_FLOAT = 1e308  # compared before any conversion: JSON has integers of any size
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,7 @@ class Record:
             return None
         if generation == 0:
             seed, settings = attr.get("seed"), attr.get("settings")
-            if not (_is_number(seed) and isinstance(settings, dict)):
+            if not (_is_number(seed) and _are_settings(settings)):
                 return None
             return cls(trial, 0, seed=seed, settings=settings)
         opener, x = attr.get("opener"), attr.get("x")
@@ -136,19 +138,46 @@ def _is_number(value: Any) -> TypeGuard[int]:
 
 
 def _in_box(theta: list[float], settings: Any) -> bool:
-    """Whether recorded settings are a dictionary and theta keeps within its own bounds."""
-    bounds = settings.get("theta_bounds") if isinstance(settings, dict) else None
-    if not (_is_floats(bounds) and len(bounds) == 2):
+    """Whether recorded settings are known ones and theta keeps within their bounds."""
+    if not _are_settings(settings):
         return False
-    low, high = bounds
-    return bool(0 < low <= min(theta) and max(theta) <= high <= MAX_THETA)
+    low, high = split_settings(settings)[0].theta_bounds
+    return low <= min(theta) and max(theta) <= high
+
+
+def _are_settings(settings: Any) -> TypeGuard[dict[str, Any]]:
+    if not isinstance(settings, dict):
+        return False
+    try:
+        split_settings(settings)
+    except (ValueError, TypeError, OverflowError):
+        return False
+    return True
+
+
+def join_settings(settings: UpdateSettings, consider_pruned: bool) -> dict[str, Any]:
+    """Return all that theta depends on besides the space, as a record keeps it."""
+    return settings.to_dict() | {"consider_pruned_trials": consider_pruned}
+
+
+def split_settings(recorded: Mapping[str, Any]) -> tuple[UpdateSettings, bool]:
+    """Invert `join_settings`.
+
+    Raises:
+        ValueError: If the record holds settings that this release does not know.
+    """
+    values = dict(recorded)
+    consider_pruned = values.pop("consider_pruned_trials", None)
+    if not isinstance(consider_pruned, bool):
+        raise ValueError(f"consider_pruned_trials must be a bool, but got {consider_pruned!r}.")
+    return UpdateSettings.from_dict(values), consider_pruned
 
 
 def _is_floats(value: Any) -> TypeGuard[list[float]]:
     return (
         isinstance(value, list)
         and 1 <= len(value) <= MAX_COORDINATES
-        and all(isinstance(v, int | float) and math.isfinite(v) for v in value)
+        and all(isinstance(v, int | float) and abs(v) <= MAX_FLOAT for v in value)
     )
 
 
@@ -161,10 +190,9 @@ class Draw(NamedTuple):
     uniform: Mapping[str, float]  # generation 0: coordinates of the parameters really drawn
 
     @property
-    def membership_order(self) -> tuple[float, int]:
+    def membership_order(self) -> tuple[datetime, int]:
         """Order in which draws become members: (time of completion, number)."""
-        complete = self.trial.datetime_complete
-        return (complete.timestamp() if complete is not None else math.inf, self.record.trial)
+        return (self.trial.datetime_complete or datetime.max, self.record.trial)
 
 
 def read_draw(trial: FrozenTrial) -> Draw | None:
@@ -174,7 +202,8 @@ def read_draw(trial: FrozenTrial) -> Draw | None:
     if record is None or not (record.trial == trial.number or is_retry(attrs, record.trial)):
         return None
     tags = read_tags(trial)
-    uniform = _uniform_coordinates(trial, record) if record.generation == 0 else {}
+    known = record.generation == 0 and trial.state.is_finished()  # while running, more may come
+    uniform = _uniform_coordinates(trial, record) if known else {}
     return Draw(trial, record, tags, uniform)
 
 
@@ -203,7 +232,7 @@ def _uniform_coordinates(trial: FrozenTrial, record: Record) -> dict[str, float]
     for name, d in trial.distributions.items():
         if not d.single():
             c = keyed_coordinate(record.seed, record.trial, name, d)
-            if same_value(decode(c, d), trial.params[name]):
+            if same_value(d, decode(c, d), trial.params[name]):
                 coordinates[name] = c
     return coordinates
 
@@ -222,7 +251,13 @@ class Rules:
 
     @classmethod
     def of(cls, study: Study, consider_pruned: bool = False) -> Rules:
-        """Take the direction from the study."""
+        """Take the direction from the study.
+
+        Raises:
+            ValueError: If the study has several objectives.
+        """
+        if len(study.directions) != 1:
+            raise ValueError("The study must have one objective: S2E is not multi-objective.")
         return cls(study.direction == StudyDirection.MAXIMIZE, consider_pruned)
 
     def counts(self, trial: FrozenTrial) -> bool:

@@ -10,6 +10,8 @@ import hashlib
 import threading
 import warnings
 from collections.abc import Mapping, Sequence
+from functools import partial
+from numbers import Integral
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -24,7 +26,14 @@ from optuna.trial import FrozenTrial, TrialState
 from optuna_s2e import _optuna, timeline
 from optuna_s2e.history import Chain, Ledger, State
 from optuna_s2e.newton import DEFAULT_STEP_SIZES, UpdateSettings
-from optuna_s2e.records import RECORD_KEY, Record, Rules, is_retry, read_tags
+from optuna_s2e.records import (
+    RECORD_KEY,
+    Record,
+    Rules,
+    is_retry,
+    join_settings,
+    read_tags,
+)
 from optuna_s2e.search_space import decode, keyed_coordinate, keyed_rng
 
 _logger = optuna.logging.get_logger(__name__)
@@ -42,7 +51,8 @@ class _Asked(NamedTuple):
 
     storage_and_trial: tuple[int, int]
     key: _Key
-    state: State | None  # read by infer_relative_search_space for sample_relative
+    state: State | None = None  # read by infer_relative_search_space for sample_relative
+    chain: Chain | None = None  # whose head the trial was drawn from; None in generation 0
 
 
 class S2ESampler(BaseSampler):
@@ -138,8 +148,10 @@ class S2ESampler(BaseSampler):
             raise ValueError(
                 f'on_config_change must be "refuse" or "adopt", but got {on_config_change!r}.'
             )
-        if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int) or seed < 0):
-            raise ValueError(f"seed must be a non-negative int or None, but got {seed!r}.")
+        if seed is not None:
+            if isinstance(seed, bool) or not isinstance(seed, Integral) or seed < 0:
+                raise ValueError(f"seed must be a non-negative int or None, but got {seed!r}.")
+            seed = int(seed)
         self._consider_pruned = bool(consider_pruned_trials)
         self._seed = seed
         self._adopt = on_config_change == "adopt"
@@ -215,8 +227,10 @@ class S2ESampler(BaseSampler):
                 drawn = state.chain.space.decode(np.array(record.x))
         if RECORD_KEY not in attrs and "fixed_params" not in attrs:  # enqueued: no draw
             _optuna.set_system_attr(study, trial, RECORD_KEY, record.to_attr())
-        key = _Key(record.seed, record.trial) if record.seed is not None else asked.key
-        self._local.asked = _Asked(asked.storage_and_trial, key, None)
+        seed = asked.key.seed if record.seed is None else record.seed
+        key = _Key(seed, record.trial)
+        chain = state.chain if record.generation > 0 else None
+        self._local.asked = _Asked(asked.storage_and_trial, key, chain=chain)
         return {
             name: drawn[name] if name in drawn else _independent(key, name, distribution)
             for name, distribution in search_space.items()
@@ -231,22 +245,14 @@ class S2ESampler(BaseSampler):
     ) -> Any:
         """Draw one parameter uniformly: all of generation 0, and what theta does not describe."""
         self._raise_error_if_multi_objective(study)
-        chain = self._known_chain(study)
-        if chain is not None and chain.openers:
-            self._warn_outside_theta(chain, trial, param_name, param_distribution)
+        asked = self._asked(study, trial)
+        if asked.chain is not None:
+            self._warn_outside_theta(asked.chain, trial, param_name, param_distribution)
             if self._independent_sampler is not None:
                 return self._independent_sampler.sample_independent(
                     study, trial, param_name, param_distribution
                 )
-        asked = getattr(self._local, "asked", None)
-        if asked is not None and asked.storage_and_trial == _identity(study, trial):
-            return _independent(asked.key, param_name, param_distribution)
-        record = _own_record(_optuna.system_attrs(study, trial), trial)
-        if record is not None and record.seed is not None:
-            key = _Key(record.seed, record.trial)
-        else:
-            key = self._key(study, trial)
-        return _independent(key, param_name, param_distribution)
+        return _independent(asked.key, param_name, param_distribution)
 
     def after_trial(
         self,
@@ -282,22 +288,41 @@ class S2ESampler(BaseSampler):
                 'on_config_change="adopt" to start anew at theta = 1.'
             )
         state = ledger.state(self._settings.population_size, tags=tags, adopt=self._adopt)
-        self._local.chain = (_study_identity(study), state.chain)
+        if state.left_behind is not None:
+            self._warn_once(
+                f"left behind {study.study_name}",
+                f"The last {self._settings.population_size} completed trials do not count as "
+                f"draws, so the search stands still: of the last one, {state.left_behind}. Undo "
+                'the change, use another study, or pass on_config_change="adopt" to start anew.',
+            )
         return state
 
     def _ledger(self, study: Study) -> Ledger:
         ledgers = self._ledgers.setdefault(_optuna.storage_of(study), {})
-        if _optuna.study_id(study) not in ledgers:
-            ledgers[_optuna.study_id(study)] = Ledger(Rules.of(study, self._consider_pruned))
-        return ledgers[_optuna.study_id(study)]
+        rules = Rules.of(study, self._consider_pruned)
+        ledger = ledgers.get(_optuna.study_id(study))
+        if ledger is None or ledger.rules != rules:  # other rules: a study made anew
+            ledger = ledgers[_optuna.study_id(study)] = Ledger(rules)
+        return ledger
 
-    def _known_chain(self, study: Study) -> Chain | None:
-        identity, chain = getattr(self._local, "chain", (None, None))
-        return chain if identity == _study_identity(study) else None
+    def _asked(self, study: Study, trial: FrozenTrial) -> _Asked:
+        """Return what this thread knows of a trial, or what the trial's record says."""
+        asked: _Asked | None = getattr(self._local, "asked", None)
+        if asked is not None and asked.storage_and_trial == _identity(study, trial):
+            return asked
+        key = self._key(study, trial)
+        record = _own_record(_optuna.system_attrs(study, trial), trial)
+        if record is None:
+            return _Asked(_identity(study, trial), key)
+        key = _Key(key.seed if record.seed is None else record.seed, record.trial)
+        if record.generation == 0:
+            return _Asked(_identity(study, trial), key)
+        with self._lock:
+            return _Asked(_identity(study, trial), key, chain=self._state(study, trial).chain)
 
     def _settings_of(self, study: Study, state: State) -> dict[str, Any]:
         """Return the settings to record: those in force, or own ones that are adopted."""
-        own = timeline.join_settings(self._settings, self._consider_pruned)
+        own = join_settings(self._settings, self._consider_pruned)
         recorded = _settings_in_force(state, self._ledger(study))
         if recorded is None or recorded == own:
             return own
@@ -313,10 +338,10 @@ class S2ESampler(BaseSampler):
         settings = self._settings_of(study, state)
         chain = state.chain
         opens = chain is not None and len(state.pool) >= self._settings.population_size
-        if chain is None or not (opens or chain.openers):
+        if chain is None or not (opens or chain.head):
             return Record(trial.number, 0, seed=key.seed, settings=settings), {}
-        if not opens:
-            head = chain.openers[-1]
+        head = chain.head
+        if not opens and head is not None:
             x = self._sample(chain, chain.theta, head.generation, key)
             record = Record(trial.number, head.generation, opener=head.trial, x=tuple(x.tolist()))
             return record, chain.space.decode(x)
@@ -333,15 +358,21 @@ class S2ESampler(BaseSampler):
     ) -> tuple[Record, dict[str, Any]]:
         ledger = self._ledger(study)
         members = state.pool[: self._settings.population_size]
-        thetas = ledger.thetas(chain.space)
-        update = timeline.next_theta(chain, members, ledger, thetas, self._settings)
+        update = timeline.next_theta(
+            chain.space,
+            chain.head,
+            members,
+            ledger,
+            partial(timeline.recorded_theta, ledger),
+            self._settings,
+        )
         if not all(np.isfinite(ledger.rules.loss(d.trial)) for d in members):
             self._warn_once(
                 "infinite",
-                "A trial returned an infinite value; it counts as the worst (best) finite one of "
-                "its generation.",
+                "A trial returned an infinite value; it counts as the worst (best) finite one "
+                "among the draws of an update.",
             )
-        parent = chain.openers[-1] if chain.openers else None
+        parent = chain.head
         generation = parent.generation + 1 if parent is not None else 1
         x = self._sample(chain, update.theta, generation, key)
         record = Record(
@@ -406,10 +437,6 @@ def _identity(study: Study, trial: FrozenTrial) -> tuple[int, int]:
     return id(_optuna.storage_of(study)), _optuna.trial_id(trial)
 
 
-def _study_identity(study: Study) -> tuple[int, int]:
-    return id(_optuna.storage_of(study)), _optuna.study_id(study)
-
-
 def _independent(key: _Key, name: str, distribution: BaseDistribution) -> Any:
     return decode(keyed_coordinate(key.seed, key.number, name, distribution), distribution)
 
@@ -424,8 +451,8 @@ def _own_record(attrs: Mapping[str, Any], trial: FrozenTrial) -> Record | None:
 
 
 def _settings_in_force(state: State, ledger: Ledger) -> Mapping[str, Any] | None:
-    if state.chain is not None and state.chain.openers:
-        return state.chain.openers[-1].settings
+    if state.chain is not None and state.chain.head is not None:
+        return state.chain.head.settings
     first = next((d.record for d in ledger.draws.values() if d.record.generation == 0), None)
     return first.settings if first is not None else None
 

@@ -17,7 +17,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -58,7 +57,8 @@ def keyed_coordinate(seed: int, number: int, name: str, distribution: BaseDistri
     Returns:
         A coordinate as in x: uniform on (0, 1), or a category's index.
     """
-    u = keyed_rng(seed, 0, number, zlib.crc32(name.encode())).random()
+    digest = hashlib.sha256(name.encode(errors="surrogatepass")).digest()
+    u = keyed_rng(seed, 0, number, int.from_bytes(digest[:8], "big")).random()
     if isinstance(distribution, CategoricalDistribution):
         return float(int(u * len(distribution.choices)))
     return min(max(u, EPSILON), 1.0 - EPSILON)
@@ -110,11 +110,11 @@ def encode(value: Any, distribution: BaseDistribution) -> float:
     return min(max(u, EPSILON), 1.0 - EPSILON)
 
 
-def same_value(a: Any, b: Any) -> bool:
+def same_value(distribution: BaseDistribution, a: Any, b: Any) -> bool:
     """Say whether two values of a parameter are one, up to another platform's rounding."""
-    if isinstance(a, float) and isinstance(b, int | float):
-        return math.isclose(a, b, rel_tol=1e-9, abs_tol=1e-12)
-    return bool(a == b) or (a != a and b != b)  # a NaN is a legal category
+    # internal: categories by index (NaN is one), ints as the storage keeps them
+    x, y = distribution.to_internal_repr(a), distribution.to_internal_repr(b)
+    return math.isclose(x, y, rel_tol=1e-9, abs_tol=1e-12)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from optuna.study import Study
 from optuna.trial import TrialState
 
 from optuna_s2e.recommend import recommend
-from optuna_s2e.timeline import Generation, count_forks, generations, replay
+from optuna_s2e.timeline import Generation, compare, count_forks, generations
 
 TOLERANCE = 1e-9  # relative: another processor's rounding, not another theta
 
@@ -25,9 +25,12 @@ class Verification(NamedTuple):
 def verify(study: Study) -> Verification:
     """Replay a study and compare every theta with the recorded one."""
     try:
-        told, computed = generations(study), replay(study)
+        told, computed, damage = compare(study)
     except ValueError as error:
         return Verification(False, f"verify: FAILED: {error}")
+    if damage:
+        more = f" (and {len(damage) - 1} more)" if len(damage) > 1 else ""
+        return Verification(False, f"verify: FAILED: {damage[0]}{more}")
     pairs = [(a.index, a.theta, b.theta) for a, b in zip(told, computed, strict=True)]
     if all(np.array_equal(a, b) for _, a, b in pairs):
         return Verification(True, f"verify: {len(pairs)} generations replay bit for bit.")

@@ -37,7 +37,11 @@ def open_storage(url: str) -> BaseStorage:
         >>> study = optuna.create_study(storage=open_storage("sqlite:///:memory:"))
     """
     if url.startswith("journal:///"):
-        return optuna.storages.JournalStorage(JournalFileBackend(url.removeprefix("journal:///")))
+        try:
+            backend = JournalFileBackend(url.removeprefix("journal:///"))
+        except OSError as error:
+            raise ConnectionError(f"The storage {url} cannot be opened: {error}") from error
+        return optuna.storages.JournalStorage(backend)
     shown = url.rpartition("@")[2]  # never a password
     try:
         parsed = sqlalchemy.make_url(url)

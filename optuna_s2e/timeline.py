@@ -8,65 +8,80 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from optuna.study import Study
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 
 from optuna_s2e import _optuna, newton
 from optuna_s2e.history import Chain, Ledger
 from optuna_s2e.newton import UpdateSettings
-from optuna_s2e.records import Draw, Record, Rules
+from optuna_s2e.records import Draw, Record, Rules, split_settings
+from optuna_s2e.search_space import SearchSpace
 
 FloatArray = npt.NDArray[np.float64]
 
 
 def next_theta(
-    chain: Chain,
+    space: SearchSpace,
+    parent: Record | None,
     members: Sequence[Draw],
     ledger: Ledger,
-    thetas: Mapping[int, FloatArray],
+    thetas: Callable[[int], FloatArray],
     settings: UpdateSettings,
 ) -> newton.Update:
-    r"""Return the update of a chain's theta by K new members, in their order.
+    r"""Return the update of a theta by K new members, in their order.
 
     The draws of the last `settings.reuse` updates join the new ones. All draws together count as
     drawn from the mixture of the thetas that they came from (deterministic mixture, Owen and
     Zhou 2000): q(x) = \sum_j n_j p_{\theta_j}(x) / N. If all came from one theta, that is q.
 
     Args:
-        chain: The chain up to the theta that moves.
-        members: K draws from its space.
+        space: What theta describes.
+        parent: The opener that recorded the theta to move; None is theta = 1.
+        members: K draws from the space.
         ledger: Knows the draws, the openers and the direction.
         thetas: theta by opener number.
         settings: The settings of the update.
 
     Raises:
-        ValueError: If a member is no draw from this space.
+        ValueError: If there is no member from this space.
     """
-    distribution = chain.space.distribution
+    distribution = space.distribution
     uniform = distribution.uniform_theta()
-    reused = chain.openers[-settings.reuse :] if settings.reuse else ()
-    draws = [*(ledger.draws[n] for record in reused for n in record.members), *members]
-    points = chain.space.points(np.array([ledger.coordinates(chain.space, d) for d in draws]))
+    reused = [n for r in ledger.last_openers(parent, settings.reuse) for n in r.members]
+    draws, x = [], []
+    for draw in [*(ledger.draws[n] for n in reused if n in ledger.draws), *members]:
+        coordinates = ledger.coordinates(space, draw) if draw.trial.state.is_finished() else None
+        if coordinates is not None:  # a record that was damaged since is left out
+            draws.append(draw)
+            x.append(coordinates)
+    if not draws:
+        raise ValueError("No member is a draw from the study's space.")
+    points = space.points(np.array(x))
     counts = Counter(d.record.opener for d in draws)  # in the order of first appearance
     log_densities = [
         np.log(n / len(draws))
-        + distribution.log_density(uniform if opener is None else thetas[opener], points)
+        + distribution.log_density(uniform if opener is None else thetas(opener), points)
         for opener, n in counts.items()
     ]
     return newton.update(
         distribution,
-        thetas[chain.openers[-1].trial] if chain.openers else uniform,
+        thetas(parent.trial) if parent is not None else uniform,
         points,
         np.array([ledger.rules.loss(d.trial) for d in draws]),
         _log_sum_exp(np.array(log_densities)),
         settings,
     )
+
+
+def recorded_theta(ledger: Ledger, opener: int) -> FloatArray:
+    """Return the theta that an opener recorded."""
+    return np.array(ledger.openers[opener].theta, dtype=np.float64)
 
 
 def _log_sum_exp(values: FloatArray) -> FloatArray:
@@ -75,7 +90,7 @@ def _log_sum_exp(values: FloatArray) -> FloatArray:
     return np.asarray(largest + np.log(np.exp(values - largest).sum(axis=0)))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Generation:
     """One generation of a study, as the storage tells it.
 
@@ -85,7 +100,8 @@ class Generation:
         opener: Number of the trial that recorded theta; None for index 0.
         members: Numbers of the trials whose losses the update to this theta used.
         trials: Numbers of the trials drawn from this theta, in any state.
-        losses: f(x) of those trials, minimised; NaN where there is none (yet), (len(trials),).
+        losses: f(x) of those trials, minimised, of a pruned one its last report; NaN where there
+            is none (yet), (len(trials),).
     """
 
     index: int
@@ -120,7 +136,8 @@ def generations(study: Study) -> list[Generation]:
         >>> [g.index for g in generations(study)], generations(study)[1].members
         ([0, 1, 2], (0, 1, 2, 3))
     """
-    return _generations(study, replayed=False)
+    ledger = Ledger(Rules.of(study)).read(_optuna.all_trials(study))
+    return _generations(ledger, replayed=False)
 
 
 def replay(study: Study) -> list[Generation]:
@@ -139,84 +156,101 @@ def replay(study: Study) -> list[Generation]:
     Raises:
         ValueError: If a member is missing or was changed since, so that no theta follows.
     """
-    return _generations(study, replayed=True)
+    return compare(study).computed
 
 
 def count_forks(study: Study) -> int:
     """Return how many openers lie off the chain: two workers opened a generation at once."""
     ledger = Ledger(Rules.of(study)).read(_optuna.all_trials(study))
     chain = ledger.state(1).chain
-    return len(ledger.openers) - (len(chain.openers) if chain is not None else 0)
-
-
-def _generations(study: Study, *, replayed: bool) -> list[Generation]:
-    rules = Rules.of(study)
-    ledger = Ledger(rules).read(_optuna.all_trials(study))
-    draws, chain = ledger.draws, ledger.state(1).chain
     if chain is None:
-        return [_generation(0, np.ones(0), None, draws, rules)]
-    thetas = _replayed_thetas(chain, ledger) if replayed else ledger.thetas(chain.space)
-    first = _generation(0, chain.space.distribution.uniform_theta(), None, draws, rules, chain)
+        return 0
+    of_space = [r for r in ledger.openers.values() if r.space == chain.space.fingerprint]
+    return len(of_space) - len(chain.openers)
+
+
+class Comparison(NamedTuple):
+    """One reading of a study: generations as told, as recomputed, and what cannot be followed."""
+
+    told: list[Generation]
+    computed: list[Generation]
+    damage: list[str]
+
+
+def compare(study: Study) -> Comparison:
+    """Return `generations(study)` and `replay(study)` of the same moment.
+
+    Raises:
+        ValueError: As `replay`.
+    """
+    ledger = Ledger(Rules.of(study)).read(_optuna.all_trials(study))
+    return Comparison(
+        _generations(ledger, replayed=False), _generations(ledger, replayed=True), ledger.damage()
+    )
+
+
+def _generations(ledger: Ledger, *, replayed: bool) -> list[Generation]:
+    chain = ledger.state(1).chain
+    if chain is None:
+        return [_generation(0, np.ones(0), None, ledger, None)]
+    uniform = chain.space.distribution.uniform_theta()
+    thetas = (
+        _replayed_thetas(chain, ledger)
+        if replayed
+        else {r.trial: recorded_theta(ledger, r.trial) for r in chain.openers}
+    )
     return [
-        first,
-        *(_generation(r.generation, thetas[r.trial], r, draws, rules) for r in chain.openers),
+        _generation(0, uniform, None, ledger, chain),
+        *(_generation(r.generation, thetas[r.trial], r, ledger, chain) for r in chain.openers),
     ]
 
 
 def _replayed_thetas(chain: Chain, ledger: Ledger) -> dict[int, FloatArray]:
     """Recompute theta of every opener of the chain's space, generation by generation."""
     thetas: dict[int, FloatArray] = {}
-    for record in ledger.openers.values():  # by generation: parents and ancestors come first
-        if record.space != chain.space.fingerprint:
-            continue
-        before = ledger.chain_to(record.parent, chain.space)
+    own = [r for r in ledger.openers.values() if r.space == chain.space.fingerprint]
+    for record in sorted(own, key=lambda r: (r.generation, r.trial)):  # parents come first
+        members = [ledger.draws[n] for n in record.members if n in ledger.draws]
+        readable = [d for d in members if ledger.coordinates(chain.space, d) is not None]
+        if len(readable) < len(record.members):
+            missing = sorted(set(record.members) - {d.record.trial for d in readable})
+            raise ValueError(
+                f"theta of generation {record.generation} (trial {record.trial}) does not follow: "
+                f"its members {missing} are no draws from the study's space (any more)."
+            )
+        parent = ledger.openers[record.parent] if record.parent is not None else None
         settings, _ = split_settings(record.settings or {})
-        members = [ledger.draws[n] for n in record.members]
-        update = next_theta(before, members, ledger, thetas, settings)
+        update = next_theta(chain.space, parent, members, ledger, thetas.__getitem__, settings)
         thetas[record.trial] = update.theta
     return thetas
 
 
-def join_settings(settings: UpdateSettings, consider_pruned: bool) -> dict[str, Any]:
-    """Return all that theta depends on besides the space, as a record keeps it."""
-    return settings.to_dict() | {"consider_pruned_trials": consider_pruned}
-
-
-def split_settings(recorded: Mapping[str, Any]) -> tuple[UpdateSettings, bool]:
-    """Invert `join_settings`.
-
-    Raises:
-        ValueError: If the record holds settings that this release does not know.
-    """
-    values = dict(recorded)
-    consider_pruned = values.pop("consider_pruned_trials", False)
-    return UpdateSettings.from_dict(values), bool(consider_pruned)
-
-
 def _generation(
-    index: int,
-    theta: FloatArray,
-    opener: Record | None,
-    draws: Mapping[int, Draw],
-    rules: Rules,
-    chain: Chain | None = None,
+    index: int, theta: FloatArray, opener: Record | None, ledger: Ledger, chain: Chain | None
 ) -> Generation:
     number = opener.trial if opener is not None else None
     own = [
         d
-        for d in draws.values()
+        for d in ledger.draws.values()
         if d.record.generation == index
         and d.record.opener == number
-        and (chain is None or d.tags == chain.space.tags)
+        and (
+            chain is None
+            or not d.trial.state.is_finished()
+            or ledger.coordinates(chain.space, d) is not None
+        )
     ]
-    losses = [
-        rules.loss(d.trial) if d.trial.state == TrialState.COMPLETE else math.nan for d in own
-    ]
+    losses = [ledger.rules.loss(d.trial) if _has_loss(d.trial) else math.nan for d in own]
+    members = opener.members if opener is not None else ()
     return Generation(
         index=index,
         theta=theta,
         opener=number,
-        members=tuple(draws[n].trial.number for n in opener.members) if opener else (),
+        members=tuple(ledger.draws[n].trial.number if n in ledger.draws else n for n in members),
         trials=tuple(d.trial.number for d in own),
         losses=np.array(losses, dtype=np.float64),
     )
+
+
+def _has_loss(trial: FrozenTrial) -> bool:
+    return trial.state in (TrialState.COMPLETE, TrialState.PRUNED) and trial.value is not None
