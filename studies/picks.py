@@ -39,6 +39,8 @@ SAMPLERS: dict[str, Callable[[int], optuna.samplers.BaseSampler]] = {
     "random": lambda seed: optuna.samplers.RandomSampler(seed=seed),
     "TPE (5.0 default)": lambda seed: optuna.samplers.TPESampler(seed=seed),
     "S2E (default)": lambda seed: S2ESampler(seed=seed),
+    "S2E, step 1": lambda seed: S2ESampler(seed=seed, step_size=1.0),
+    "S2E, KL 0.3": lambda seed: S2ESampler(seed=seed, max_kl=0.3),
 }
 FIRST_SEED, N_TRIALS, N_REPEATS = 100, 60, 6
 
