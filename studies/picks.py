@@ -90,6 +90,8 @@ def report(results: dict[str, dict[str, Any]]) -> None:
         own = {
             s: [r for k, r in results.items() if k.startswith(f"{task}|{s}|")] for s in SAMPLERS
         }
+        # a sampler that has not run on all seeds is not comparable yet
+        own = {s: rows for s, rows in own.items() if len(rows) == len(own["random"])}
         n = len(own["random"])
         print(f"{task}: test error of the pick in %, mean (s.e.) of {n} searches | mean of the "
               "last 12 trials")  # fmt: skip
