@@ -23,7 +23,15 @@ import numpy.typing as npt
 from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.trial import FrozenTrial
 
-from optuna_s2e.records import RECORD_KEY, Draw, Record, Rules, Tags, read_draw
+from optuna_s2e.records import (
+    RECORD_KEY,
+    Draw,
+    Record,
+    Rules,
+    Tags,
+    is_of_later_release,
+    read_draw,
+)
 from optuna_s2e.search_space import (
     SearchSpace,
     decode,
@@ -150,6 +158,7 @@ class Ledger:
         completed: The draws whose values count, in the order of membership.
         openers: Records of the valid openers by trial number.
         newest_tags: The schedule space that the newest draw names; empty for other objectives.
+        later_release: Number of a trial whose record only a later release can read.
     """
 
     def __init__(self, rules: Rules) -> None:
@@ -161,6 +170,7 @@ class Ledger:
         self.completed: list[Draw] = []
         self.openers: dict[int, Record] = {}
         self.newest_tags: Tags = {}
+        self.later_release: int | None = None
         self._newest_tagged = -1
         self._claimed: dict[int, Record] = {}  # openers that are not valid (yet)
         self._spaces: dict[str | None, SearchSpace] = {}  # by fingerprint
@@ -190,6 +200,8 @@ class Ledger:
             draw = read_draw(trial) if RECORD_KEY in trial.system_attrs else None
             if draw is not None:
                 self._take(draw)
+            elif is_of_later_release(trial):
+                self.later_release = number
         self._validate_openers()
         return self
 

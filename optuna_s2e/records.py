@@ -207,6 +207,12 @@ def read_draw(trial: FrozenTrial) -> Draw | None:
     return Draw(trial, record, tags, uniform)
 
 
+def is_of_later_release(trial: FrozenTrial) -> bool:
+    """Say whether a trial's record is of a version that this release does not know."""
+    attr = trial.system_attrs.get(RECORD_KEY)
+    return isinstance(attr, dict) and _is_number(attr.get("v")) and attr["v"] > VERSION
+
+
 def is_retry(attrs: Mapping[str, Any], first: int) -> bool:
     """Say whether system attributes are those of a retry of this trial (RetryHeartbeat...)."""
     history = attrs.get("retry_history")

@@ -180,12 +180,16 @@ class S2ESampler(BaseSampler):
     def check(self, study: Study) -> None:
         """Raise now, rather than in the first trial, if the study has other settings.
 
+        A study of a later release raises, too; when sampling, it only warns.
+
         Raises:
             ValueError: As when sampling.
         """
         self._raise_error_if_multi_objective(study)
         with self._lock:
             ledger = self._ledger(study).read(_optuna.all_trials(study))
+            if ledger.later_release is not None:
+                raise ValueError(_later_release(study, ledger.later_release))
             state = ledger.state(self._settings.population_size, adopt=self._adopt)
             self._settings_of(study, state)
 
@@ -280,6 +284,9 @@ class S2ESampler(BaseSampler):
         """Read the study and find the head; to be called with the lock."""
         self._raise_error_if_multi_objective(study)
         ledger = self._ledger(study).read(_optuna.all_trials(study))
+        if ledger.later_release is not None:
+            message = _later_release(study, ledger.later_release)
+            self._warn_once("later release", f"{message} Its trials are ignored.")
         tags = read_tags(trial)
         if tags and ledger.newest_tags and tags != ledger.newest_tags and not self._adopt:
             raise ValueError(
@@ -455,6 +462,13 @@ def _settings_in_force(state: State, ledger: Ledger) -> Mapping[str, Any] | None
         return state.chain.head.settings
     first = next((d.record for d in ledger.draws.values() if d.record.generation == 0), None)
     return first.settings if first is not None else None
+
+
+def _later_release(study: Study, number: int) -> str:
+    return (
+        f"Study {study.study_name!r} was searched by a later release of optuna_s2e (trial "
+        f"{number}): go on with that release."
+    )
 
 
 def _config_change(study: Study, own: Mapping[str, Any], recorded: Mapping[str, Any]) -> str:

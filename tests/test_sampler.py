@@ -672,6 +672,7 @@ DAMAGE: dict[str, Any] = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:.*later release")
 @pytest.mark.parametrize("m", [1, 2])
 @pytest.mark.parametrize("case", DAMAGE)
 def test_damaged_record_is_ignored(case: str, m: int) -> None:
@@ -715,6 +716,22 @@ def test_member_that_is_damaged_later_stops_no_search_but_fails_the_verification
     copied = make_study()
     copied.add_trials(trials)
     assert not verify(copied).sound
+
+
+def test_study_of_a_later_release_is_refused_or_warned_about() -> None:
+    study = make_study()
+    study.optimize(quadratic, n_trials=K)
+    trials = study.trials
+    trials[2].system_attrs[RECORD_KEY] = record(trials[2]) | {"v": 2}
+    later = optuna.create_study(study_name="later")
+    later.add_trials(trials)
+    later.sampler = S2ESampler(population_size=K, seed=0)
+    message = r"Study 'later' was searched by a later release of optuna_s2e \(trial 2\)"
+    with pytest.raises(ValueError, match=message):
+        later.sampler.check(later)
+    with pytest.warns(UserWarning, match=message) as caught:
+        later.optimize(quadratic, n_trials=3)
+    assert len(caught) == 1
 
 
 def test_ledger_keeps_one_chain_of_a_space() -> None:
