@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import optuna
@@ -63,6 +64,19 @@ def open_storage(url: str) -> BaseStorage:
         raise ConnectionError(f"The storage {shown} cannot be opened: {cause}") from error
 
 
+def _made_at_once(url: str, options: dict[str, Any]) -> RDBStorage:
+    """Open a storage whose tables another process may be making at this moment."""
+    for wait in (0.2, 0.5, 1.0, 2.0):
+        try:
+            return RDBStorage(url, engine_kwargs=options)
+        except (sqlalchemy.exc.DBAPIError, optuna.exceptions.StorageInternalError) as error:
+            text = str(error).lower()
+            if not any(sign in text for sign in ("already exists", "unique", "duplicate")):
+                raise
+        time.sleep(wait)
+    return RDBStorage(url, engine_kwargs=options)
+
+
 def _open_rdb(url: sqlalchemy.URL) -> RDBStorage:
     sqlite = url.get_backend_name() == "sqlite"
     options: dict[str, Any] = (
@@ -70,7 +84,7 @@ def _open_rdb(url: sqlalchemy.URL) -> RDBStorage:
     )
     # RDBStorage formats its URL: braces are doubled to survive it
     text = url.render_as_string(hide_password=False).replace("{", "{{").replace("}", "}}")
-    storage = RDBStorage(text, engine_kwargs=options)
+    storage = _made_at_once(text, options)
     if sqlite and url.database not in (None, "", ":memory:"):
         connection = storage.engine.raw_connection()
         try:

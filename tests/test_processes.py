@@ -98,8 +98,7 @@ def test_three_processes_with_one_seed_share_a_postgresql_database(
 
 
 def test_two_processes_with_one_seed_share_a_sqlite_file(tmp_path: Path, start: Start) -> None:
-    url = f"sqlite:///{tmp_path}/s.db"
-    open_storage(url)  # table creation is not what is tested here
+    url = f"sqlite:///{tmp_path}/s.db"  # both find no table and make them at once
     workers = [start(url, 25) for _ in range(2)]
     assert [w.wait(timeout=120) for w in workers] == [0, 0]
     study = optuna.load_study(study_name="s", storage=url)
