@@ -11,10 +11,16 @@ Two things are done with it. `update` minimises :math:`E_{p_\theta}[\hat f]` fro
 steps whose gradient (Eq 7) and Hessian (Proposition 1) are averages over virtual draws, inside
 the trust region around theta_m. `propose` draws candidates, half of them from p_theta and half
 uniformly (a defensive mixture: p_theta, a product, cannot follow a bent valley, and may be
-wrong), and takes the one with the lowest :math:`\hat f - \kappa_m \sigma`, where sigma is what is
-left of the uncertainty once the pending draws are known, so that the draws of a generation
-differ. Exploration decays, :math:`\kappa_m = \max(3 / \sqrt{m}, 1/2)` in generation m: a budget of
-sixty trainings is spent first on finding the good region and then in it.
+wrong), and takes the one with the lowest :math:`\hat f - \kappa_m \tilde\sigma`, where
+
+.. math:: \tilde\sigma = \sigma^2 / \sqrt{\sigma^2 + \tau^2}
+
+is the standard deviation of what a loss there, with noise of standard deviation tau, would change
+of the posterior mean: where one noisy loss teaches little, there is little to explore (with sigma
+itself, noisy objectives are searched in the corners). Sigma is what is left of the uncertainty
+once the pending draws are known, so that the draws of a generation differ. Exploration decays,
+:math:`\kappa_m = \max(3 / \sqrt{m}, 1/2)` in generation m: a budget of sixty trainings is spent
+first on finding the good region and then in it.
 
 Bias: the estimates are those of :math:`E_{p_\theta}[\hat f]`, not of :math:`E_{p_\theta}[f]`; the
 model is smooth where f is not. The draws are not distributed as p_theta: a Monte-Carlo estimator
@@ -24,8 +30,10 @@ References:
     Yao et al., "Searching to Exploit Memorization Effect in Learning with Noisy Labels",
     ICML 2020: Eq 7, Proposition 1.
     Srinivas et al., "Gaussian Process Optimization in the Bandit Setting", ICML 2010 (lower
-    confidence bounds). Desautels et al., "Parallelizing Exploration-Exploitation Tradeoffs in
-    Gaussian Process Bandit Optimization", JMLR 2014 (pending draws).
+    confidence bounds). Frazier et al., "The Knowledge-Gradient Policy for Correlated Normal
+    Beliefs", INFORMS J. Computing 2009 (sigma tilde). Desautels et al., "Parallelizing
+    Exploration-Exploitation Tradeoffs in Gaussian Process Bandit Optimization", JMLR 2014 (pending
+    draws).
 """
 
 from __future__ import annotations
@@ -35,6 +43,7 @@ import numpy.typing as npt
 
 from optuna_s2e import newton
 from optuna_s2e.features import features
+from optuna_s2e.one_thread import one_blas_thread
 from optuna_s2e.search_space import SearchSpace
 from optuna_s2e.settings import UpdateSettings
 from optuna_s2e.surrogate import Surrogate
@@ -95,6 +104,7 @@ def update(
     return newton.Update(moved, first_norm, distribution.kl(moved, theta), N_VIRTUAL, scale)
 
 
+@one_blas_thread()
 def propose(
     space: SearchSpace,
     theta: FloatArray,
@@ -122,10 +132,11 @@ def propose(
     x = space.coordinates(points)
     known = features(space, pending) if len(pending) else None
     mean, deviation = model.predict(features(space, x), known)
-    chosen: FloatArray = x[int(np.argmin(mean - exploration(generation) * deviation))]
+    change = deviation**2 / np.hypot(deviation, model.noise_deviation)
+    chosen: FloatArray = x[int(np.argmin(mean - exploration(generation) * change))]
     return chosen
 
 
 def exploration(generation: int) -> float:
-    """Return kappa_m, the weight of the deviation."""
+    """Return kappa_m, the weight of what can be learned."""
     return float(max(3.0 / np.sqrt(generation), 0.5))

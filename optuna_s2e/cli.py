@@ -215,7 +215,7 @@ def _add_search_options(search: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     method.add_argument("--population-size", type=int, default=6, metavar="K")
     method.add_argument(
-        "--estimator",
+        "--estimator", default="surrogate",
         help="how theta moves: surrogate (Newton on a model of the loss over R(t), the default), "
         "natural, newton (the paper's), cubic or gradient",
     )  # fmt: skip

@@ -28,7 +28,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from optuna_s2e.schedules import PREFIX as TAG_PREFIX
 from optuna_s2e.search_space import decode, keyed_coordinate, same_value
-from optuna_s2e.settings import resolve
+from optuna_s2e.settings import UpdateSettings
 
 Tags = Mapping[str, Any]
 
@@ -167,40 +167,40 @@ def _is_number(value: Any) -> TypeGuard[int]:
 
 def _in_box(theta: list[float], settings: Any) -> bool:
     """Whether recorded settings are known ones and theta keeps within their bounds."""
-    if not _are_settings(settings, full=True):
+    if not _are_settings(settings):
         return False
     low, high = settings["theta_bounds"]
     return bool(low <= min(theta) and max(theta) <= high)
 
 
-def _are_settings(settings: Any, *, full: bool = False) -> TypeGuard[dict[str, Any]]:
-    """Whether recorded settings are ones that this release knows."""
+def _are_settings(settings: Any) -> TypeGuard[dict[str, Any]]:
+    """Whether recorded settings are ones that this release knows, and all of them."""
     if not isinstance(settings, dict):
         return False
     try:
-        options, _ = split_settings(settings)
-        known = resolve(options, scheduled=True).to_dict()
+        known, consider_pruned = split_settings(settings)
     except (ValueError, TypeError, OverflowError):
         return False
-    return not full or options.keys() == known.keys()
+    return settings.keys() == join_settings(known, consider_pruned).keys()
 
 
-def join_settings(options: Mapping[str, Any], consider_pruned: bool) -> dict[str, Any]:
+def join_settings(settings: UpdateSettings, consider_pruned: bool) -> dict[str, Any]:
     """Return all that theta depends on besides the space, as a record keeps it."""
-    return {**options, "consider_pruned_trials": consider_pruned}
+    return {**settings.to_dict(), "consider_pruned_trials": consider_pruned}
 
 
-def split_settings(recorded: Mapping[str, Any]) -> tuple[dict[str, Any], bool]:
-    """Invert `join_settings`; the options are for `settings.resolve`.
+def split_settings(recorded: Mapping[str, Any]) -> tuple[UpdateSettings, bool]:
+    """Invert `join_settings`.
 
     Raises:
-        ValueError: If the record does not say whether pruned trials count.
+        ValueError: If a value is out of range.
+        TypeError: If a name is unknown.
     """
     options = dict(recorded)
     consider_pruned = options.pop("consider_pruned_trials", None)
     if not isinstance(consider_pruned, bool):
         raise ValueError(f"consider_pruned_trials must be a bool, but got {consider_pruned!r}.")
-    return options, consider_pruned
+    return UpdateSettings(**options), consider_pruned
 
 
 def _is_floats(value: Any) -> TypeGuard[list[float]]:

@@ -90,12 +90,10 @@ class S2ESampler(BaseSampler):
         estimator: How theta moves. `"surrogate"`: Newton on a model of the loss, which also picks
             the draws among candidates (`optuna_s2e.assisted`). `"natural"`, `"newton"` (the
             paper's Eq 9), `"cubic"` (cubic-regularised Newton), `"gradient"`: from the losses
-            alone; with `reuse=0`, `"newton"` is the paper's Algorithm 2. None: `"surrogate"` for
-            schedules (`ScheduleSpace`), `"natural"` for any other objective, the best of them in
-            `studies/`.
+            alone; with `reuse=0`, `"newton"` is the paper's Algorithm 2. The default is the best
+            of them in `studies/`.
         step_size: rho > 0. None: 3 for `"natural"`, 1 for the others.
-        max_kl: Largest KL(p_{theta_{m+1}} || p_{theta_m}) of one update, in nats, > 0. None: 0.3
-            for `"surrogate"`, 1 for the others.
+        max_kl: Largest KL(p_{theta_{m+1}} || p_{theta_m}) of one update, in nats, > 0.
         curvature_bounds: (eta, L) of Assumption 3: eigenvalues of the Hessian, relative to the
             Fisher information, are brought into this interval.
         theta_bounds: Box in which every component of theta stays.
@@ -137,9 +135,9 @@ class S2ESampler(BaseSampler):
         self,
         *,
         population_size: int = 6,
-        estimator: str | None = None,
+        estimator: str = "surrogate",
         step_size: float | None = None,
-        max_kl: float | None = None,
+        max_kl: float = 1.0,
         curvature_bounds: tuple[float, float] = (0.1, 10.0),
         theta_bounds: tuple[float, float] = (1.0, 100.0),
         max_weight: float = 10.0,
@@ -160,9 +158,7 @@ class S2ESampler(BaseSampler):
             "max_weight": max_weight,
             "reuse": reuse,
         }
-        options = {name: value for name, value in asked.items() if value is not None}
-        checked = resolve(options, scheduled=True).to_dict()  # one type per value, as in JSON
-        self._options = {name: checked[name] for name in options}
+        self._update_settings = resolve({n: v for n, v in asked.items() if v is not None})
         if on_config_change not in ("refuse", "adopt"):
             raise ValueError(
                 f'on_config_change must be "refuse" or "adopt", but got {on_config_change!r}.'
@@ -194,18 +190,17 @@ class S2ESampler(BaseSampler):
         self._make_caches()
 
     def __str__(self) -> str:
-        return f"S2ESampler({self._options.get('estimator', 'auto')}, K={self.population_size})"
+        return f"S2ESampler({self._update_settings.estimator}, K={self.population_size})"
 
     @property
     def population_size(self) -> int:
         """K, completed draws per update."""
-        size: int = self._options["population_size"]
-        return size
+        return self._update_settings.population_size
 
     @property
     def settings(self) -> dict[str, Any]:
         """All that theta depends on besides the space, ready for JSON; without the seed."""
-        return join_settings(self._options, self._consider_pruned)
+        return join_settings(self._update_settings, self._consider_pruned)
 
     def check(self, study: Study) -> None:
         """Raise now, rather than in the first trial, if the study has other settings.
@@ -442,16 +437,11 @@ class S2ESampler(BaseSampler):
         """Return the settings to record: those in force, or own ones that are adopted."""
         own = self.settings
         recorded = _settings_in_force(state, self._ledger(study))
-        if recorded is not None and not self._adopt:
-            chain = state.chain
-            spaces = (True, False) if chain is None else (bool(chain.space.tags),)
-            full = [(_in_full(own, s), _in_full(recorded, s)) for s in spaces]
-            if all(new != old for new, old in full):
-                new, old = full[0] if chain is not None else (own, recorded)
-                raise ValueError(_config_change(study, new, old))
+        if recorded is not None and own != recorded and not self._adopt:
+            raise ValueError(_config_change(study, own, recorded))
         if state.chain is None:  # adopted settings wait for the next generation
             return dict(recorded or own)
-        return _in_full(own, bool(state.chain.space.tags))
+        return own
 
     def _draw(
         self, study: Study, trial: FrozenTrial, state: State, key: Key
@@ -485,7 +475,7 @@ class S2ESampler(BaseSampler):
         ledger = self._ledger(study)
         parent = ledger.openers[head.parent] if head.parent is not None else None
         members = [ledger.draws[n] for n in head.members if n in ledger.draws]
-        in_force = _full_settings(head.settings or {}, chain)
+        in_force = split_settings(head.settings or {})[0]
         model = self._model(study, chain, head.trial, parent, members, in_force)
         x = self._sample(chain, head, chain.theta, model, key, pending)
         return Record(trial.number, head.generation, opener=head.trial, x=tuple(x.tolist()))
@@ -501,7 +491,7 @@ class S2ESampler(BaseSampler):
         pending: timeline.FloatArray,
     ) -> Record:
         ledger = self._ledger(study)
-        in_force = _full_settings(settings, chain)
+        in_force = split_settings(settings)[0]
         model = self._model(study, chain, trial.number, chain.head, members, in_force)
         update = timeline.next_theta(
             chain.space,
@@ -630,16 +620,6 @@ def _settings_in_force(state: State, ledger: Ledger) -> Mapping[str, Any] | None
     return first.settings if first is not None else None
 
 
-def _full_settings(recorded: Mapping[str, Any], chain: Chain) -> UpdateSettings:
-    options, _ = split_settings(recorded)
-    return resolve(options, scheduled=bool(chain.space.tags))
-
-
-def _in_full(recorded: Mapping[str, Any], scheduled: bool) -> dict[str, Any]:
-    options, consider_pruned = split_settings(recorded)
-    return join_settings(resolve(options, scheduled=scheduled).to_dict(), consider_pruned)
-
-
 def _later_release(study: Study, number: int) -> str:
     return (
         f"Study {study.study_name!r} was searched by a later release of optuna_s2e (trial "
@@ -649,13 +629,9 @@ def _later_release(study: Study, number: int) -> str:
 
 def _config_change(study: Study, own: Mapping[str, Any], recorded: Mapping[str, Any]) -> str:
     names = [n for n in {**own, **recorded} if own.get(n) != recorded.get(n)]
-    changes = ", ".join(f"{n} is {_shown(own, n)}, was {_shown(recorded, n)}" for n in names)
+    changes = ", ".join(f"{n} is {own.get(n)!r}, was {recorded.get(n)!r}" for n in names)
     return (
         f"The settings of study {study.study_name!r} have changed: {changes}. Resume with the "
         'old ones, or pass on_config_change="adopt" to take the new ones over from the next '
         "generation on."
     )
-
-
-def _shown(settings: Mapping[str, Any], name: str) -> str:
-    return repr(settings[name]) if name in settings else "the default"

@@ -13,11 +13,11 @@ MAX_THETA = 1e9
 """Largest component of theta: beyond it, digamma differences lose their digits."""
 
 DEFAULTS: dict[str, dict[str, Any]] = {
-    "surrogate": {"step_size": 1.0, "max_kl": 0.3, "reuse": 1000},
-    "natural": {"step_size": 3.0, "max_kl": 1.0, "reuse": 10},
-    "newton": {"step_size": 1.0, "max_kl": 1.0, "reuse": 10},
-    "cubic": {"step_size": 1.0, "max_kl": 1.0, "reuse": 10},
-    "gradient": {"step_size": 1.0, "max_kl": 1.0, "reuse": 10},
+    "surrogate": {"step_size": 1.0, "reuse": 1000},
+    "natural": {"step_size": 3.0, "reuse": 10},
+    "newton": {"step_size": 1.0, "reuse": 10},
+    "cubic": {"step_size": 1.0, "reuse": 10},
+    "gradient": {"step_size": 1.0, "reuse": 10},
 }
 """Estimator -> its defaults: the paper's step for Newton's, measured ones for the others."""
 
@@ -45,7 +45,7 @@ class UpdateSettings:
     Example:
         >>> from optuna_s2e.settings import UpdateSettings, resolve
         >>> settings = UpdateSettings(max_kl=0.5)
-        >>> resolve(settings.to_dict(), scheduled=True) == settings
+        >>> resolve(settings.to_dict()) == settings
         True
     """
 
@@ -90,22 +90,21 @@ class UpdateSettings:
         object.__setattr__(self, name, value)
 
 
-def resolve(options: Mapping[str, Any], *, scheduled: bool) -> UpdateSettings:
+def resolve(options: Mapping[str, Any]) -> UpdateSettings:
     """Return full settings from those that were asked for.
 
     Args:
         options: Some fields of `UpdateSettings`, or all.
-        scheduled: Whether the space is one of schedules: which estimator is the default.
 
     Raises:
         ValueError: If a value is out of range.
         TypeError: If a name is unknown.
 
     Example:
-        >>> resolve({"max_kl": 0.5}, scheduled=False).estimator
-        'natural'
+        >>> resolve({"max_kl": 0.5}).estimator
+        'surrogate'
     """
-    estimator = options.get("estimator", "surrogate" if scheduled else "natural")
+    estimator = options.get("estimator", "surrogate")
     defaults = DEFAULTS.get(estimator, {}) if isinstance(estimator, str) else {}
     return UpdateSettings(**{**defaults, **options, "estimator": estimator})
 

@@ -27,6 +27,7 @@ FloatArray = npt.NDArray[np.float64]
 
 LENGTH_SCALES = np.geomspace(0.1, 6.0, 9)
 NOISE_SHARES = np.array([0.003, 0.03, 0.1, 0.2, 0.35, 0.5, 0.7, 0.9])
+LARGEST = 1e100  # loss: its square is still a number
 MAX_POINTS = 500  # the cubic cost of a fit: about half a second
 
 
@@ -85,7 +86,8 @@ def fit(features: FloatArray, losses: FloatArray) -> Surrogate:
 
     Args:
         features: Z, (N, d), finite.
-        losses: (N,); infinite ones count as the largest (smallest) finite one.
+        losses: (N,); infinite ones count as the largest (smallest) finite one, and those beyond
+            1e100 as that.
 
     Raises:
         ValueError: If there is no finite loss, or the shapes do not fit.
@@ -95,7 +97,7 @@ def fit(features: FloatArray, losses: FloatArray) -> Surrogate:
             "features and losses must have shapes (N, d) and (N,), "
             f"but got {features.shape} and {losses.shape}."
         )
-    finite = losses[np.isfinite(losses)]
+    finite = np.clip(losses[np.isfinite(losses)], -LARGEST, LARGEST)
     if not finite.size:
         raise ValueError("losses must hold a finite number, but got none.")
     y = np.clip(losses, finite.min(), _ceiling(finite))

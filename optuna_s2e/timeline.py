@@ -20,9 +20,10 @@ from optuna.trial import FrozenTrial, TrialState
 from optuna_s2e import _optuna, assisted, newton, surrogate
 from optuna_s2e.features import features
 from optuna_s2e.history import Chain, Ledger
+from optuna_s2e.one_thread import one_blas_thread
 from optuna_s2e.records import Draw, Record, Rules, split_settings
 from optuna_s2e.search_space import SearchSpace, keyed_rng
-from optuna_s2e.settings import UpdateSettings, resolve
+from optuna_s2e.settings import UpdateSettings
 from optuna_s2e.surrogate import Surrogate
 
 FloatArray = npt.NDArray[np.float64]
@@ -30,6 +31,7 @@ FloatArray = npt.NDArray[np.float64]
 MAX_MODEL_DRAWS = 200  # the cubic cost of a fit: about 30 ms
 
 
+@one_blas_thread()
 def next_theta(
     space: SearchSpace,
     parent: Record | None,
@@ -95,6 +97,7 @@ def next_theta(
     )
 
 
+@one_blas_thread()
 def fit_model(
     space: SearchSpace,
     parent: Record | None,
@@ -310,8 +313,7 @@ def _replayed_thetas(chain: Chain, ledger: Ledger) -> dict[int, FloatArray]:
                 f"its members {missing} are no draws from the study's space (any more)."
             )
         parent = ledger.openers[record.parent] if record.parent is not None else None
-        options, _ = split_settings(record.settings or {})
-        settings = resolve(options, scheduled=bool(chain.space.tags))
+        settings, _ = split_settings(record.settings or {})
         update = next_theta(chain.space, parent, members, ledger, thetas.__getitem__, settings)
         thetas[record.trial] = update.theta
     return thetas

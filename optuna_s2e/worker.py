@@ -19,7 +19,6 @@ from optuna.trial import TrialState
 from optuna_s2e import _optuna
 from optuna_s2e.records import split_settings
 from optuna_s2e.sampler import S2ESampler
-from optuna_s2e.settings import resolve
 from optuna_s2e.timeline import recorded_settings
 
 Objective = Callable[[optuna.Trial], float]
@@ -67,7 +66,7 @@ class Search(NamedTuple):
             )
             if version != 1:
                 raise ValueError(f"it is of version {version!r}")
-            resolve(split_settings(settings)[0], scheduled=True)
+            split_settings(settings)
             for value, limit in ((seed, 2**64), (n, MAX_TRIALS)):
                 whole = isinstance(value, int) and not isinstance(value, bool)
                 if value is not None and not (whole and 0 <= value <= limit):
@@ -92,8 +91,8 @@ def sampler_for(study: optuna.Study, seed: int | None = None) -> S2ESampler:
     seed = search.seed if seed is None else seed
     if recorded is None:
         return S2ESampler(seed=seed)
-    options, consider_pruned = split_settings(recorded)
-    return S2ESampler(**options, consider_pruned_trials=consider_pruned, seed=seed)
+    settings, consider_pruned = split_settings(recorded)
+    return S2ESampler(**settings.to_dict(), consider_pruned_trials=consider_pruned, seed=seed)
 
 
 def load_objective(name: str) -> Objective:

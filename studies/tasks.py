@@ -128,7 +128,7 @@ def _synthetic5() -> Arrays:
 
 
 def _mnist() -> Arrays:
-    return images("mnist", 6000)
+    return images("mnist", 8000)
 
 
 def _cifar10() -> Arrays:
@@ -141,7 +141,8 @@ TASKS: dict[str, Task] = {
     "synthetic-8 pair-40": Task("tune", _synthetic8, "pair", 0.4, 1500, 1000, 5e-3),
     "synthetic-5 sym-50": Task("report", _synthetic5, "symmetric", 0.5, 1000, 1000, 5e-3, 30),
     "breast cancer sym-35": Task("report", breast_cancer, "symmetric", 0.35, 250, 150, 1e-2, 60),
-    "MNIST 7x7 pair-45": Task("report", _mnist, "pair", 0.45, 1000, 1000, 5e-3, 30, True),
+    "MNIST 7x7 pair-45": Task("report", _mnist, "pair", 0.45, 2000, 1000, 5e-3, 30, True),
+    "MNIST 7x7 sym-50": Task("report", _mnist, "symmetric", 0.5, 1000, 1000, 5e-3, 30, True),
     "CIFAR-10 8x8, 4 classes, sym-40": Task(
         "report", _cifar10, "symmetric", 0.4, 1000, 1000, 3e-3, 30, True
     ),

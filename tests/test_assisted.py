@@ -52,7 +52,7 @@ def bowl(x: np.ndarray) -> np.ndarray:
 
 
 def test_theta_moves_to_the_minimum_of_the_model() -> None:
-    settings, theta = resolve({}, scheduled=True), UNIT.distribution.uniform_theta()
+    settings, theta = resolve({}), UNIT.distribution.uniform_theta()
     for seed in range(8):
         rng = np.random.default_rng(seed)
         step = assisted.update(UNIT, theta, model_of(bowl), settings, rng)
@@ -62,7 +62,7 @@ def test_theta_moves_to_the_minimum_of_the_model() -> None:
 
 
 def test_a_flat_model_keeps_theta() -> None:
-    settings, theta = resolve({}, scheduled=True), np.array([2.0, 3.0, 1.0, 1.0])
+    settings, theta = resolve({}), np.array([2.0, 3.0, 1.0, 1.0])
     model = model_of(lambda x: np.ones(len(x)))
     step = assisted.update(UNIT, theta, model, settings, np.random.default_rng(0))
     assert np.array_equal(step.theta, theta)
@@ -112,13 +112,6 @@ def test_schedules_are_searched_with_the_model_and_replay(kind: str) -> None:
     assert len(told) == 6
     assert all(np.array_equal(a.theta, b.theta) for a, b in zip(told, computed, strict=True))
     assert all(np.ptp(g.theta) > 0 for g in told[1:])
-
-
-def test_other_objectives_are_not() -> None:
-    study = searched(lambda trial: trial.suggest_float("x", 0, 1) ** 2, n_trials=13)
-    opener = generations(study)[1].opener
-    settings = study.trials[opener].system_attrs[RECORD_KEY]["settings"]  # type: ignore[index]
-    assert settings["estimator"] == "natural"
 
 
 def test_the_model_beats_random_search_on_schedules() -> None:

@@ -16,7 +16,7 @@ def test_settings_survive_json():
         theta_bounds=(0.7, 50.0),
         max_weight=3.0,
     )
-    restored = resolve(json.loads(json.dumps(settings.to_dict())), scheduled=True)
+    restored = resolve(json.loads(json.dumps(settings.to_dict())))
     assert restored == settings
     assert restored != UpdateSettings()
     assert hash(restored) == hash(settings)
@@ -72,13 +72,12 @@ def test_settings_refuse_values_outside_their_range(name, value, message):
 
 def test_an_unknown_option_is_refused():
     with pytest.raises(TypeError, match="rho"):
-        resolve({"rho": 1.0}, scheduled=True)
+        resolve({"rho": 1.0})
 
 
 def test_each_estimator_has_defaults_and_what_is_asked_for_wins():
     for estimator, defaults in DEFAULTS.items():
-        full = resolve({"estimator": estimator}, scheduled=False).to_dict()
+        full = resolve({"estimator": estimator}).to_dict()
         assert full.items() >= defaults.items()
-    assert resolve({"estimator": "natural", "step_size": 2}, scheduled=True).step_size == 2.0
-    assert resolve({}, scheduled=True).estimator == "surrogate"
-    assert resolve({}, scheduled=False).estimator == "natural"
+    assert resolve({"estimator": "natural", "step_size": 2}).step_size == 2.0
+    assert resolve({}).estimator == "surrogate"
