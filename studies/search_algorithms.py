@@ -10,7 +10,7 @@ Measure:   test error of the pick, mean of 8 fresh trainings; differences paired
            of the same task and seed.
 Budget:    60 trials of T epochs; Hyperband, which prunes, gets as many epochs in all.
 Run:       python studies/search_algorithms.py --seeds 40 --jobs 2 --minutes 60      (it resumes)
-Read:      studies/results/search_algorithms.json, --report
+Read:      studies/results/search_algorithms.json, --report (tables, and the picture)
 """
 
 from __future__ import annotations
@@ -24,6 +24,9 @@ import numpy as np
 import optuna
 import runs
 import tasks
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import TABLEAU_COLORS
+from matplotlib.figure import Figure
 from optuna.samplers import BaseSampler, CmaEsSampler, GPSampler, RandomSampler, TPESampler
 
 from optuna_s2e import S2ESampler, ScheduleSpace, recommend
@@ -36,6 +39,8 @@ from optuna_s2e.coteaching import (
 )
 
 RESULTS = Path(__file__).parent / "results" / "search_algorithms.json"
+PICTURE = Path(__file__).parents[1] / "docs" / "images" / "search-algorithms.png"
+COLORS = [*TABLEAU_COLORS, "black", "gold", "navy", "teal"]
 K, N_TRIALS, N_REPEATS, FIRST_SEED = 6, 60, 8, 2000
 RULES = ("smoothed", "best", "theta")
 MAIN = ("random", "TPE", "S2E")  # --seeds searches each; the others a quarter as many
@@ -184,28 +189,81 @@ def best_known(results: runs.Results, task: str, n: int) -> np.ndarray:
 
 def compare(results: runs.Results, part: str, n: int) -> None:
     """Print S2E minus each other algorithm, smoothed picks, pooled over the tasks of a part."""
-    print(f"\nS2E minus ..., {part}: test error of the smoothed pick, points, [95 % interval]; "
-          "excess of the last 6 trials over the best known, as a share of the other's")  # fmt: skip
+    print(f"\nS2E minus ..., {part}: test error of the smoothed pick, points, [95 % interval];")
+    print("    excess of the last 6 trials over the best known, as a share of the other's")
     names = [t for t in tasks.TASKS if tasks.TASKS[t].part == part]
     best = {t: best_known(results, t, n) for t in names}
     for other in ALGORITHMS:
-        differences, excess = [], []
+        excess = []
+        pairs_of = differences(results, names, other, n)
         for name in names:
             ours, theirs = rows_of(results, name, "S2E", n), rows_of(results, name, other, n)
             pairs = list(zip(ours, theirs, strict=False))
             if len(pairs) < 2 or other == "S2E":
                 continue
-            differences.append(np.array(
-                [a["test_error"]["smoothed"] - b["test_error"]["smoothed"] for a, b in pairs]
-            ))  # fmt: skip
             last = np.array([[np.mean(r["values"][-K:]) for r in pair] for pair in pairs])
             over = (last - best[name][: len(pairs), None]).mean(axis=0)
             excess.append(over[0] / over[1])
-        if differences:
-            mean, low, high = runs.pooled(differences)
-            sizes = "+".join(str(len(d)) for d in differences)
+        if pairs_of and other != "S2E":
+            mean, low, high = runs.pooled(pairs_of)
+            sizes = "+".join(str(len(d)) for d in pairs_of)
             print(f"  {other:28}{mean:+.2f} [{low:+.2f}, {high:+.2f}]  last: {np.mean(excess):.2f}"
-                  f"   ({len(differences)} tasks, {sizes} searches)")  # fmt: skip
+                  f"   ({len(pairs_of)} tasks, {sizes} searches)")  # fmt: skip
+
+
+def picture(results: runs.Results, n: int) -> Figure:
+    """Draw the mean error of each generation, the best so far, and the paired differences."""
+    figure = Figure(figsize=(13, 4.2), layout="constrained")
+    FigureCanvasAgg(figure)
+    means, incumbents, forest = figure.subplots(1, 3, width_ratios=[1, 1, 1.3])
+    names = [t for t in tasks.TASKS if tasks.TASKS[t].part == "report"]
+    names = [t for t in names if rows_of(results, t, "S2E", n)]
+    best = {t: best_known(results, t, n) for t in names}
+    compared = [a for a in ALGORITHMS if rows_of(results, names[-1], a, n) and a != "Hyperband"]
+    for color, algorithm in zip(COLORS, compared, strict=False):
+        width = 2.2 if algorithm in MAIN else 1.0
+        values = {t: np.array([r["values"][:N_TRIALS] for r in rows_of(results, t, algorithm, n)])
+                  for t in names}  # fmt: skip
+        over = [100 * (v - best[t][: len(v), None]).mean(axis=0) for t, v in values.items()]
+        generation = np.mean(over, axis=0).reshape(-1, K).mean(axis=1)
+        means.plot(np.arange(len(generation)), generation, color=color, lw=width, label=algorithm)
+        low = [np.minimum.accumulate(v, axis=1) - best[t][: len(v), None]
+               for t, v in values.items()]  # fmt: skip
+        curve = 100 * np.mean([v.mean(axis=0) for v in low], axis=0)
+        incumbents.plot(np.arange(1, N_TRIALS + 1), curve, color=color, lw=width)
+    means.set(xlabel="generation of 6", ylabel="points above the best known",
+              title="validation error, mean of a generation", ylim=(0, None))  # fmt: skip
+    means.legend(fontsize=7, ncols=2)
+    incumbents.axhline(0.0, color="black", lw=0.8)
+    incumbents.set(xlabel="trials", title="lowest validation error so far (lucky)")
+    offsets = {"random": -0.18, "TPE": 0.18}
+    for row, task in enumerate([*names, "pooled"]):
+        for other, offset in offsets.items():
+            pairs = differences(results, names if task == "pooled" else [task], other, n)
+            mean, low_end, high_end = runs.pooled(pairs)
+            forest.errorbar(
+                mean, row + offset, xerr=[[mean - low_end], [high_end - mean]], fmt="o", ms=4,
+                color=COLORS[compared.index(other)], label=f"S2E - {other}" if row == 0 else None,
+            )  # fmt: skip
+    forest.axvline(0.0, color="black", lw=0.8)
+    forest.set_yticks(range(len(names) + 1), [*names, "pooled"], fontsize=8)
+    forest.invert_yaxis()
+    forest.set(xlabel="points; left: S2E is better", title="test error of the pick, fresh seeds")
+    forest.legend(fontsize=8)
+    return figure
+
+
+def differences(results: runs.Results, names: list[str], other: str, n: int) -> list[np.ndarray]:
+    """Return S2E minus another algorithm, test errors of smoothed picks, per task by seed."""
+    found = []
+    for name in names:
+        pairs = zip(
+            rows_of(results, name, "S2E", n), rows_of(results, name, other, n), strict=False
+        )
+        found.append(np.array(
+            [a["test_error"]["smoothed"] - b["test_error"]["smoothed"] for a, b in pairs]
+        ))  # fmt: skip
+    return [d for d in found if len(d) > 1]
 
 
 def main() -> None:
@@ -225,7 +283,9 @@ def main() -> None:
     jobs.sort(key=lambda job: (job[1] not in MAIN, job[2]))  # what decides comes first
     if not options.report:
         runs.run_missing(RESULTS, jobs, run, n_processes=options.jobs, minutes=options.minutes)
-    report(runs.read(RESULTS)["results"], options.seeds)
+    results = runs.read(RESULTS)["results"]
+    report(results, options.seeds)
+    picture(results, options.seeds).savefig(PICTURE, dpi=90)
 
 
 if __name__ == "__main__":
