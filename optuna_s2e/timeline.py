@@ -117,10 +117,12 @@ def fit_model(
         kept = [*spread.astype(int).tolist(), *range(older, len(draws))]
         draws, x = [draws[i] for i in kept], x[kept]
     losses = np.array([ledger.rules.loss(d.trial) for d in draws])
+    z = features(space, x)
     try:
-        return surrogate.fit(features(space, x), losses)
+        model = surrogate.fit(z, losses)
     except (ValueError, ArithmeticError):  # LinAlgError is a ValueError
         return None
+    return model if np.isfinite(model.mean(z)).all() else None
 
 
 def _evidence(
