@@ -238,6 +238,8 @@ def summarise(values: runs.Results, part: str, n: int) -> list[str]:
         ratios = own.mean(axis=1) / base.mean(axis=1)
         return np.exp(np.mean(np.log(np.maximum(ratios, LEAST_RATIO)), axis=0))
 
+    if any(f"{part}|{t}|random|{s}" not in values for t in TASKS[part] for s in seeds):
+        return [f"{part}: not run yet"]
     base = scores("random")
     lines = [f"{part}: {len(TASKS[part])} tasks, {len(seeds)} seeds, {N_TRIALS} trials; ratio to "
              "random search (1 = random, lower is better), 95 % interval",

@@ -1,0 +1,111 @@
+"""The studies of searches: what their tables and pictures are made of."""
+
+import sys
+
+import asynchronous
+import estimators
+import numpy as np
+import optuna
+import pytest
+import runs
+import search_algorithms
+import tasks
+
+NAMES = ["breast cancer sym-35", "synthetic-5 sym-50"]
+
+
+def cell(pick: float, values: list[float], expected: float = 0.1) -> dict[str, object]:
+    return {
+        "test_error": {"smoothed": pick},
+        "expected": {"smoothed": [expected, 0.0, 1.0]},
+        "values": values,
+    }
+
+
+def test_differences_are_paired_by_seed_and_ours_minus_theirs():
+    results = {}
+    for task in NAMES:
+        for seed in range(3):
+            results[f"{task}|S2E|{seed}"] = cell(0.1 * seed, [])
+            results[f"{task}|TPE|{seed}"] = cell(0.1 * seed + 0.05, [])
+    del results[f"{NAMES[1]}|TPE|1"]  # a cell counts up to its first gap, and one pair is none
+    (first,) = search_algorithms.differences(results, NAMES, "TPE", 3)
+    np.testing.assert_allclose(first, -0.05)
+
+
+def test_best_known_is_the_lowest_expected_of_any_algorithm_per_seed():
+    results = {
+        "a|S2E|0": cell(0, [], 0.3), "a|TPE|0": cell(0, [], 0.2), "a|S2E|1": cell(0, [], 0.4)
+    }  # fmt: skip
+    assert search_algorithms.best_known(results, "a", 2).tolist() == [0.2, 0.4]
+
+
+def test_pooled_differences_weigh_tasks_equally():
+    mean, low, high = runs.pooled([np.array([1.0, 3.0]), np.array([5.0, 5.0, 5.0])], scale=1.0)
+    assert mean == 3.5
+    assert high - mean == pytest.approx(mean - low)
+    assert high - mean >= 1.95 * np.sqrt(1.0) / 2
+
+
+@pytest.mark.parametrize("name", [n for n, t in tasks.TASKS.items() if not t.needs_images])
+def test_tasks_split_once_and_flip_only_what_is_noisy(name):
+    task = tasks.TASKS[name]
+    clean, noisy = task.data(3), task.data(3, "noisy")
+    assert len(clean.x) == task.n_train
+    assert len(clean.x_val) == len(noisy.y_val) == task.n_validation
+    assert clean.x_test is not None
+    assert len(clean.x_test) >= task.n_validation
+    np.testing.assert_array_equal(clean.noisy_labels, noisy.noisy_labels)
+    share = float((clean.y_val != noisy.y_val).double().mean())
+    assert share == pytest.approx(task.noise_rate, abs=0.13)
+
+
+def test_noise_is_added_to_what_the_sampler_sees_only():
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    study.optimize(estimators.mostly_noise, n_trials=200)
+    true = np.array([t.user_attrs["true"] for t in study.trials])
+    seen = np.array([t.value for t in study.trials])
+    np.testing.assert_allclose(true, [sum(t.params.values()) for t in study.trials])
+    assert np.std(seen - true) == pytest.approx(2.3, rel=0.2)
+
+
+@pytest.fixture
+def lookup() -> asynchronous.Lookup:
+    rates = asynchronous.drawn(tasks.TASKS[asynchronous.TASKS[0]])
+    error = np.abs(rates[:, -1] - 0.5)
+    return asynchronous.Lookup(
+        asynchronous.TASKS[0], {"validation": list(error + 1.0), "test": list(error)}
+    )
+
+
+def test_lookup_returns_the_outcome_of_a_near_schedule(lookup):
+    rates, rng = asynchronous.drawn(tasks.TASKS[asynchronous.TASKS[0]]), np.random.default_rng(0)
+    for at in range(5):
+        seen = lookup.observe(rates[at], rng)
+        assert seen in lookup.validation
+        assert seen == pytest.approx(1.0 + abs(rates[at, -1] - 0.5), abs=0.15)
+    excess = [lookup.excess(r) for r in rates[:50]]
+    assert min(excess) >= 0.0
+    assert np.corrcoef(excess, np.abs(rates[:50, -1] - 0.5))[0, 1] > 0.9
+
+
+@pytest.mark.parametrize("n_workers", [1, 24])
+def test_every_trial_of_the_budget_is_begun_and_told(lookup, monkeypatch, n_workers):
+    told = []
+    monkeypatch.setattr(asynchronous, "lookup", lambda name: lookup)
+    monkeypatch.setattr(
+        lookup, "observe", lambda rates, rng: told.append(rates) or float(rates[-1])
+    )
+    found = asynchronous.search(asynchronous.TASKS[0], "natural", n_workers, 0)
+    assert len(told) == asynchronous.N_TRIALS
+    assert found["generations"] == 1 + (asynchronous.N_TRIALS - n_workers) // 6
+
+
+@pytest.mark.parametrize("study", [search_algorithms, estimators, asynchronous])
+def test_report_is_made_from_the_committed_results(study, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(sys, "argv", ["study.py", "--report"])
+    monkeypatch.setattr(search_algorithms, "PICTURE", tmp_path / "picture.png")
+    study.main()
+    assert "S2E" in (out := capsys.readouterr().out) or "surrogate" in out
+    if study is search_algorithms:
+        assert 10_000 < (tmp_path / "picture.png").stat().st_size < 150_000
