@@ -122,9 +122,13 @@ def train_batch(
             `nn.Sequential` of Conv2d, ReLU, MaxPool2d(2), Flatten and Linear, such as "cnn2".
             "fused": trials side by side; an `nn.Sequential` as "mlp" is stacked matrices, with
             a backward pass over the kept samples alone, one as "cnn2", "cnn7" or "cnn9" becomes
-            one network of grouped convolutions, which pays on a GPU, not on a CPU.
-            "auto": "fused" for the former, "rows" (on a CPU) or "fused" (on a GPU) for the
-            latter, "loop" for any other network; as measured, docs/speed.md.
+            one network of grouped convolutions, any other is mapped by `torch.vmap`, if that
+            gives the same numbers (no dropout).
+            "graphs": as "fused", with the steps of an epoch replayed from a CUDA graph; not
+            chosen by "auto", for it could not be tried yet.
+            "auto": "fused" for networks as "mlp"; for all others "rows" on a CPU and "fused" on
+            a GPU (unlike "cnn2", "cnn7", "cnn9": up to a million parameters), where they can;
+            else "loop"; as measured on CPUs, docs/speed.md.
         fused_width: Fused trials side by side, at most; default: by their size. A group that
             runs out of memory is trained again in halves.
 

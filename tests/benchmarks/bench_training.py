@@ -14,6 +14,9 @@ finds (`--device`). All ways train two networks on the same noisy labels at one 
     loop        backend "loop": data resident as one tensor, one fused Adam for both networks
     auto        the package's choice for one trial
     auto xK     its choice for K trials at once, per trial
+    fused xK    on CUDA: K trials side by side, whatever the default width
+    graphs xK   on CUDA: the same, the steps of an epoch replayed from a CUDA graph
+    bf16 xK     on CUDA: the same with products of bfloat16
     floor       forward, backward and one fused Adam for both networks on mini-batches that were
                 gathered before; no selection, nothing measured. "+ eval": also the bare
                 forward passes of an evaluation
@@ -39,6 +42,7 @@ import resource
 import statistics
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -126,17 +130,30 @@ class Bench:
             "loop": lambda: self.package("loop", 1),
             "authors": self.authors,
         }
-        ways |= {f"auto x{width}": lambda w=width: self.package("auto", w) for width in widths}
+        for k in widths:
+            ways[f"auto x{k}"] = lambda k=k: self.package("auto", k)
+            if self.device.type == "cuda":
+                bf16 = replace(self.config, dtype="bfloat16")
+                ways[f"fused x{k}"] = lambda k=k: self.package("fused", k, width=k)
+                ways[f"graphs x{k}"] = lambda k=k: self.package("graphs", k, width=k)
+                ways[f"bf16 x{k}"] = lambda k=k: self.package("graphs", k, width=k, config=bf16)
         return ways
 
-    def package(self, backend: str, n_trials: int) -> int:
+    def package(
+        self,
+        backend: str,
+        n_trials: int,
+        *,
+        width: int | None = None,
+        config: TrainingConfig | None = None,
+    ) -> int:
         """Train through `train_batch`."""
         rates = np.full((n_trials, self.case.epochs), self.keep_rate)
         results = train_batch(
             rates, range(n_trials), data=self.data, network=self.case.network,
-            config=self.config, device=self.device, backend=backend,
+            config=config or self.config, device=self.device, backend=backend, fused_width=width,
         )  # fmt: skip
-        assert all(result.failure is None for result in results)
+        assert all(result.failure is None for result in results), results[0].failure
         return rates.size
 
     def nets(self) -> list[nn.Module]:

@@ -400,7 +400,7 @@ def test_wrong_logits_and_shared_modules_are_named(tiny):
         ("optimizer", "lion", "one of ['adam', 'sgd', 'rmsprop']"),
         ("momentum", 1.0, "in [0, 1)"),
         ("weight_decay", -1.0, "at least 0 and finite"),
-        ("dtype", "bfloat16", "one of ['float32', 'float64']"),
+        ("dtype", "float16", "one of ['float32', 'float64', 'bfloat16']"),
     ],
 )
 def test_config_errors_name_the_field_and_the_value(field, value, condition):
