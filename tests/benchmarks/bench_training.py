@@ -130,10 +130,10 @@ class Bench:
             "loop": lambda: self.package("loop", 1),
             "authors": self.authors,
         }
+        bf16 = replace(self.config, dtype="bfloat16")
         for k in widths:
             ways[f"auto x{k}"] = lambda k=k: self.package("auto", k)
             if self.device.type == "cuda":
-                bf16 = replace(self.config, dtype="bfloat16")
                 ways[f"fused x{k}"] = lambda k=k: self.package("fused", k, width=k)
                 ways[f"graphs x{k}"] = lambda k=k: self.package("graphs", k, width=k)
                 ways[f"bf16 x{k}"] = lambda k=k: self.package("graphs", k, width=k, config=bf16)
