@@ -33,7 +33,6 @@ _CPU_CACHE = 4 * 2**20  # bytes
 _CPU_WIDTH = 32
 _CUDA_WIDTH = 64
 _LANES_WIDTH = 16
-_SMALL = 10**6  # parameters
 
 # (setting, seeds, labels) -> the trials in training
 MakeLanes = Callable[[Setting, Sequence[int], Tensor], Lanes]
@@ -92,13 +91,13 @@ def _suitable(name: str, setting: Setting, probe: nn.Module, width: int | None) 
     is_written_out = setting.config.dtype != "bfloat16"
     if name != "rows" and sizes is not None and is_written_out:
         return _fused(name, StackedMlps, width or _stacked_width(setting, sizes))
-    # measured on CPUs: rows are faster than the loop, grouped convolutions and vmap slower
+    # measured on CPUs: rows are faster than the loop, grouped convolutions slower
     if name == "rows" or (name == "auto" and on_cpu):
         return Backend(_or_loop(RowPeers), 1) if has_rules(probe) and is_written_out else None
     if is_fusible(probe):
         return _fused(name, ChannelLanes, width or _LANES_WIDTH)
-    is_small = sum(p.numel() for p in probe.parameters()) <= _SMALL
-    if (name != "auto" or is_small) and is_mappable(setting):
+    # measured on CPUs: faster for very small networks in large groups, else slower
+    if name != "auto" and is_mappable(setting):
         return _fused(name, MappedLanes, width or _LANES_WIDTH)
     return None
 
