@@ -24,7 +24,7 @@ finds (`--device`). All ways train two networks on the same noisy labels at one 
 A run trains whole epochs from new networks to the last evaluation. The ways take turns, so that
 each repeat compares them under the same load; the table shows medians over the repeats of wall
 seconds, of processor seconds of this process, of the ratio to the floor of the same repeat, and
-the peak memory (on CUDA of the device; else of the process, with what Python and torch take).
+the peak memory beyond what the data set and the programs take (of the device, or of the process).
 Ratios, FLOP/s and trials per hour are of wall seconds on CUDA; on a CPU, where other processes
 may want the cores, of processor seconds.
 
@@ -35,13 +35,14 @@ was stopped (`--limit` seconds) goes on where it was.
 from __future__ import annotations
 
 import argparse
+import ctypes
 import gc
 import json
 import platform
-import resource
 import statistics
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -67,6 +68,7 @@ from optuna_s2e.coteaching.data import to_input
 from optuna_s2e.coteaching.training import find_device
 
 PAPER_EPOCHS = 200
+STATUS = Path("/proc/self/status")
 
 
 class Case(NamedTuple):
@@ -219,10 +221,11 @@ class Bench:
         """Run a way once; return seconds per trial-epoch, wall and processor, and peak MiB."""
         self.timed: tuple[float, float] | None = None
         _forget_peak(self.device)
+        before = _memory(self.device)[0]
         start = _clock(self.device)
         trial_epochs = way()
         wall, cpu = self.timed or _since(start, self.device)
-        peak = _peak_mib(self.device)
+        peak = _memory(self.device)[1] - before
         return {"wall": wall / trial_epochs, "cpu": cpu / trial_epochs, "peak_mib": peak}
 
 
@@ -287,22 +290,25 @@ def _since(start: tuple[float, float], device: torch.device) -> tuple[float, flo
     return now[0] - start[0], now[1] - start[1]
 
 
+def _memory(device: torch.device) -> tuple[float, float]:
+    """Return MiB that are taken now, and the largest since `_forget_peak`."""
+    if device.type == "cuda":
+        now, peak = torch.cuda.memory_allocated(device), torch.cuda.max_memory_allocated(device)
+        return now / 2**20, peak / 2**20
+    if platform.system() != "Linux":
+        return 0.0, float("nan")
+    lines = dict(line.split(":", 1) for line in STATUS.read_text().splitlines())
+    return tuple(int(lines[key].split()[0]) / 2**10 for key in ("VmRSS", "VmHWM"))
+
+
 def _forget_peak(device: torch.device) -> None:
     gc.collect()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     elif platform.system() == "Linux":
-        Path("/proc/self/clear_refs").write_text("5")
-
-
-def _peak_mib(device: torch.device) -> float:
-    """Return the peak since it was forgotten; elsewhere than on Linux, of the whole process."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
-    if platform.system() == "Linux":
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 2**10
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        with suppress(AttributeError):  # give back what is free, where the C library can
+            ctypes.CDLL(None).malloc_trim(0)
+        STATUS.with_name("clear_refs").write_text("5")
 
 
 def machine(args: argparse.Namespace) -> dict[str, Any]:
