@@ -87,13 +87,13 @@ def _suitable(name: str, setting: Setting, probe: nn.Module, width: int | None) 
     """Return the backend of that name (not "loop") for networks like the probe, or None."""
     on_cpu = setting.data.x.device.type == "cpu"
     sizes = mlp_sizes(probe, setting.data.input_shape, setting.data.n_classes)
-    # a backward pass that is written out knows one dtype
-    is_written_out = setting.config.dtype != "bfloat16"
-    if name != "rows" and sizes is not None and is_written_out:
+    # backward passes that are written out do all in one dtype
+    one_dtype = setting.config.dtype != "bfloat16"
+    if name != "rows" and sizes is not None and one_dtype:
         return _fused(name, StackedMlps, width or _stacked_width(setting, sizes))
     # measured on CPUs: rows are faster than the loop, grouped convolutions slower
     if name == "rows" or (name == "auto" and on_cpu):
-        return Backend(_or_loop(RowPeers), 1) if has_rules(probe) and is_written_out else None
+        return Backend(_or_loop(RowPeers), 1) if has_rules(probe) and one_dtype else None
     if is_fusible(probe):
         return _fused(name, ChannelLanes, width or _LANES_WIDTH)
     # measured on CPUs: faster for very small networks in large groups, else slower
