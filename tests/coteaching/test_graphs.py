@@ -120,7 +120,7 @@ def _aliases(func):
 
 
 def _epochs(lanes, mode=nullcontext):
-    """Train two epochs, then one of the first lane alone; return all that was measured."""
+    """Train two epochs, then one of a single lane; return all that was measured."""
     measured = []
     with mode():
         for epoch in (0, 1):
