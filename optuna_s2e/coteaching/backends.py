@@ -9,22 +9,30 @@ from typing import NamedTuple
 from torch import Tensor, nn
 
 from optuna_s2e.coteaching.channels import ChannelLanes, is_fusible
+from optuna_s2e.coteaching.fused import FusedLanes
+from optuna_s2e.coteaching.graphs import GraphSteps
 from optuna_s2e.coteaching.lanes import Lanes, Setting, UnsuitableNetwork
+from optuna_s2e.coteaching.mapped import MappedLanes, is_mappable
 from optuna_s2e.coteaching.networks import make_network
 from optuna_s2e.coteaching.peers import Peers
 from optuna_s2e.coteaching.rows import RowPeers, has_rules
 from optuna_s2e.coteaching.stacked import StackedMlps, mlp_sizes
 
-BACKENDS = ("auto", "loop", "rows", "fused")
+BACKENDS = ("auto", "loop", "rows", "fused", "graphs")
 
+_FUSED = "can be mapped by torch.vmap (no dropout, no control flow that depends on values)"
 _NEEDS = {
-    "fused": "Flatten, Linear and ReLU, as 'mlp', or convolutional as 'cnn2', 'cnn7', 'cnn9'",
-    "rows": "Conv2d, ReLU, MaxPool2d(2), Flatten and Linear, such as 'cnn2'",
+    "fused": _FUSED,
+    "graphs": _FUSED,
+    "rows": (
+        "is an nn.Sequential of Conv2d, ReLU, MaxPool2d(2), Flatten and Linear, such as 'cnn2', "
+        "not in 'bfloat16'"
+    ),
 }
 _CPU_CACHE = 4 * 2**20  # bytes
 _CPU_WIDTH = 32
 _CUDA_WIDTH = 64
-_CHANNELS_WIDTH = 16
+_LANES_WIDTH = 16
 
 # (setting, seeds, labels) -> the trials in training
 MakeLanes = Callable[[Setting, Sequence[int], Tensor], Lanes]
@@ -58,6 +66,8 @@ def find_backend(name: str, setting: Setting, width: int | None) -> Backend:
         raise ValueError(f"backend must be one of {list(BACKENDS)}, but got {name!r}.")
     if width is not None and width < 1:
         raise ValueError(f"fused_width must be at least 1, but got {width!r}.")
+    if name == "graphs" and setting.data.x.device.type != "cuda":
+        raise ValueError("backend 'graphs' needs a CUDA device. Take 'auto' or 'fused'.")
     if name == "loop":
         return Backend(Peers, 1)
     probe = _probe(setting)
@@ -68,7 +78,7 @@ def find_backend(name: str, setting: Setting, width: int | None) -> Backend:
     if name == "auto":
         return Backend(Peers, 1)
     raise ValueError(
-        f"backend {name!r} needs a network that is an nn.Sequential of {_NEEDS[name]}. "
+        f"backend {name!r} needs a network that {_NEEDS[name]}. "
         "Take 'auto' or 'loop' for any other."
     )
 
@@ -77,12 +87,29 @@ def _suitable(name: str, setting: Setting, probe: nn.Module, width: int | None) 
     """Return the backend of that name (not "loop") for networks like the probe, or None."""
     on_cpu = setting.data.x.device.type == "cpu"
     sizes = mlp_sizes(probe, setting.data.input_shape, setting.data.n_classes)
-    if name != "rows" and sizes is not None:
-        return Backend(_or_loop(StackedMlps), width or _stacked_width(setting, sizes))
+    # backward passes that are written out do all in one dtype
+    one_dtype = setting.config.dtype != "bfloat16"
+    if name != "rows" and sizes is not None and one_dtype:
+        return _fused(name, StackedMlps, width or _stacked_width(setting, sizes))
     # measured on CPUs: rows are faster than the loop, grouped convolutions slower
     if name == "rows" or (name == "auto" and on_cpu):
-        return Backend(_or_loop(RowPeers), 1) if has_rules(probe) else None
-    return Backend(_or_loop(ChannelLanes), width or _CHANNELS_WIDTH) if is_fusible(probe) else None
+        return Backend(_or_loop(RowPeers), 1) if has_rules(probe) and one_dtype else None
+    if is_fusible(probe):
+        return _fused(name, ChannelLanes, width or _LANES_WIDTH)
+    # measured on CPUs: faster for very small networks in large groups, else slower
+    if name != "auto" and is_mappable(setting):
+        return _fused(name, MappedLanes, width or _LANES_WIDTH)
+    return None
+
+
+def _fused(name: str, lanes: type[FusedLanes], width: int) -> Backend:
+    if name != "graphs":
+        return Backend(_or_loop(lanes), width)
+
+    def make(setting: Setting, seeds: Sequence[int], labels: Tensor) -> Lanes:
+        return lanes(setting, seeds, labels, run_steps=GraphSteps())
+
+    return Backend(_or_loop(make), width)
 
 
 def _probe(setting: Setting) -> nn.Module | None:

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import nn
+from torch import Tensor
 
 FloatArray = npt.NDArray[np.float64]
 
 OPTIMIZERS = ("adam", "sgd", "rmsprop")
-DTYPES = {"float32": torch.float32, "float64": torch.float64}
+# of weights, losses and optimisers
+DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.float32}
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,9 @@ class TrainingConfig:
         decay_start: Share of the epochs before the decay, in [0, 1]; 80 of 200 in the paper.
         beta1: Adam's beta1 before the decay.
         late_beta1: Adam's beta1 from then on.
-        dtype: "float32", or "float64" for comparisons.
+        dtype: "float32"; "float64" for comparisons; or "bfloat16": matrix products and
+            convolutions of bfloat16 numbers (`torch.autocast`), all else in float32: weights,
+            losses, their order, the optimiser.
         optimizer: "adam", "sgd" or "rmsprop", PyTorch's.
         momentum: Of "sgd" and "rmsprop", in [0, 1).
         weight_decay: L2 penalty, added to the gradient, at least 0.
@@ -79,8 +82,15 @@ class TrainingConfig:
         start = round(self.decay_start * n_epochs)
         return np.where(np.arange(n_epochs) < start, self.beta1, self.late_beta1)
 
-    def make_optimizer(self, parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
-        """Return the optimiser; each works on each weight alone, whatever else it holds."""
+    def make_optimizer(
+        self, parameters: Sequence[Tensor], *, capturable: bool = False
+    ) -> torch.optim.Optimizer:
+        """Return the optimiser; each works on each weight alone, whatever else it holds.
+
+        Args:
+            parameters: What to train.
+            capturable: Whether its steps go into a CUDA graph.
+        """
         if self.optimizer == "sgd":
             return torch.optim.SGD(
                 parameters,
@@ -95,9 +105,14 @@ class TrainingConfig:
                 self.learning_rate,
                 momentum=self.momentum,
                 weight_decay=self.weight_decay,
+                capturable=capturable,
             )
         return torch.optim.Adam(
-            parameters, self.learning_rate, weight_decay=self.weight_decay, fused=True
+            parameters,
+            self.learning_rate,
+            weight_decay=self.weight_decay,
+            fused=True,
+            capturable=capturable,
         )
 
 

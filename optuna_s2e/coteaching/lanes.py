@@ -9,6 +9,7 @@ Notation
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -33,8 +34,14 @@ class Setting(NamedTuple):
 
     @property
     def dtype(self) -> torch.dtype:
-        """The networks' dtype."""
+        """The dtype of weights, inputs and losses."""
         return DTYPES[self.config.dtype]
+
+    def precision(self) -> AbstractContextManager[object]:
+        """Return what a forward pass runs in."""
+        if self.config.dtype != "bfloat16":
+            return nullcontext()
+        return torch.autocast(self.data.x.device.type, torch.bfloat16)
 
     @property
     def batch_size(self) -> int:

@@ -17,6 +17,7 @@ from optuna.trial import BaseTrial, Trial
 
 from optuna_s2e import curves
 from optuna_s2e._optuna import first_try_number, set_running_trial_attr
+from optuna_s2e.coteaching.backends import BACKENDS
 from optuna_s2e.coteaching.config import TrainingConfig
 from optuna_s2e.coteaching.data import NoisyData, load_data
 from optuna_s2e.coteaching.networks import Network, find_network
@@ -95,6 +96,7 @@ class CoteachingObjective:
         prune: Whether to obey the study's pruner. Off by default, although `create_study` brings
             a MedianPruner: under label noise the learning curves cross, schedules that memorise
             lead in the first epochs, and a pruner would favour them.
+        backend: As in `train_batch`; like the device no part of `settings`.
         reporter: Shown each trial while it trains, such as
             `optuna_s2e.dashboard.DashboardReporter`. It changes no number.
 
@@ -126,6 +128,7 @@ class CoteachingObjective:
         batch_size: int | None = None,
         metric: str = "validation_error",
         prune: bool = False,
+        backend: str = "auto",
         reporter: TrialReporter | None = None,
     ) -> None:
         if metric not in _METRICS:
@@ -133,6 +136,8 @@ class CoteachingObjective:
         if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
             raise ValueError(f"seed must be a non-negative int, but got {seed!r}.")
         find_network(network)
+        if backend not in BACKENDS:
+            raise ValueError(f"backend must be one of {list(BACKENDS)}, but got {backend!r}.")
         overrides: dict[str, Any] = {"learning_rate": learning_rate, "batch_size": batch_size}
         config = config or PRESETS.get(data.name, TrainingConfig())
         self.config = replace(config, **{k: v for k, v in overrides.items() if v is not None})
@@ -143,6 +148,7 @@ class CoteachingObjective:
         self.seed = int(seed)
         self.metric = metric
         self.prune = prune
+        self.backend = backend
         self.reporter = reporter
 
     def __call__(self, trial: BaseTrial) -> float:
@@ -208,6 +214,7 @@ class CoteachingObjective:
             config=self.config,
             device=self.device,
             on_epoch=on_epoch,
+            backend=self.backend,
         )
         for (position, *_), show, result in zip(plans, shows, trained, strict=True):
             if not isinstance(results[position], Exception):

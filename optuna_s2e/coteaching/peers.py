@@ -83,7 +83,9 @@ class Peers:
 
     def _forward(self, x: Tensor) -> Tensor:
         inputs = to_input(x, self._setting.dtype)
-        return self._checked(torch.stack([net(inputs) for net in self._networks]), len(x))
+        with self._setting.precision():
+            logits = torch.stack([net(inputs) for net in self._networks])
+        return self._checked(logits.to(self._setting.dtype), len(x))
 
     def _checked(self, logits: Tensor, n_samples: int) -> Tensor:
         expected = (2, n_samples, self._setting.data.n_classes)

@@ -122,9 +122,13 @@ def train_batch(
             `nn.Sequential` of Conv2d, ReLU, MaxPool2d(2), Flatten and Linear, such as "cnn2".
             "fused": trials side by side; an `nn.Sequential` as "mlp" is stacked matrices, with
             a backward pass over the kept samples alone, one as "cnn2", "cnn7" or "cnn9" becomes
-            one network of grouped convolutions, which pays on a GPU, not on a CPU.
-            "auto": "fused" for the former, "rows" (on a CPU) or "fused" (on a GPU) for the
-            latter, "loop" for any other network; as measured, docs/speed.md.
+            one network of grouped convolutions, any other is mapped by `torch.vmap`, if that
+            gives the same numbers (no dropout).
+            "graphs": as "fused", with the steps of an epoch replayed from a CUDA graph; not
+            chosen by "auto", for it could not be tried yet.
+            "auto": "fused" for networks as "mlp", "rows" (on a CPU) or "fused" (on a GPU) for
+            those as "cnn2", "fused" on a GPU for those as "cnn7" and "cnn9", "loop" for any
+            other; as measured on CPUs, docs/speed.md.
         fused_width: Fused trials side by side, at most; default: by their size. A group that
             runs out of memory is trained again in halves.
 
@@ -158,6 +162,9 @@ def find_device(device: torch.device | str) -> torch.device:
         raise ValueError(f"device must be one that torch knows, but got {device!r}.") from error
     if found.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device is {str(device)!r}, but torch finds no CUDA. Take 'auto'.")
+    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
+        count = torch.cuda.device_count()
+        raise ValueError(f"device is {str(device)!r}, but torch finds {count} CUDA devices.")
     return found
 
 

@@ -14,13 +14,19 @@ finds (`--device`). All ways train two networks on the same noisy labels at one 
     loop        backend "loop": data resident as one tensor, one fused Adam for both networks
     auto        the package's choice for one trial
     auto xK     its choice for K trials at once, per trial
+    fused xK    on CUDA: K trials side by side, whatever the default width
+    graphs xK   on CUDA: the same, the steps of an epoch replayed from a CUDA graph
+    bf16 xK     on CUDA: the same with products of bfloat16
     floor       forward, backward and one fused Adam for both networks on mini-batches that were
                 gathered before; no selection, nothing measured. "+ eval": also the bare
                 forward passes of an evaluation
 
 A run trains whole epochs from new networks to the last evaluation. The ways take turns, so that
 each repeat compares them under the same load; the table shows medians over the repeats of wall
-seconds, of processor seconds of this process, and of the ratio to the floor of the same repeat.
+seconds, of processor seconds of this process, of the ratio to the floor of the same repeat, and
+the peak memory beyond what the data set and the programs take (of the device, or of the process).
+Ratios, FLOP/s and trials per hour are of wall seconds on CUDA; on a CPU, where other processes
+may want the cores, of processor seconds.
 
 Each run is written to `--out` at once, and runs found there are not repeated: a benchmark that
 was stopped (`--limit` seconds) goes on where it was.
@@ -29,12 +35,15 @@ was stopped (`--limit` seconds) goes on where it was.
 from __future__ import annotations
 
 import argparse
+import ctypes
+import gc
 import json
 import platform
-import resource
 import statistics
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -59,6 +68,7 @@ from optuna_s2e.coteaching.data import to_input
 from optuna_s2e.coteaching.training import find_device
 
 PAPER_EPOCHS = 200
+STATUS = Path("/proc/self/status")
 
 
 class Case(NamedTuple):
@@ -74,6 +84,8 @@ CASES = {
     "mnist-mlp": Case("mnist", "mlp", 1),
     "cifar10-cnn2": Case("cifar10", "cnn2", 1),
 }
+# where the data sets are not at hand: shape of an image, training and validation samples
+SHAPES = {"mnist": ((1, 28, 28), 55_000, 5_000), "cifar10": ((3, 32, 32), 45_000, 5_000)}
 
 
 class PilImages(Dataset[tuple[Tensor, int, int]]):
@@ -101,7 +113,11 @@ class Bench:
     def __init__(self, case: Case, args: argparse.Namespace) -> None:
         self.case, self.keep_rate, self.n_workers = case, args.keep_rate, args.workers
         self.device = find_device(args.device)
-        data = load_data(case.data, root=args.data_root, download=False)
+        data = (
+            _random_pixels(case.data)
+            if args.synthetic and case.data in SHAPES
+            else load_data(case.data, root=args.data_root, download=False)
+        )
         self.config: TrainingConfig = CoteachingObjective(data, device="cpu").config
         data = _part(data, args.share)
         self.data: NoisyData = data.to(self.device)
@@ -116,17 +132,30 @@ class Bench:
             "loop": lambda: self.package("loop", 1),
             "authors": self.authors,
         }
-        ways |= {f"auto x{width}": lambda w=width: self.package("auto", w) for width in widths}
+        bf16 = replace(self.config, dtype="bfloat16")
+        for k in widths:
+            ways[f"auto x{k}"] = lambda k=k: self.package("auto", k)
+            if self.device.type == "cuda":
+                ways[f"fused x{k}"] = lambda k=k: self.package("fused", k, width=k)
+                ways[f"graphs x{k}"] = lambda k=k: self.package("graphs", k, width=k)
+                ways[f"bf16 x{k}"] = lambda k=k: self.package("graphs", k, width=k, config=bf16)
         return ways
 
-    def package(self, backend: str, n_trials: int) -> int:
+    def package(
+        self,
+        backend: str,
+        n_trials: int,
+        *,
+        width: int | None = None,
+        config: TrainingConfig | None = None,
+    ) -> int:
         """Train through `train_batch`."""
         rates = np.full((n_trials, self.case.epochs), self.keep_rate)
         results = train_batch(
             rates, range(n_trials), data=self.data, network=self.case.network,
-            config=self.config, device=self.device, backend=backend,
+            config=config or self.config, device=self.device, backend=backend, fused_width=width,
         )  # fmt: skip
-        assert all(result.failure is None for result in results)
+        assert all(result.failure is None for result in results), results[0].failure
         return rates.size
 
     def nets(self) -> list[nn.Module]:
@@ -189,12 +218,23 @@ class Bench:
         return int(counter.get_total_flops()) * self.n_steps
 
     def run(self, way: Callable[[], int]) -> dict[str, float]:
-        """Run a way once; return wall and processor seconds per trial-epoch."""
+        """Run a way once; return seconds per trial-epoch, wall and processor, and peak MiB."""
         self.timed: tuple[float, float] | None = None
+        _forget_peak(self.device)
+        before = _memory(self.device)[0]
         start = _clock(self.device)
         trial_epochs = way()
         wall, cpu = self.timed or _since(start, self.device)
-        return {"wall": wall / trial_epochs, "cpu": cpu / trial_epochs}
+        peak = _memory(self.device)[1] - before
+        return {"wall": wall / trial_epochs, "cpu": cpu / trial_epochs, "peak_mib": peak}
+
+
+def _random_pixels(name: str) -> NoisyData:
+    shape, n, n_val = SHAPES[name]
+    rng = np.random.default_rng(0)
+    x = rng.integers(0, 256, (n + n_val, *shape), dtype=np.uint8)
+    y = rng.integers(0, 10, n + n_val)
+    return NoisyData.from_arrays(x[:n], y[:n], x[n:], y[n:], clean_labels=y[:n])
 
 
 def _part(data: NoisyData, share: float) -> NoisyData:
@@ -250,6 +290,27 @@ def _since(start: tuple[float, float], device: torch.device) -> tuple[float, flo
     return now[0] - start[0], now[1] - start[1]
 
 
+def _memory(device: torch.device) -> tuple[float, float]:
+    """Return MiB that are taken now, and the largest since `_forget_peak`."""
+    if device.type == "cuda":
+        now, peak = torch.cuda.memory_allocated(device), torch.cuda.max_memory_allocated(device)
+        return now / 2**20, peak / 2**20
+    if platform.system() != "Linux":
+        return 0.0, float("nan")
+    lines = dict(line.split(":", 1) for line in STATUS.read_text().splitlines())
+    return tuple(int(lines[key].split()[0]) / 2**10 for key in ("VmRSS", "VmHWM"))
+
+
+def _forget_peak(device: torch.device) -> None:
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    elif platform.system() == "Linux":
+        with suppress(AttributeError):  # give back what is free, where the C library can
+            ctypes.CDLL(None).malloc_trim(0)
+        STATUS.with_name("clear_refs").write_text("5")
+
+
 def machine(args: argparse.Namespace) -> dict[str, Any]:
     """Describe the device, with its rates for large matrix products and copies."""
     device = find_device(args.device)
@@ -261,6 +322,7 @@ def machine(args: argparse.Namespace) -> dict[str, Any]:
         name = next((line.split(": ")[1] for line in lines if "model name" in line), name)
     a, big = torch.rand(2048, 2048, device=device), torch.rand(2**25, device=device)
     copy = torch.empty_like(big)
+    clock = 0 if device.type == "cuda" else 1
     rates = []
     for operation in (lambda: a @ a, lambda: copy.copy_(big)):
         operation()
@@ -268,7 +330,7 @@ def machine(args: argparse.Namespace) -> dict[str, Any]:
         for _ in range(5):
             start = _clock(device)
             operation()
-            times.append(_since(start, device)[0])
+            times.append(_since(start, device)[clock])
         rates.append(min(times))
     return {
         "device": name,
@@ -280,32 +342,27 @@ def machine(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def print_table(name: str, entry: dict[str, Any], gflops: float) -> None:
-    """Print one line for each way of a case."""
+def print_table(name: str, entry: dict[str, Any], gflops: float, clock: str) -> None:
+    """Print one line for each way of a case; `clock` is "wall" or "cpu"."""
     runs: dict[str, list[dict[str, float]]] = entry["runs"]
+    print(f"\n{name}: seconds per trial-epoch, medians; ratios (range) of {clock} seconds")
     print(
-        f"\n{name}: {len(runs['floor'])} repeats, seconds per trial-epoch, ratios of cpu seconds"
-    )
-    print(
-        f"{'':14}{'wall':>9}{'fastest':>9}{'slowest':>9}{'cpu':>9}{'/ floor':>9}"
-        f"{'/ fl.+eval':>11}{'200-ep. trials/h':>18}{'GFLOP/s':>9}{'of matmul':>10}"
+        f"{'':14}{'runs':>5}{'wall':>9}{'cpu':>9}{'/ floor':>22}{'/ fl.+eval':>11}"
+        f"{'200-ep. trials/h':>18}{'GFLOP/s':>9}{'of matmul':>10}{'peak MiB':>10}"
     )
     for way, of_way in runs.items():
-        wall = [run["wall"] for run in of_way]
-        ratios = [
-            statistics.median(
-                run["cpu"] / base["cpu"] for run, base in zip(of_way, runs[floor], strict=False)
-            )
+        seconds = {key: statistics.median(run[key] for run in of_way) for key in of_way[0]}
+        to_floor, to_evaluating = (
+            [run[clock] / base[clock] for run, base in zip(of_way, runs[floor], strict=False)]
             for floor in ("floor", "floor + eval")
-        ]
-        median = statistics.median(wall)
-        rate = entry["flops"] / median / 1e9
-        cpu = statistics.median(run["cpu"] for run in of_way)
-        per_hour = 3600 * entry["share"] / median / PAPER_EPOCHS
+        )
+        span = f"{statistics.median(to_floor):.2f} ({min(to_floor):.2f}, {max(to_floor):.2f})"
+        rate = entry["flops"] / seconds[clock] / 1e9
+        per_hour = 3600 * entry["share"] / seconds[clock] / PAPER_EPOCHS
         print(
-            f"{way:14}{median:9.3f}{min(wall):9.3f}{max(wall):9.3f}{cpu:9.3f}"
-            f"{ratios[0]:9.2f}{ratios[1]:11.2f}{per_hour:18.1f}"
-            f"{rate:9.1f}{rate / gflops:10.0%}"
+            f"{way:14}{len(of_way):5}{seconds['wall']:9.3f}{seconds['cpu']:9.3f}{span:>22}"
+            f"{statistics.median(to_evaluating):11.2f}{per_hour:18.1f}"
+            f"{rate:9.1f}{rate / gflops:10.0%}{seconds['peak_mib']:10.0f}"
         )
 
 
@@ -316,6 +373,9 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument("--case", choices=CASES, action="append", help="default: all at hand")
     parser.add_argument("--data-root", type=Path, help="folder of torchvision's data sets")
+    parser.add_argument(
+        "--synthetic", action="store_true", help="random pixels in place of MNIST and CIFAR-10"
+    )
     parser.add_argument("--keep-rate", type=float, default=0.5, help="R of all epochs")
     parser.add_argument("--share", type=float, default=1.0, help="part of the data to train on")
     parser.add_argument("--widths", type=int, nargs="*", default=[6], help="trials at once")
@@ -333,7 +393,11 @@ def main() -> None:
     args = parse_args()
     start = time.monotonic()
     torch.set_num_threads(args.threads)
-    at_hand = [name for name, case in CASES.items() if args.data_root or case.data == "digits"]
+    at_hand = [
+        name
+        for name, case in CASES.items()
+        if args.data_root or args.synthetic or case.data == "digits"
+    ]
     document: dict[str, Any] = {"cases": {}}
     if args.out and args.out.exists():
         document = json.loads(args.out.read_text())
@@ -342,6 +406,7 @@ def main() -> None:
     for name in args.case or at_hand:
         bench = Bench(CASES[name], args)
         part = "" if args.share == 1 else f" {args.share:.0%} of the data"
+        part += " random pixels" if args.synthetic and bench.case.data in SHAPES else ""
         key = f"{name} R={args.keep_rate:g} {bench.device}{part}"
         ways = bench.ways(args.widths)
         entry = document["cases"].setdefault(
@@ -361,13 +426,11 @@ def main() -> None:
                 if args.out:
                     args.out.write_text(json.dumps(document, indent=1) + "\n")
         if all(entry["runs"].values()):
-            print_table(key, entry, document["machine"]["matmul_gflops"])
+            clock = "wall" if bench.device.type == "cuda" else "cpu"
+            print_table(key, entry, document["machine"]["matmul_gflops"], clock)
     print(f"\n{document['machine']}")
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(f"peak memory of this process: {peak:.0f} MiB", end="")
-    if torch.cuda.is_available():
-        print(f", of the device: {torch.cuda.max_memory_allocated() / 2**20:.0f} MiB", end="")
-    print("\nstopped at --limit: run the same command again" if unfinished else "")
+    if unfinished:
+        print("stopped at --limit: run the same command again")
 
 
 if __name__ == "__main__":

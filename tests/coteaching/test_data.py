@@ -1,6 +1,7 @@
 """Data: where noise goes, what is split off, and one clear line for what is unusable."""
 
 import os
+import pickle
 import re
 import struct
 import subprocess
@@ -318,6 +319,28 @@ def test_real_images_are_found_in_the_data_root(name, shape, sizes):
     data = load_data(name, root=os.environ["S2E_DATA_ROOT"], download=False)
     assert tuple(len(part) for part in (data.x, data.x_val, data.x_test)) == sizes
     assert (data.input_shape, data.n_classes, data.x.dtype) == (shape, 10, torch.uint8)
+
+
+def test_cifar100_is_read_as_torchvision_keeps_it(tmp_path, monkeypatch):
+    from optuna_s2e.coteaching._torchvision import import_datasets
+
+    cifar100 = import_datasets().CIFAR100
+    folder = tmp_path / cifar100.base_folder
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (2000, 3 * 32 * 32), dtype=np.uint8)
+    fine = [i % 100 for i in range(2000)]
+    for name in ("train", "test"):
+        entry = {"data": pixels, "fine_labels": fine, "coarse_labels": [0] * 2000}
+        (folder / name).write_bytes(pickle.dumps(entry))
+    (folder / "meta").write_bytes(pickle.dumps({"fine_label_names": [str(i) for i in range(100)]}))
+    for files in ("train_list", "test_list"):
+        monkeypatch.setattr(cifar100, files, [[getattr(cifar100, files)[0][0], None]])
+    monkeypatch.setattr(cifar100, "meta", {**cifar100.meta, "md5": None})
+    data = load_data("cifar100", noise="none", root=tmp_path, n_validation=1000, download=False)
+    assert (data.input_shape, data.n_classes, data.x.dtype) == ((3, 32, 32), 100, torch.uint8)
+    np.testing.assert_array_equal(data.x_test.flatten(1), pixels)
+    assert data.y_test.tolist() == fine
 
 
 def test_missing_torch_and_torchvision_are_import_errors_with_the_command():

@@ -122,6 +122,20 @@ def test_batches_give_the_numbers_of_one_worker(tiny, workers):
         assert np.array_equal(a.theta, b.theta)
 
 
+def test_the_backend_is_handed_on_and_is_no_setting(tiny):
+    trial = FixedTrial({"R.eq1": 1, "R.n_epochs": 6, "R.tau": 0.5, "R.tk": 2.0, "R.c": 1.0})
+    loop, fused, graphs = (
+        _objective(tiny, config=TrainingConfig(8, 0.01, dtype="float64"), backend=name)
+        for name in ("loop", "fused", "graphs")
+    )
+    assert loop(trial) == fused(trial)
+    with pytest.raises(ValueError, match="'graphs' needs a CUDA device"):
+        graphs(trial)
+    digits = load_data("digits", noise="symmetric", noise_rate=0.5, seed=0)
+    settings = [_objective(digits, backend=name).settings for name in ("loop", "auto")]
+    assert settings[0] == settings[1] is not None
+
+
 def test_one_trial_of_a_batch_may_fail_without_the_others(tiny):
     """Of five trials one is pruned, one cannot report, one runs out of memory, one diverges."""
     objective = _objective(tiny, prune=True)
@@ -323,6 +337,7 @@ def test_damaged_settings_are_refused(settings, message):
     ("options", "message"),
     [
         ({"network": "vgg"}, "network must be one of ['cnn2', 'cnn7', "),
+        ({"backend": "gpu"}, "backend must be one of ['auto', 'loop', 'rows', 'fused', 'graphs']"),
         ({"metric": "accuracy"}, "metric must be one of ['validation_error', 'validation_loss']"),
         ({"seed": -1}, "seed must be a non-negative int, but got -1"),
         ({"n_epochs": 1}, "n_epochs must be an int in [2,"),

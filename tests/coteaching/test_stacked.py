@@ -288,7 +288,10 @@ def test_unflattened_images_are_no_vectors():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"backend": "gpu"}, r"one of \['auto', 'loop', 'rows', 'fused'\], but got 'gpu'"),
+        (
+            {"backend": "gpu"},
+            r"one of \['auto', 'loop', 'rows', 'fused', 'graphs'\], but got 'gpu'",
+        ),
         ({"backend": "fused", "network": lambda s, c: nn.Linear(9, c)}, "backend 'fused' needs"),
         ({"backend": "auto", "fused_width": 0}, "fused_width must be at least 1, but got 0"),
         ({"backend": "loop", "labels": np.zeros((5, 149), int)}, r"\(K, N\) = \(5, 150\)"),

@@ -362,11 +362,34 @@ def test_errors_name_the_argument_and_the_value(tiny, change, message):
         train_batch(arguments.pop("keep_rates"), arguments.pop("seeds"), **arguments)
 
 
+@pytest.mark.filterwarnings("ignore")  # the compiler's own
+def test_compiled_networks_train_as_they_are(tiny):
+    config = TrainingConfig(8, 0.01, dtype="float64")
+
+    def compiled(input_shape, n_classes):
+        return torch.compile(_small_net(input_shape, n_classes), backend="aot_eager")
+
+    results = [
+        train_batch([[1.0, 0.5]] * 2, [0, 1], data=tiny, network=network, config=config)
+        for network in (_small_net, compiled)
+    ]
+    for plain, fast in zip(*results, strict=True):
+        assert fast.failure is None
+        np.testing.assert_allclose(fast.curves.loss, plain.curves.loss, rtol=0, atol=1e-12)
+
+
 def test_cuda_without_cuda_is_one_clear_error(tiny, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ValueError, match="torch finds no CUDA"):
         _train_on(tiny, "cuda")
     _train_on(tiny, "auto")
+
+
+def test_a_gpu_that_is_not_there_is_one_clear_error(tiny, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(ValueError, match=r"device is 'cuda:2', but torch finds 2 CUDA devices"):
+        _train_on(tiny, "cuda:2")
 
 
 def _train_on(data, device):
@@ -400,7 +423,7 @@ def test_wrong_logits_and_shared_modules_are_named(tiny):
         ("optimizer", "lion", "one of ['adam', 'sgd', 'rmsprop']"),
         ("momentum", 1.0, "in [0, 1)"),
         ("weight_decay", -1.0, "at least 0 and finite"),
-        ("dtype", "bfloat16", "one of ['float32', 'float64']"),
+        ("dtype", "float16", "one of ['float32', 'float64', 'bfloat16']"),
     ],
 )
 def test_config_errors_name_the_field_and_the_value(field, value, condition):
