@@ -98,6 +98,7 @@ class Case:
         results = train_batch(
             rates, seeds, data=data, network=tasks.mlp64 if self.image is None else conv,
             config=self.config, device="cpu", evaluate_on=on, backend="fused",
+            fused_width=8,
         )  # fmt: skip
         return np.array([last_epochs_mean(result.curves.error) for result in results])
 
@@ -197,7 +198,7 @@ def differences(tables: dict[str, dict[str, Array]], space: str, column: int) ->
 def groups(tables: dict[str, dict[str, Array]]) -> dict[str, dict[str, dict[str, Array]]]:
     """Return the tables of all tasks, and of each kind."""
     kinds = dict.fromkeys(CASES[name].group for name in tables)
-    return {"all": tables} | {
+    return ({"all": tables} if tables else {}) | {
         kind: {n: t for n, t in tables.items() if CASES[n].group == kind} for kind in kinds
     }
 
@@ -303,6 +304,7 @@ def main() -> None:
         if case.task.available and seed < case.n_seeds(args.seeds)
     ]
     jobs += [("fit", space, n_epochs) for n_epochs in TKS for space in SPACES]
+    jobs.sort(key=lambda job: job[0] != "fit" and int(job[2]) >= args.seeds)  # extra seeds last
     if not args.report:
         skipped = [name for name, case in CASES.items() if not case.task.available]
         if skipped:
@@ -310,7 +312,8 @@ def main() -> None:
         runs.run_missing(RESULTS, jobs, run, n_processes=args.jobs, minutes=args.minutes)
     results = runs.read(RESULTS)["results"]
     report(results, args.seeds)
-    picture(results, args.seeds).savefig(PICTURE, dpi=90)
+    if any(len(errors_of(results, name, args.seeds)[REFERENCE]) > 1 for name in CASES):
+        picture(results, args.seeds).savefig(PICTURE, dpi=90)
 
 
 if __name__ == "__main__":
