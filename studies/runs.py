@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import optuna
 import torch
+from scipy import stats
 from tqdm import tqdm
 
 Job = tuple[str | int, ...]
@@ -117,3 +118,15 @@ def pooled(differences: Sequence[np.ndarray], scale: float = 100.0) -> tuple[flo
     variances = np.array([d.var(ddof=1) / len(d) for d in differences])
     mean, error = means.mean(), np.sqrt(variances.sum()) / len(means)
     return scale * mean, scale * (mean - 1.96 * error), scale * (mean + 1.96 * error)
+
+
+def pooled_few(
+    differences: Sequence[np.ndarray], scale: float = 100.0
+) -> tuple[float, float, float]:
+    """Return the same for a few seeds per task: one variance for all tasks, Student's t."""
+    sizes = np.array([len(d) for d in differences])
+    freedom = int((sizes - 1).sum())
+    variance = sum(((d - d.mean()) ** 2).sum() for d in differences) / freedom
+    mean = np.mean([d.mean() for d in differences])
+    reach = stats.t.ppf(0.975, freedom) * np.sqrt(variance * (1 / sizes).sum()) / len(sizes)
+    return scale * mean, scale * (mean - reach), scale * (mean + reach)

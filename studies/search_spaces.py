@@ -220,7 +220,7 @@ def report(results: runs.Results, n: int) -> None:
               f"above its best space\n{'':18}{'pick of 60':>24}{'pick of 12':>24}"
               f"{'worst task (60)':>17}{'better on':>11}")  # fmt: skip
         for space in names:
-            pooled = [runs.pooled(differences(of_kind, space, i)) for i in (0, 1)]
+            pooled = [runs.pooled_few(differences(of_kind, space, i)) for i in (0, 1)]
             cells = ["{:+.2f} [{:+.2f}, {:+.2f}]".format(*interval) for interval in pooled]
             means = np.array([
                 [table[x][:, 0].mean() for x in (space, REFERENCE)] +
@@ -268,7 +268,7 @@ def picture(results: runs.Results, n: int) -> Figure:
         (kinds, {kind: (t, 0) for kind, t in groups(tables).items() if kind != "all"}),
     ):
         for j, (label, (of_kind, column)) in enumerate(sets.items()):
-            rows = np.array([runs.pooled(differences(of_kind, s, column)) for s in names])
+            rows = np.array([runs.pooled_few(differences(of_kind, s, column)) for s in names])
             mean, low, high = rows.T
             axis.errorbar(mean, at - 0.22 * (j - (len(sets) - 1) / 2), fmt="o", ms=4, label=label,
                           xerr=[mean - low, high - mean], capsize=2)  # fmt: skip

@@ -7,6 +7,7 @@ import losses
 import numpy as np
 import optuna
 import pytest
+import runs
 import search_spaces
 import spaces
 import tasks
@@ -157,6 +158,15 @@ def test_cnn_sees_the_vectors_of_the_mlp_as_images():
     assert images.input_shape == (1, 8, 8)
     assert torch.equal(images.x.flatten(1), flat.x)
     assert torch.equal(images.noisy_labels, flat.noisy_labels)
+
+
+def test_interval_from_a_few_seeds_covers_the_mean_19_times_of_20():
+    rng, covered = np.random.default_rng(0), []
+    for _ in range(2000):
+        mean, low, high = runs.pooled_few([rng.normal(i, 0.1, n) for i, n in ((-1, 2), (3, 3))])
+        assert low < mean < high
+        covered.append(low < 100.0 < high)
+    assert np.mean(covered) == pytest.approx(0.95, abs=0.02)
 
 
 # Losses
