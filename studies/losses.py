@@ -233,7 +233,7 @@ def pooled_cell(
     regrets = [
         [np.array(judged[n][part][loss])[:, 1] for part, loss in (one, other)] for n in names
     ]
-    return "{:+.2f} [{:+.2f}, {:+.2f}]".format(*runs.pooled_few([a - b for a, b in regrets]))
+    return "{:+.2f} [{:+.2f}, {:+.2f}]".format(*runs.over_tasks([a - b for a, b in regrets]))
 
 
 def main() -> None:

@@ -120,13 +120,16 @@ def pooled(differences: Sequence[np.ndarray], scale: float = 100.0) -> tuple[flo
     return scale * mean, scale * (mean - 1.96 * error), scale * (mean + 1.96 * error)
 
 
-def pooled_few(
+def over_tasks(
     differences: Sequence[np.ndarray], scale: float = 100.0
 ) -> tuple[float, float, float]:
-    """Return the same for a few seeds per task: one variance for all tasks, Student's t."""
-    sizes = np.array([len(d) for d in differences])
-    freedom = int((sizes - 1).sum())
-    variance = sum(((d - d.mean()) ** 2).sum() for d in differences) / freedom
-    mean = np.mean([d.mean() for d in differences])
-    reach = stats.t.ppf(0.975, freedom) * np.sqrt(variance * (1 / sizes).sum()) / len(sizes)
+    """Return the same where tasks have one or two seeds: the interval for another such task.
+
+    From the spread of the tasks' means (Student's t), which holds that of the seeds; infinite for
+    a single task.
+    """
+    means = np.array([d.mean() for d in differences])
+    mean, reach = means.mean(), np.inf
+    if len(means) > 1:
+        reach = stats.t.ppf(0.975, len(means) - 1) * means.std(ddof=1) / np.sqrt(len(means))
     return scale * mean, scale * (mean - reach), scale * (mean + reach)

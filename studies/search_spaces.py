@@ -198,15 +198,13 @@ def differences(tables: dict[str, dict[str, Array]], space: str, column: int) ->
 def groups(tables: dict[str, dict[str, Array]]) -> dict[str, dict[str, dict[str, Array]]]:
     """Return the tables of all tasks, and of each kind."""
     kinds = dict.fromkeys(CASES[name].group for name in tables)
-    return ({"all": tables} if tables else {}) | {
+    return {"all tasks": tables} | {
         kind: {n: t for n, t in tables.items() if CASES[n].group == kind} for kind in kinds
     }
 
 
-def report(results: runs.Results, n: int) -> None:
-    """Print test errors per task, comparisons with Eq 1, fits."""
-    found = {name: errors_of(results, name, n) for name in CASES}
-    tables = {name: table for name, table in found.items() if len(table[REFERENCE]) > 1}
+def report(tables: dict[str, dict[str, Array]]) -> None:
+    """Print test errors per task and comparisons with Eq 1."""
     names = [*SPACES, *FIXED]
     for name, table in tables.items():
         print(f"\n{name} ({CASES[name].group}): test error of the pick in %, mean (s.e.) of "
@@ -216,12 +214,15 @@ def report(results: runs.Results, n: int) -> None:
             cells = [runs.mean_and_error(table[space][:, i]) for i in (0, 1)]
             print(f"{space:18}{cells[0]:>16}{cells[1]:>16}")
     for kind, of_kind in groups(tables).items():
+        if not of_kind:
+            continue
         print(f"\nMinus Eq 1, {kind}: points of test error [95 % interval]; worst task: points "
               f"above its best space\n{'':18}{'pick of 60':>24}{'pick of 12':>24}"
               f"{'worst task (60)':>17}{'better on':>11}")  # fmt: skip
         for space in names:
-            pooled = [runs.pooled_few(differences(of_kind, space, i)) for i in (0, 1)]
-            cells = ["{:+.2f} [{:+.2f}, {:+.2f}]".format(*interval) for interval in pooled]
+            pooled = [runs.over_tasks(differences(of_kind, space, i)) for i in (0, 1)]
+            cells = [f"{m:+.2f}" + f" [{low:+.2f}, {high:+.2f}]" * (len(of_kind) > 2)
+                     for m, low, high in pooled]  # fmt: skip
             means = np.array([
                 [table[x][:, 0].mean() for x in (space, REFERENCE)] +
                 [min(table[x][:, 0].mean() for x in SPACES)] for table in of_kind.values()
@@ -229,7 +230,6 @@ def report(results: runs.Results, n: int) -> None:
             worst = 100 * (means[:, 0] - means[:, 2]).max()
             wins = f"{np.sum(means[:, 0] < means[:, 1])} of {len(means)}"
             print(f"{space:18}{cells[0]:>24}{cells[1]:>24}{worst:>17.1f}{wins:>11}")
-    report_fits(results)
 
 
 def report_fits(results: runs.Results) -> None:
@@ -254,31 +254,32 @@ def report_fits(results: runs.Results) -> None:
             print(f"{f'{rows[i][0]:g}, {rows[i][1]:g}':12}" + "".join(f"{c:>16}" for c in cells))
 
 
-def picture(results: runs.Results, n: int) -> Figure:
-    """Draw the differences from Eq 1, and Eq 1 with its nearest Eq 4."""
-    found = {name: errors_of(results, name, n) for name in CASES}
-    tables = {name: table for name, table in found.items() if len(table[REFERENCE]) > 1}
+def picture(tables: dict[str, dict[str, Array]]) -> Figure:
+    """Draw the differences from Eq 1, over tasks and of each, and Eq 1 with its nearest Eq 4."""
     figure = Figure(figsize=(13, 5.2), layout="constrained")
     FigureCanvasAgg(figure)
-    both, kinds, curves = figure.subplots(1, 3, width_ratios=[1, 1, 0.9])
+    both, each, curves = figure.subplots(1, 3, width_ratios=[1, 1, 0.9])
     names = [space for space in SPACES if space != REFERENCE]
     at = -np.arange(len(names), dtype=float)
-    for axis, sets in (
-        (both, {"pick of 60": (tables, 0), "pick of 12": (tables, 1)}),
-        (kinds, {kind: (t, 0) for kind, t in groups(tables).items() if kind != "all"}),
-    ):
-        for j, (label, (of_kind, column)) in enumerate(sets.items()):
-            rows = np.array([runs.pooled_few(differences(of_kind, s, column)) for s in names])
-            mean, low, high = rows.T
-            axis.errorbar(mean, at - 0.22 * (j - (len(sets) - 1) / 2), fmt="o", ms=4, label=label,
-                          xerr=[mean - low, high - mean], capsize=2)  # fmt: skip
+    for column, n_trials in enumerate((N_TRIALS, N_FEW)):
+        rows = np.array([runs.over_tasks(differences(tables, s, column)) for s in names])
+        mean, low, high = rows.T
+        both.errorbar(mean, at + 0.12 - 0.24 * column, xerr=[mean - low, high - mean], fmt="o",
+                      ms=4, capsize=2, label=f"pick of {n_trials}")  # fmt: skip
+    for j, (kind, of_kind) in enumerate(list(groups(tables).items())[1:]):
+        points = 100 * np.array(
+            [[d.mean() for d in differences(of_kind, s, 0)] for s in names]
+        )  # (spaces, tasks)
+        each.plot(points, at + 0.2 - 0.2 * j, "o", color=f"C{j + 2}", ms=4)
+        each.plot([], [], "o", color=f"C{j + 2}", label=kind)
+    for axis in (both, each):
         axis.axvline(0.0, color="black", lw=0.8)
-        axis.set(yticks=at, xlabel="points of test error above Eq 1's pick (95 % interval)")
+        axis.set(yticks=at, xlabel="points of test error above Eq 1's pick")
         axis.legend(fontsize=8)
     both.set_yticklabels(names)
-    kinds.set_yticklabels([])
-    both.set_title(f"{len(tables)} tasks")
-    kinds.set_title("pick of 60, by kind of training")
+    each.set_yticklabels([])
+    both.set_title(f"mean of {len(tables)} tasks, 95 % interval")
+    each.set_title(f"each task, pick of {N_TRIALS}")
     for color, (tau, tk, c) in zip(
         ("tab:blue", "tab:orange", "tab:green"), ((0.5, 10, 1), (0.5, 50, 2), (0.8, 200, 4)),
         strict=True,
@@ -311,9 +312,12 @@ def main() -> None:
             print(f"S2E_DATA_ROOT is not set, nothing to train on for: {', '.join(skipped)}")
         runs.run_missing(RESULTS, jobs, run, n_processes=args.jobs, minutes=args.minutes)
     results = runs.read(RESULTS)["results"]
-    report(results, args.seeds)
-    if any(len(errors_of(results, name, args.seeds)[REFERENCE]) > 1 for name in CASES):
-        picture(results, args.seeds).savefig(PICTURE, dpi=90)
+    found = {name: errors_of(results, name, args.seeds) for name in CASES}
+    tables = {name: table for name, table in found.items() if len(table[REFERENCE])}
+    report(tables)
+    report_fits(results)
+    if len(tables) > 1:
+        picture(tables).savefig(PICTURE, dpi=90)
 
 
 if __name__ == "__main__":

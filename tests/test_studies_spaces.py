@@ -160,13 +160,15 @@ def test_cnn_sees_the_vectors_of_the_mlp_as_images():
     assert torch.equal(images.noisy_labels, flat.noisy_labels)
 
 
-def test_interval_from_a_few_seeds_covers_the_mean_19_times_of_20():
+def test_interval_over_tasks_covers_the_mean_19_times_of_20():
     rng, covered = np.random.default_rng(0), []
     for _ in range(2000):
-        mean, low, high = runs.pooled_few([rng.normal(i, 0.1, n) for i, n in ((-1, 2), (3, 3))])
+        differences = [rng.normal(rng.normal(1.0, 0.5), 0.1, n) for n in (1, 2, 2, 4)]
+        mean, low, high = runs.over_tasks(differences)
         assert low < mean < high
         covered.append(low < 100.0 < high)
     assert np.mean(covered) == pytest.approx(0.95, abs=0.02)
+    assert runs.over_tasks([np.ones(3)]) == (100.0, -np.inf, np.inf)
 
 
 # Losses
@@ -233,6 +235,6 @@ def test_reports_and_picture_are_made_from_the_committed_results(monkeypatch, tm
     search_spaces.main()
     losses.main()
     said = capsys.readouterr().out
-    assert "Minus Eq 1, all" in said
+    assert "Minus Eq 1, all tasks" in said
     assert "Regret minus that of the default with the same labels, both noise" in said
     assert 10_000 < (tmp_path / "spaces.png").stat().st_size < 200_000
