@@ -1,7 +1,7 @@
 """Which loss should a search minimise? Cross-entropy or error, last epoch or mean, clean or noisy.
 
 Question:  which number of a training's validation data leads to the schedule of lowest test error?
-Tasks:     studies/tasks.py, three seeds each (wrong labels, split, draws); schedules drawn
+Tasks:     studies/tasks.py, one seed or more each (wrong labels, split, draws); schedules drawn
            uniformly from the default space, one training each. Every loss is taken from the same
            trainings, with clean and with noisy validation labels.
 Logits:    `train_batch` returns error and cross-entropy per epoch. Temperatures, probabilities of
@@ -10,7 +10,7 @@ Logits:    `train_batch` returns error and cross-entropy per epoch. Temperatures
 Truth:     the expected test error of a schedule: the test errors of all trainings of a task,
            smoothed over R(t) by the package's Gaussian process.
 Measure:   rank correlation with the truth; and regret in points of test error: 60 of the draws are
-           taken at random, 40 times, the loss is smoothed as `recommend` does it, the schedule of
+           taken at random, 20 times, the loss is smoothed as `recommend` does it, the schedule of
            lowest smoothed loss is picked, and its truth is compared with the lowest of all.
 Run:       python studies/losses.py --jobs 2 --minutes 8                        (it resumes)
 Read:      studies/results/losses.json, --report
@@ -18,6 +18,7 @@ Read:      studies/results/losses.json, --report
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,7 @@ from optuna_s2e import surrogate
 from optuna_s2e.coteaching import Metrics, train_batch
 
 RESULTS = Path(__file__).parent / "results" / "losses.json"
-FIRST_SEED, N_DRAWS, N_PICKED, N_REPEATS = 500, 90, 60, 40
+FIRST_SEED, N_DRAWS, N_PICKED, N_REPEATS = 500, 90, 60, 20
 SPACE = SPACES["Eq 1 (default)"]
 VALIDATIONS = ("clean", "noisy")
 
@@ -196,62 +197,71 @@ def run(job: runs.Job) -> Any:
     return train(tasks.TASKS[str(job[0])], int(job[1]))
 
 
-def report(results: runs.Results, n_seeds: int) -> None:
-    """Print a table per task, and the comparisons with the default pooled over tasks."""
-    keys = {name: runs.key_of(("judge", name, n_seeds)) for name in tasks.TASKS}
-    judged = {name: results[key] for name, key in keys.items() if key in results}
+def report(results: runs.Results) -> None:
+    """Print a table per task, and the comparisons with the default over tasks."""
+    judged: dict[str, Any] = {}
+    for key, found in results.items():  # the last one of a task has the most seeds
+        if key.startswith("judge|"):
+            judged[key.split("|")[1]] = found
     for name, found in judged.items():
+        n_seeds = len(found["clean"][DEFAULT])
         print(f"\n{name}: rank correlation with the expected test error; regret of the smoothed "
-              f"pick of {N_PICKED} in points, mean (s.e.) of {n_seeds} seeds; standard deviation "
-              f"of the expected error over schedules {100 * found['spread']:.1f}\n"
-              f"{'':34}{'clean validation':>24}{'noisy validation':>24}")  # fmt: skip
+              f"pick of {N_PICKED} in points ({n_seeds} seeds of {N_DRAWS} trainings); standard "
+              f"deviation of the expected error over schedules {100 * found['spread']:.1f}\n"
+              f"{'':34}{'clean validation':>20}{'noisy validation':>20}")  # fmt: skip
         for loss in LOSSES:
             cells = []
             for part in VALIDATIONS:
-                rho, excess = np.array(found[part][loss]).T
-                cells.append(f"{rho.mean():.2f}  {runs.mean_and_error(excess)}")
-            print(f"{loss:34}{cells[0]:>24}{cells[1]:>24}")
+                rho, regret = np.mean(found[part][loss], axis=0)
+                cells.append(f"{rho:.2f} / {100 * regret:.2f}")
+            print(f"{loss:34}{cells[0]:>20}{cells[1]:>20}")
     for noise in ("symmetric", "pair", "both"):
         names = [n for n in judged if noise in (tasks.TASKS[n].noise, "both")]
-        if not names:
+        if len(names) < 2:
             continue
-        print(f"\nRegret minus that of the default with the same labels, {noise} noise: points "
-              f"[95 % interval], {len(names)} tasks x {n_seeds} seeds\n"
+        print(f"\nRegret of the default, then regret less that of the default with the same "
+              f"labels, {noise} noise: points, mean of {len(names)} tasks [95 % interval]\n"
               f"{'':34}{'clean validation':>24}{'noisy validation':>24}")  # fmt: skip
         for loss in LOSSES:
-            cells = [pooled_cell(judged, names, (part, loss), (part, DEFAULT))
-                     for part in VALIDATIONS]  # fmt: skip
+            others = [None if loss == DEFAULT else (part, DEFAULT) for part in VALIDATIONS]
+            cells = [over_tasks(judged, names, (part, loss), other)
+                     for part, other in zip(VALIDATIONS, others, strict=True)]  # fmt: skip
             print(f"{loss:34}{cells[0]:>24}{cells[1]:>24}")
-        labels = pooled_cell(judged, names, ("noisy", DEFAULT), ("clean", DEFAULT))
-        print(f"noisy minus clean labels, default loss: {labels}")
+        labels = over_tasks(judged, names, ("noisy", DEFAULT), ("clean", DEFAULT))
+        print(f"default, noisy labels less clean ones: {labels}")
 
 
-def pooled_cell(
-    judged: dict[str, Any], names: list[str], one: tuple[str, str], other: tuple[str, str]
+def over_tasks(
+    judged: dict[str, Any], names: list[str], one: tuple[str, str], other: tuple[str, str] | None
 ) -> str:
-    """Return the pooled difference of the regrets of two (validation labels, loss)."""
-    regrets = [
-        [np.array(judged[n][part][loss])[:, 1] for part, loss in (one, other)] for n in names
-    ]
-    return "{:+.2f} [{:+.2f}, {:+.2f}]".format(*runs.over_tasks([a - b for a, b in regrets]))
+    """Return the mean regret of a (validation labels, loss), or of two the difference."""
+    regrets = [np.array(judged[n][one[0]][one[1]])[:, 1] for n in names]
+    if other is None:
+        return f"{100 * np.mean([r.mean() for r in regrets]):.2f}"
+    others = [np.array(judged[n][other[0]][other[1]])[:, 1] for n in names]
+    differences = [a - b for a, b in zip(regrets, others, strict=True)]
+    return "{:+.2f} [{:+.2f}, {:+.2f}]".format(*runs.over_tasks(differences))
+
+
+def is_trained(results: runs.Results, name: str, n_seeds: int) -> bool:
+    """Whether the first seeds of a task are there."""
+    return all(runs.key_of((name, seed)) in results for seed in range(n_seeds))
 
 
 def main() -> None:
-    """Train what is missing, save after each seed, judge, report."""
-    options = runs.parser(__doc__, seeds=3).parse_args()
+    """Train what is missing and judge it, seed by seed; save after each step; report."""
+    options = runs.parser(__doc__, seeds=1).parse_args()
     names = [name for name, task in tasks.TASKS.items() if task.available]
-    jobs: list[runs.Job] = [(name, seed) for seed in range(options.seeds) for name in names]
-    if not options.report:
-        run_what = {"n_processes": options.jobs, "minutes": options.minutes}
-        runs.run_missing(RESULTS, jobs, run, **run_what)
-        trained = runs.read(RESULTS)["results"]
-        complete = [
-            name for name in names
-            if all(runs.key_of((name, seed)) in trained for seed in range(options.seeds))
-        ]  # fmt: skip
-        judgements: list[runs.Job] = [("judge", name, options.seeds) for name in complete]
-        runs.run_missing(RESULTS, judgements, run, **run_what)
-    report(runs.read(RESULTS)["results"], options.seeds)
+    deadline = time.monotonic() + 60 * options.minutes
+    for n_seeds in range(1, options.seeds + 1) if not options.report else ():
+        trainings: list[runs.Job] = [(name, n_seeds - 1) for name in names]
+        judgements: list[runs.Job] = [("judge", name, n_seeds) for name in names]
+        for jobs in (trainings, judgements):
+            done = runs.read(RESULTS)["results"]
+            possible = [j for j in jobs if j[0] != "judge" or is_trained(done, str(j[1]), n_seeds)]
+            minutes = (deadline - time.monotonic()) / 60
+            runs.run_missing(RESULTS, possible, run, n_processes=options.jobs, minutes=minutes)
+    report(runs.read(RESULTS)["results"])
 
 
 if __name__ == "__main__":

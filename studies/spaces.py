@@ -169,7 +169,7 @@ def fit(space: Space, target: Array, *, n_starts: int = 4, n_drawn: int = 2000) 
     drawn = np.random.default_rng(0).uniform(size=(n_drawn, space.n))
     distances = ((space.keep_rates(drawn, n_epochs) - target) ** 2).mean(axis=1)
     found = [
-        least_squares(residuals, np.clip(u, 1e-3, 1 - 1e-3), slopes, bounds=(0, 1), max_nfev=200)
+        least_squares(residuals, np.clip(u, 1e-3, 1 - 1e-3), slopes, bounds=(0, 1), max_nfev=100)
         for u in drawn[np.argsort(distances)[:n_starts]]
     ]
     u = min(found, key=lambda result: result.cost).x

@@ -236,5 +236,5 @@ def test_reports_and_picture_are_made_from_the_committed_results(monkeypatch, tm
     losses.main()
     said = capsys.readouterr().out
     assert "Minus Eq 1, all tasks" in said
-    assert "Regret minus that of the default with the same labels, both noise" in said
+    assert "both noise: points, mean of" in said
     assert 10_000 < (tmp_path / "spaces.png").stat().st_size < 200_000
