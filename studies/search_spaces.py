@@ -297,7 +297,7 @@ def picture(tables: dict[str, dict[str, Array]]) -> Figure:
 def main() -> None:
     """Run what is missing, print the tables, draw the picture."""
     args = runs.parser(__doc__, seeds=1).parse_args()
-    jobs: list[runs.Job] = [("fit", space, n_epochs) for n_epochs in TKS for space in SPACES]
+    jobs: list[runs.Job] = [("fit", space, n_epochs) for space in SPACES for n_epochs in TKS]
     jobs += [
         (name, space, seed)
         for seed in range(CHEAP * args.seeds)
