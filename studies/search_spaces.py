@@ -177,22 +177,29 @@ def run(job: runs.Job) -> Any:
 
 
 def errors_of(results: runs.Results, case: str, n: int) -> dict[str, Array]:
-    """Return the test errors of each space on a task, (n seeds, 2), where all have them."""
+    """Return test errors on a task by space, (n seeds, 2): seeds, else spaces, that are whole."""
     names = [*SPACES, *FIXED]
-    seeds = [
-        seed
+    found = {
+        seed: {x for x in names if runs.key_of((case, x, seed)) in results}
         for seed in range(CASES[case].n_seeds(n))
-        if all(runs.key_of((case, x, seed)) in results for x in names)
-    ]
-    return {
-        x: np.array([results[runs.key_of((case, x, s))]["test"] for s in seeds]).reshape(-1, 2)
-        for x in names
     }
+    seeds = [s for s, present in found.items() if len(present) == len(names)]
+    if not seeds and REFERENCE in found[0]:
+        seeds, names = [0], [x for x in names if x in found[0]]
+    return {
+        x: np.array([results[runs.key_of((case, x, s))]["test"] for s in seeds])
+        for x in names if seeds
+    }  # fmt: skip
 
 
 def differences(tables: dict[str, dict[str, Array]], space: str, column: int) -> list[Array]:
     """Return per task the differences from Eq 1, one per seed."""
     return [table[space][:, column] - table[REFERENCE][:, column] for table in tables.values()]
+
+
+def complete(tables: dict[str, dict[str, Array]]) -> dict[str, dict[str, Array]]:
+    """Return the tables of the tasks that all spaces were tried on."""
+    return {n: table for n, table in tables.items() if len(table) == len(SPACES) + len(FIXED)}
 
 
 def groups(tables: dict[str, dict[str, Array]]) -> dict[str, dict[str, dict[str, Array]]]:
@@ -207,13 +214,14 @@ def report(tables: dict[str, dict[str, Array]]) -> None:
     """Print test errors per task and comparisons with Eq 1."""
     names = [*SPACES, *FIXED]
     for name, table in tables.items():
-        print(f"\n{name} ({CASES[name].group}): test error of the pick in %, mean (s.e.) of "
-              f"{len(table[REFERENCE])} seeds\n"
+        print(f"\n{name} ({CASES[name].group}): test error of the pick in %, mean (s.e.), "
+              f"{len(table[REFERENCE])} seed(s)\n"
               f"{'':18}{'pick of 60':>16}{'pick of 12':>16}")  # fmt: skip
-        for space in names:
-            cells = [runs.mean_and_error(table[space][:, i]) for i in (0, 1)]
+        for space in table:
+            errors = [table[space][:, i] for i in (0, 1)]
+            cells = [runs.mean_and_error(e) if len(e) > 1 else f"{100 * e[0]:.2f}" for e in errors]
             print(f"{space:18}{cells[0]:>16}{cells[1]:>16}")
-    for kind, of_kind in groups(tables).items():
+    for kind, of_kind in groups(complete(tables)).items():
         if not of_kind:
             continue
         print(f"\nMinus Eq 1, {kind}: points of test error [95 % interval]; worst task: points "
@@ -312,11 +320,11 @@ def main() -> None:
         runs.run_missing(RESULTS, jobs, run, n_processes=args.jobs, minutes=args.minutes)
     results = runs.read(RESULTS)["results"]
     found = {name: errors_of(results, name, args.seeds) for name in CASES}
-    tables = {name: table for name, table in found.items() if len(table[REFERENCE])}
+    tables = {name: table for name, table in found.items() if table}
     report(tables)
     report_fits(results)
-    if len(tables) > 1:
-        picture(tables).savefig(PICTURE, dpi=90)
+    if len(complete(tables)) > 1:
+        picture(complete(tables)).savefig(PICTURE, dpi=90)
 
 
 if __name__ == "__main__":
