@@ -1,7 +1,8 @@
 """A storm of kill -9 over many workers of one search: nothing lost, doubled or stuck.
 
     python tests/faults/storm.py [--storage sqlite|postgresql|journal|grpc|URL] [--trials 500]
-        [--kills 40] [--seconds 1200] [--crashes] [--report FILE.json]
+        [--kills 40] [--seconds 1200] [--crashes] [--crash-every 15]
+        [--report FILE.json]
 
 Eight workers share one search; one of them is killed and replaced again and again (with
 `--crashes`, the PostgreSQL server is crashed now and then, too). At the end a calm worker finishes
@@ -166,6 +167,7 @@ def run_storm(
     n_workers: int = 8,
     pause: float = 1.0,
     server: PostgresServer | None = None,
+    crash_every: int = 15,
 ) -> tuple[dict[str, Any], str]:
     """Let it storm until trials and kills are reached, or the time is over.
 
@@ -179,7 +181,7 @@ def run_storm(
         while time.monotonic() - start < seconds:
             time.sleep(random.uniform(0.5, 1.5) * pause)
             storm.kill_one()
-            if server is not None and storm.kills % 15 == 0:
+            if server is not None and storm.kills % crash_every == 0:
                 server.stop("immediate")
                 server.start()
                 crashes += 1
@@ -204,7 +206,8 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=1200)
     parser.add_argument("--workers", type=int, default=8)
     parser.add_argument("--pause", type=float, default=2.0, help="mean seconds between two kills")
-    parser.add_argument("--crashes", action="store_true", help="crash PostgreSQL every 15 kills")
+    parser.add_argument("--crashes", action="store_true", help="crash PostgreSQL now and then")
+    parser.add_argument("--crash-every", type=int, default=15, help="kills between two crashes")
     parser.add_argument("--report", type=Path)
     args = parser.parse_args()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -223,6 +226,7 @@ def main() -> int:
             report, log = run_storm(
                 url, folder, n_trials=args.trials, n_kills=args.kills, seconds=args.seconds,
                 n_workers=args.workers, pause=args.pause, server=server if args.crashes else None,
+                crash_every=args.crash_every,
             )  # fmt: skip
         finally:
             if proxy is not None:
