@@ -33,7 +33,8 @@ Search the schedule R(t) of Co-teaching on data with wrong labels.
 
 Each trial trains two networks under one schedule and returns their validation error. All state
 is in the storage: the same command again resumes, the same command elsewhere at the same time
-adds a worker, Ctrl-C loses at most the running trial.
+adds a worker, Ctrl-C loses at most the running trial. With --batch one process trains K trials
+at a time instead.
 
     s2e search --data digits --noise symmetric --noise-rate 0.5 --trials 60
     s2e search --data mnist --data-root ~/data --noise pair --noise-rate 0.45 --epochs 200 \\
@@ -215,6 +216,11 @@ def _add_search_options(search: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     method.add_argument("--population-size", type=int, default=6, metavar="K")
     method.add_argument(
+        "--batch", action="store_true",
+        help="train the K trials of a generation as one: the same thetas whatever dies, and one "
+        "process at a time (docs/parallel.md)",
+    )  # fmt: skip
+    method.add_argument(
         "--estimator", default="surrogate",
         help="how theta moves: surrogate (Newton on a model of the loss over R(t), the default), "
         "natural, newton (the paper's), cubic or gradient",
@@ -236,8 +242,6 @@ def _add_search_options(search: argparse.ArgumentParser) -> None:
 
 
 def _search(args: argparse.Namespace) -> int:
-    from optuna.trial import TrialState
-
     from optuna_s2e import S2ESampler
     from optuna_s2e.coteaching import CoteachingObjective, load_data
     from optuna_s2e.worker import Search
@@ -282,11 +286,12 @@ def _search(args: argparse.Namespace) -> int:
         line = _with_option(args.argv, "--storage", args.storage)
         reporter.record_command(study, ["s2e", *line])
     Search(sampler.settings, args.seed, args.trials).write(study)
-    done = len(study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)))
+    done = cli_worker.n_complete(study)
     if done:
         print(f"Resuming study {study.study_name!r}: {done} trials are complete.")
     callbacks = [reporter] if reporter is not None else []
-    stopped = cli_worker.optimize(study, objective, args.trials, callbacks)
+    search = cli_worker.optimize_in_batches if args.batch else cli_worker.optimize
+    stopped = search(study, objective, args.trials, callbacks)
     _print_next_steps(study, args, bool(stopped))
     return EXIT_CODES.get(stopped, 0)
 
@@ -337,7 +342,8 @@ def _print_next_steps(study: optuna.Study, args: argparse.Namespace, interrupted
     which = f"{where} --study-name {shlex.quote(study.study_name)}"
     root = f" --data-root {shlex.quote(str(args.data_root))}" if args.data_root else ""
     if interrupted:
-        print("Stopped; at most the running trial is lost.")
+        what = "trials are" if args.batch else "trial is"
+        print(f"Stopped; at most the running {what} lost.")
     else:
         trial = study.best_trial
         values = ", ".join(f"{n} {v:.4g}" for n, v in trial.params.items() if n != "R.n_epochs")
