@@ -225,11 +225,24 @@ class Draw(NamedTuple):
         return (self.trial.datetime_complete or datetime.max, self.record.trial)
 
 
+def own_record(attrs: Mapping[str, Any], trial: FrozenTrial) -> Record | None:
+    """Return the record that a trial has: its own, or, in a retry, that of its first try.
+
+    Args:
+        attrs: The trial's system attributes, as the storage has them now.
+        trial: The trial.
+    """
+    record = Record.from_attr(attrs.get(RECORD_KEY))
+    if record is None:
+        return None
+    own = record.trial == trial.number or is_retry(attrs, record.trial)
+    return record if own else None
+
+
 def read_draw(trial: FrozenTrial) -> Draw | None:
     """Read a trial's record; None if it has none, or one that is not its own."""
-    attrs = trial.system_attrs
-    record = Record.from_attr(attrs.get(RECORD_KEY))
-    if record is None or not (record.trial == trial.number or is_retry(attrs, record.trial)):
+    record = own_record(trial.system_attrs, trial)
+    if record is None:
         return None
     tags = read_tags(trial)
     known = record.generation == 0 and trial.state.is_finished()  # while running, more may come
