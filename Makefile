@@ -4,7 +4,7 @@
 # make ray     optimize_batch on a local Ray cluster that loses a node (installs Ray, 200 MB)
 # make faults  storms of kill -9, outages of the database; FAULT_SECONDS bounds each (default 600)
 # make optuna48    the tests with Optuna 4.8, the oldest that is supported
-# make audit   known vulnerabilities of the installed packages (needs pypi.org)
+# make audit   known vulnerabilities of the pinned packages (needs pypi.org)
 # make bench-scale  ask time, SQL and size as studies grow; many workers on PostgreSQL and gRPC
 # make bench   what the sampler and the training cost on this machine
 # Each makes the environment .venv if it is missing.
@@ -61,13 +61,12 @@ bench-scale: .venv/.test
 	$(BIN)/python tests/benchmarks/bench_load.py --grpc
 
 # The same tests with the oldest Optuna that pyproject.toml allows, in an environment of its own.
-optuna48: .venv/.optuna48
+optuna48: .venv-optuna48/.made
 	.venv-optuna48/bin/python -m pytest -q -n auto $(OPTUNA48_TESTS)
 
-# Known vulnerabilities of what is installed; needs pypi.org.
-audit: .venv/.audit
-	$(BIN)/python -m pip freeze --exclude-editable > .venv/installed.txt
-	$(BIN)/pip-audit --strict --no-deps --disable-pip -r .venv/installed.txt
+# Known vulnerabilities of what constraints.txt names; asks pypi.org, and fails if that cannot say.
+audit: .venv-audit/.made
+	.venv-audit/bin/pip-audit --strict --no-deps --disable-pip -r constraints.txt
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
@@ -86,11 +85,12 @@ audit: .venv/.audit
 	$(PIP) -e ".[test,ray]"
 	touch $@
 
-.venv/.audit: .venv/.test
-	$(PIP) pip-audit
+.venv-audit/.made:
+	$(PYTHON) -m venv .venv-audit
+	.venv-audit/bin/python -m pip --disable-pip-version-check install --quiet pip-audit
 	touch $@
 
-.venv/.optuna48: .venv/bin/python pyproject.toml constraints.txt
+.venv-optuna48/.made: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv-optuna48
 	sed 's/^optuna==.*/optuna==4.8.*/' constraints.txt > .venv-optuna48/constraints.txt
 	.venv-optuna48/bin/python -m pip --disable-pip-version-check install --quiet \
@@ -102,4 +102,4 @@ audit: .venv/.audit
 	touch $@
 
 clean:
-	rm -rf .venv .venv-optuna48 demo
+	rm -rf .venv .venv-optuna48 .venv-audit demo

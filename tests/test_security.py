@@ -3,14 +3,18 @@
 import ast
 import logging
 import pickle
+import re
 import subprocess
 import sys
+from importlib.metadata import PackageNotFoundError, requires
 from pathlib import Path
 from typing import Any
 
 import optuna
 import psycopg
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 import optuna_s2e
 from optuna_s2e import S2ESampler, generations, open_storage, replay
@@ -89,7 +93,8 @@ def test_hostile_attributes_are_inert(
     def objective(trial: optuna.Trial) -> float:
         value = trial.suggest_float("x", 0, 1)
         if trial.number in (1, 4):
-            for key in ("s2e:draw", "s2e:worker", "coteaching:curves", "failed_trial"):
+            for key in ("s2e:draw", "s2e:worker", "s2e:failure", "s2e:driver", "failed_trial",
+                        "coteaching:curves", "cma:optimizer", "retry_history"):  # fmt: skip
                 storage.set_trial_system_attr(trial._trial_id, key, hostile)
             trial.set_user_attr("seed", hostile)
         return value
@@ -240,6 +245,31 @@ def optuna_url(url: str, user: str) -> str:
     import sqlalchemy
 
     return sqlalchemy.make_url(url).set(username=user).render_as_string(hide_password=False)
+
+
+# --- what is installed -----------------------------------------------------------------------
+
+
+def test_every_package_that_ci_installs_is_pinned() -> None:
+    lines = Path(__file__).parents[1].joinpath("constraints.txt").read_text().splitlines()
+    pinned = {line.split("==")[0] for line in lines if re.fullmatch(r"[\w-]+==[\w.]+", line)}
+    assert len(pinned) == len([line for line in lines if not line.startswith("#")])
+    seen: set[tuple[str, str]] = set()
+    to_see = [("optuna-s2e", extra) for extra in ("", "dev", "ray")]
+    while to_see:
+        name, extra = to_see.pop()
+        if (name, extra) in seen:
+            continue
+        seen.add((name, extra))
+        assert name in {*pinned, "optuna-s2e", "setuptools"}  # which comes with the environment
+        try:
+            required = requires(name) or []
+        except PackageNotFoundError:  # of an extra that is not installed here
+            continue
+        for requirement in map(Requirement, required):
+            if requirement.marker is None or requirement.marker.evaluate({"extra": extra}):
+                found = canonicalize_name(requirement.name)
+                to_see += [(found, e) for e in ("", *requirement.extras)]
 
 
 def test_import_loads_no_unpickler_of_its_own() -> None:
