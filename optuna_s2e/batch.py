@@ -31,7 +31,7 @@ from optuna_s2e.executors import AllTogether, Elsewhere, Executor, Here, Lost, R
 from optuna_s2e.keyed import KeyedSampler
 from optuna_s2e.lease import LEASE_KEY, Lease
 from optuna_s2e.offline import Objective, Outcome, Task
-from optuna_s2e.records import FAILURE_KEY, MAX_ATTEMPTS, RECORD_KEY, Record
+from optuna_s2e.records import FAILURE_KEY, MAX_ATTEMPTS, MAX_MEMBERS, RECORD_KEY, Record
 from optuna_s2e.sampler import S2ESampler
 from optuna_s2e.slots import Batch, Slot
 
@@ -71,7 +71,8 @@ def optimize_batch(
             `batch(trials)` that returns a value or an exception for each, and there is no
             executor, the K trials run in one call of that.
         n_trials: Trials of this call that come to an end; None: until `timeout` or `study.stop()`.
-        batch_size: Trials in a batch, for other samplers than `S2ESampler`, which knows its K.
+        batch_size: Trials in a batch, at most 100,000, for other samplers than `S2ESampler`,
+            which knows its K.
         executor: Where trials run: None, one after the other in this process; or anything with
             `submit(function, *args)` that returns a future: executors of `concurrent.futures`,
             loky and submitit, `dask.distributed.Client`, `RayExecutor`; or a function that makes
@@ -132,6 +133,8 @@ def _check_arguments(
     for name, value in {"n_trials": n_trials, "batch_size": batch_size}.items():
         if value is not None and (isinstance(value, bool) or value != int(value) or value < 1):
             raise ValueError(f"{name} must be a positive int or None, but got {value!r}.")
+    if batch_size is not None and batch_size > MAX_MEMBERS:
+        raise ValueError(f"batch_size must be at most {MAX_MEMBERS}, but got {batch_size!r}.")
     if not 1 <= max_attempts <= MAX_ATTEMPTS:
         raise ValueError(f"max_attempts must be in [1, {MAX_ATTEMPTS}], but got {max_attempts!r}.")
     if isinstance(study.sampler, S2ESampler):

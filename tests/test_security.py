@@ -6,6 +6,8 @@ import pickle
 import re
 import subprocess
 import sys
+import tracemalloc
+from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, requires
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,15 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 import optuna_s2e
-from optuna_s2e import S2ESampler, generations, open_storage, replay
+from optuna_s2e import (
+    S2ESampler,
+    ScheduleSpace,
+    generations,
+    open_storage,
+    optimize_batch,
+    replay,
+    suggest_simplex,
+)
 from optuna_s2e.cli import main
 from optuna_s2e.storages import hide_passwords
 
@@ -141,6 +151,26 @@ def test_hostile_settings_of_an_objective_are_refused(path: tuple[str, ...]) -> 
             continue
         kept = objective.settings  # it took a default, or a value in range
         assert CoteachingObjective.from_settings(kept, device="cpu").settings == kept
+
+
+ABSURD: dict[str, Callable[[optuna.Study], Any]] = {
+    "K": lambda study: S2ESampler(population_size=10**9),
+    "reuse": lambda study: S2ESampler(reuse=10**9),
+    "epochs": lambda study: ScheduleSpace(10**9),
+    "weights": lambda study: suggest_simplex(study.ask(), "w", 10**9),
+    "batch": lambda study: optimize_batch(study, lambda t: 0.0, 10**9, batch_size=10**9),
+    "attempts": lambda study: optimize_batch(study, lambda t: 0.0, 1, max_attempts=10**9),
+}
+
+
+@pytest.mark.parametrize("case", ABSURD)
+def test_absurd_sizes_are_refused_before_anything_is_allocated(case: str) -> None:
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler())
+    tracemalloc.start()
+    with pytest.raises(ValueError, match="must be"):
+        ABSURD[case](study)
+    assert tracemalloc.get_traced_memory()[1] < 1e6
+    tracemalloc.stop()
 
 
 # --- passwords -------------------------------------------------------------------------------
