@@ -48,7 +48,8 @@ faults: .venv/.test
 	$(STORM) --storage postgresql --crashes --json $(FAULT_RESULTS)/postgresql.json
 	$(STORM) --storage grpc --trials 200 --kills 15 --json $(FAULT_RESULTS)/grpc.json
 	$(STORM) --storage journal --trials 200 --kills 15 --json $(FAULT_RESULTS)/journal.json
-	S2E_EXAMPLES=300 $(BIN)/python -m pytest -q tests/test_state_machine.py
+	S2E_EXAMPLES=300 $(BIN)/python -m pytest -q tests/test_state_machine.py \
+	    tests/test_batch_machine.py
 
 bench: .venv/.test
 	$(BIN)/python tests/benchmarks/bench_overhead.py
