@@ -12,10 +12,12 @@ first and the last 10 %, and what of the ask is spent outside of the storage.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import multiprocessing
 import os
 import queue
 import random
+import re
 import sys
 import threading
 import time
@@ -128,7 +130,7 @@ def load(n_workers: int, n_trials: int, train: float, *, grpc: bool) -> dict[str
             "as": "clients of the gRPC proxy" if grpc else "processes",
             "mean_trial_s": train,
             "processes_died": sum(code != 0 for code in codes),
-            "memory_gb": round(memory, 1),
+            "memory_of_workers_gb": round(memory, 1),
             "seconds": round(time.time() - start),
             "load_average": round(at_load, 1),
         }
@@ -139,26 +141,31 @@ def load(n_workers: int, n_trials: int, train: float, *, grpc: bool) -> dict[str
 
 
 def collect(found: Any, processes: list[Any], n: int) -> tuple[list[Any], float, float]:
-    """Return all results, the most memory that the machine used (GB), and its load average."""
+    """Return all results, the most memory that the workers held (GB), and the load average."""
     results: list[Any] = []
-    before, memory, at_load = used_memory(), 0.0, 0.0
+    memory = at_load = 0.0
     while len(results) < n:
         try:
-            results.append(found.get(timeout=2))
+            results.append(found.get(timeout=5))
         except queue.Empty:
             if not any(process.is_alive() for process in processes):
                 break
-        memory, at_load = max(memory, used_memory() - before), max(at_load, os.getloadavg()[0])
+        if len(results) % 100 == 50:
+            memory = max(memory, held_memory([process.pid for process in processes]))
+        at_load = max(at_load, os.getloadavg()[0])
     for process in processes:
         process.join()
     return results, memory, at_load
 
 
-def used_memory() -> float:
-    """Return GB of the machine's memory that are not available."""
-    lines = Path("/proc/meminfo").read_text().splitlines()
-    kb = {name: int(rest.split()[0]) for name, rest in (line.split(":") for line in lines)}
-    return (kb["MemTotal"] - kb["MemAvailable"]) / 1024**2
+def held_memory(pids: list[int]) -> float:
+    """Return GB that processes hold, shared pages counted once (PSS)."""
+    kb = 0
+    for pid in pids:
+        with contextlib.suppress(OSError):  # it has ended
+            text = Path(f"/proc/{pid}/smaps_rollup").read_text()
+            kb += int(re.findall(r"^Pss:\s+(\d+)", text, re.MULTILINE)[0])
+    return kb / 1024**2
 
 
 def report(study: optuna.Study, results: list[Any], n: int) -> dict[str, Any]:
