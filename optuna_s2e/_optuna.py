@@ -8,10 +8,11 @@ module touches an underscored name of Optuna.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import SimpleNamespace
 from typing import Any
 
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import BaseStorage, RDBStorage
 from optuna.storages._heartbeat import BaseHeartbeat
 from optuna.study import Study
@@ -135,10 +136,21 @@ def new_trial(study: Study, system_attrs: Mapping[str, Any], user_attrs: Mapping
     return study._storage.create_new_trial(study._study_id, template_trial=template)
 
 
-def pop_waiting(study: Study) -> int | None:
-    """Take the next enqueued trial; return its identifier, None if there is none."""
+def pop_waiting(study: Study, key: str, value: Any) -> int | None:
+    """Take the next enqueued trial; return its identifier, None if there is none.
+
+    It is given a system attribute before it is taken: no process can die in between.
+    """
     study._thread_local.cached_all_trials = None
-    return study._pop_waiting_trial_id()
+    storage = study._storage
+    waiting = (TrialState.WAITING,)
+    for trial in storage.get_all_trials(study._study_id, deepcopy=False, states=waiting):
+        with suppress(UpdateFinishedTrialError):  # someone else was faster
+            storage.set_trial_system_attr(trial._trial_id, key, value)
+            if storage.set_trial_state_values(trial._trial_id, TrialState.RUNNING):
+                return trial._trial_id
+            storage.set_trial_system_attr(trial._trial_id, key, None)
+    return None
 
 
 def trial_of(study: Study, trial_id: int) -> Trial:

@@ -256,9 +256,8 @@ class _Driver:
         assert size is not None
         room = size if self.left is None else min(size, self.left)
         past = self._past(batch) if batch is not None else None
-        while room > 0 and (trial_id := _optuna.pop_waiting(self._study)) is not None:
-            enqueued = _optuna.frozen(self._study, trial_id)
-            _optuna.set_system_attr(self._study, enqueued, LEASE_KEY, self._lease.driver)
+        mark = (LEASE_KEY, self._lease.driver)
+        while room > 0 and (trial_id := _optuna.pop_waiting(self._study, *mark)) is not None:
             yield self._place(trial_id, None, past)
             room -= 1
         slots = batch.slots if batch is not None else [None] * room
