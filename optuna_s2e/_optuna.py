@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from datetime import datetime
 from types import SimpleNamespace
 from typing import Any
 
@@ -36,6 +37,23 @@ def study_id(study: Study) -> int:
 def trial_id(trial: FrozenTrial | Trial) -> int:
     """Return the storage's identifier of a trial: an identity within one storage, no more."""
     return trial._trial_id
+
+
+def completed_at(trial: FrozenTrial) -> datetime | None:
+    """Return when a trial ended, in local time; None if it has not."""
+    return _local(trial.datetime_complete)
+
+
+def began_at(trial: FrozenTrial) -> datetime | None:
+    """Return when a trial began, in local time; None if it has not."""
+    return _local(trial.datetime_start)
+
+
+def _local(moment: datetime | None) -> datetime | None:
+    """Drop the time zone that Optuna 4.8 leaves on moments in journals which Optuna 5 wrote."""
+    if moment is None or moment.tzinfo is None:
+        return moment
+    return moment.astimezone().replace(tzinfo=None)
 
 
 def stale_trial_ids(storage: BaseStorage, study_id: int) -> list[int]:

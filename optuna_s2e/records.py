@@ -26,6 +26,7 @@ from typing import Any, NamedTuple, TypeGuard
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
+from optuna_s2e import _optuna
 from optuna_s2e.schedules import PREFIX as TAG_PREFIX
 from optuna_s2e.search_space import decode, keyed_coordinate, same_value
 from optuna_s2e.settings import UpdateSettings
@@ -222,7 +223,7 @@ class Draw(NamedTuple):
     @property
     def membership_order(self) -> tuple[datetime, int]:
         """Order in which draws become members: (time of completion, number)."""
-        return (self.trial.datetime_complete or datetime.max, self.record.trial)
+        return (_optuna.completed_at(self.trial) or datetime.max, self.record.trial)
 
 
 def own_record(attrs: Mapping[str, Any], trial: FrozenTrial) -> Record | None:

@@ -273,7 +273,7 @@ def closes_generation(study: Study, trial: FrozenTrial, known: Ledger | None = N
     if size is None:
         size = DEFAULT_GENERATION
         done = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-        done.sort(key=lambda t: (t.datetime_complete or datetime.max, t.number))
+        done.sort(key=lambda t: (_optuna.completed_at(t) or datetime.max, t.number))
         numbers = [t.number for t in done]
     else:
         numbers = [d.trial.number for d in ledger.completed]  # in the order of membership
