@@ -41,8 +41,9 @@ def save(path: Path | None, rows: list[dict[str, Any]]) -> None:
     if path is None:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
+    arguments = [a for a in sys.argv[1:] if a not in ("--json", str(path))]
     head = {
-        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": " ".join([Path(sys.argv[0]).name, *arguments]),
         "versions": {
             "python": platform.python_version(),
             **{m.__name__: m.__version__ for m in (optuna, np, sqlalchemy)},
