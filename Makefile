@@ -17,6 +17,7 @@ export OMP_NUM_THREADS ?= 1
 .PHONY: demo test lint ray bench bench-scale faults optuna48 audit clean
 
 FAULT_SECONDS ?= 600
+FAULT_EXAMPLES ?= 300
 FAULT_RESULTS ?= build/faults
 STORM := $(BIN)/python tests/faults/storm.py --seconds $(FAULT_SECONDS)
 OPTUNA48_TESTS := $(wildcard tests/test_*.py)
@@ -48,7 +49,7 @@ faults: .venv/.test
 	$(STORM) --storage postgresql --crashes --json $(FAULT_RESULTS)/postgresql.json
 	$(STORM) --storage grpc --trials 200 --kills 15 --json $(FAULT_RESULTS)/grpc.json
 	$(STORM) --storage journal --trials 200 --kills 15 --json $(FAULT_RESULTS)/journal.json
-	S2E_EXAMPLES=300 $(BIN)/python -m pytest -q tests/test_state_machine.py \
+	S2E_EXAMPLES=$(FAULT_EXAMPLES) $(BIN)/python -m pytest -q tests/test_state_machine.py \
 	    tests/test_batch_machine.py
 
 bench: .venv/.test

@@ -38,9 +38,8 @@ from reports import D, objective, quantiles, save, shown
 
 from optuna_s2e import S2ESampler, generations, open_storage
 from optuna_s2e.history import Ledger
-from optuna_s2e.records import RECORD_KEY, Record, Rules, join_settings
+from optuna_s2e.records import RECORD_KEY, Record, Rules
 from optuna_s2e.search_space import SearchSpace
-from optuna_s2e.settings import resolve
 
 K, OWN = 6, 10_000
 SAMPLERS: dict[str, Callable[[], optuna.samplers.BaseSampler]] = {
@@ -61,8 +60,6 @@ def made_up_trials(n: int, sampler: S2ESampler) -> list[FrozenTrial]:
     """Return n trials as S2E would have drawn them one after the other; thetas are made up."""
     size = sampler.population_size
     space = SearchSpace.of(DISTRIBUTIONS)
-    options = {k: v for k, v in sampler.settings.items() if k != "consider_pruned_trials"}
-    settings = join_settings(resolve(options, scheduled=False).to_dict(), False)
     first = optuna.create_study(sampler=sampler)
     first.optimize(objective, n_trials=size)
     rng, trials = np.random.default_rng(0), first.trials
@@ -72,7 +69,7 @@ def made_up_trials(n: int, sampler: S2ESampler) -> list[FrozenTrial]:
         record = Record(number, number // size, opener=opener, x=tuple(x.tolist()))
         if opener == number:
             record = Record(
-                number, number // size, opener=number, x=record.x, settings=settings,
+                number, number // size, opener=number, x=record.x, settings=sampler.settings,
                 parent=number - size if number > size else None,
                 members=tuple(range(number - size, number)),
                 theta=tuple(1 + rng.random(space.distribution.n_theta)), space=space.fingerprint,
