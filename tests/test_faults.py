@@ -4,6 +4,7 @@ tests/faults/README.md says which test stands for which fault; storms and outage
 """
 
 import os
+import re
 import shutil
 import signal
 import sqlite3
@@ -49,6 +50,21 @@ def assert_replays(study: optuna.Study) -> None:
         assert np.array_equal(a.theta, b.theta)
     members = [n for g in told for n in g.members]
     assert len(members) == len(set(members))
+
+
+def test_the_table_of_faults_names_tests_that_exist() -> None:
+    """Each fault of the table has a test, a program that is run by hand, or a reason."""
+    folder = Path(__file__).parent
+    table = (folder / "faults" / "README.md").read_text()
+    code = "\n".join(path.read_text() for path in folder.rglob("*.py"))
+    rows = re.findall(r"^\| (\d[\d, ]*) \| .*? \| (.*) \|$", table, re.MULTILINE)
+    assert {int(n) for numbers, _ in rows for n in numbers.split(",")} == set(range(1, 41))
+    for numbers, tests in rows:
+        assert tests, numbers
+        for name in re.findall(r"`([a-z_0-9]+)`", tests):
+            assert re.search(rf"def \w*{name}\w*\(", code), (numbers, name)
+        for path in re.findall(r"`?([a-z_/]+\.py)", tests):
+            assert list(folder.parent.rglob(path)) or list(folder.rglob(path)), (numbers, path)
 
 
 # --- deaths inside a trial -------------------------------------------------------------------
