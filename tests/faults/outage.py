@@ -28,6 +28,7 @@ from servers import PostgresServer, new_database
 from optuna_s2e import open_storage
 
 WORKER = Path(__file__).with_name("worker.py")
+STARTED = 300.0  # seconds within which the workers begin, on a busy machine
 
 
 class Outage(NamedTuple):
@@ -59,12 +60,12 @@ def run_outage(
             for _ in range(workers)
         ]
         try:
-            end = time.monotonic() + 60
+            end = time.monotonic() + STARTED
             while not acknowledged.exists() or acknowledged.read_text().count("\n") < workers:
                 assert time.monotonic() < end, log.read_text()
                 time.sleep(0.1)
             fault()
-            codes = [w.wait(timeout=120 + 5 * trials) for w in running]
+            codes = [w.wait(timeout=STARTED + 10 * trials) for w in running]
         finally:
             for worker in running:
                 worker.kill()
