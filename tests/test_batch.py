@@ -451,7 +451,7 @@ def failing_in_part(trial: Trial) -> float:
 
 
 def test_failed_attempts_are_other_points_and_theta_is_still_the_same(pool: Executor) -> None:
-    studies = new_study(), new_study()
+    studies = new_study(estimator="natural"), new_study(estimator="natural")
     for study, executor in zip(studies, (None, pool), strict=True):
         optimize_batch(study, failing_in_part, 5 * K, executor=executor, max_attempts=2)
         assert_sound(study)
