@@ -3,6 +3,8 @@
 # make lint    ruff, mypy --strict, import-linter
 # make ray     optimize_batch on a local Ray cluster that loses a node (installs Ray, 200 MB)
 # make faults  storms of kill -9, outages of the database; FAULT_SECONDS bounds each (default 600)
+# make optuna48    the tests with Optuna 4.8, the oldest that is supported
+# make audit   known vulnerabilities of the pinned packages (needs pypi.org)
 # make bench-scale  ask time, SQL and size as studies grow; many workers on PostgreSQL and gRPC
 # make bench   what the sampler and the training cost on this machine
 # Each makes the environment .venv if it is missing.
@@ -12,9 +14,13 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test lint ray bench bench-scale faults clean
+.PHONY: demo test lint ray bench bench-scale faults optuna48 audit clean
 
 FAULT_SECONDS ?= 600
+FAULT_EXAMPLES ?= 300
+FAULT_RESULTS ?= build/faults
+STORM := $(BIN)/python tests/faults/storm.py --seconds $(FAULT_SECONDS)
+OPTUNA48_TESTS := $(wildcard tests/test_*.py)
 
 demo: .venv/.demo
 	mkdir -p demo
@@ -36,23 +42,33 @@ ray: .venv/.ray
 	$(BIN)/python -m pytest -q tests/test_ray.py
 
 faults: .venv/.test
-	$(BIN)/python tests/faults/outage.py
-	$(BIN)/python tests/faults/batch_storm.py
-	$(BIN)/python tests/faults/storm.py --storage sqlite --seconds $(FAULT_SECONDS)
-	$(BIN)/python tests/faults/storm.py --storage postgresql --crashes --seconds $(FAULT_SECONDS)
-	$(BIN)/python tests/faults/storm.py --storage grpc --trials 200 --kills 15 --seconds $(FAULT_SECONDS)
-	$(BIN)/python tests/faults/storm.py --storage journal --trials 200 --kills 15 --seconds $(FAULT_SECONDS)
-	S2E_EXAMPLES=300 $(BIN)/python -m pytest -q tests/test_state_machine.py
+	$(BIN)/python tests/faults/outage.py --json $(FAULT_RESULTS)/outage.json
+	$(BIN)/python tests/faults/batch_storm.py --seconds $(FAULT_SECONDS) \
+	    --json $(FAULT_RESULTS)/batches.json
+	$(STORM) --storage sqlite --json $(FAULT_RESULTS)/sqlite.json
+	$(STORM) --storage postgresql --crashes --json $(FAULT_RESULTS)/postgresql.json
+	$(STORM) --storage grpc --trials 200 --kills 15 --json $(FAULT_RESULTS)/grpc.json
+	$(STORM) --storage journal --trials 200 --kills 15 --json $(FAULT_RESULTS)/journal.json
+	S2E_EXAMPLES=$(FAULT_EXAMPLES) $(BIN)/python -m pytest -q tests/test_state_machine.py \
+	    tests/test_batch_machine.py
 
 bench: .venv/.test
 	$(BIN)/python tests/benchmarks/bench_overhead.py
 	$(BIN)/python tests/benchmarks/bench_training.py
 
 bench-scale: .venv/.test
-	$(BIN)/python tests/benchmarks/bench_scale.py growth
-	$(BIN)/python tests/benchmarks/bench_scale.py generations
-	$(BIN)/python tests/benchmarks/bench_scale.py load
-	$(BIN)/python tests/benchmarks/bench_scale.py proxy
+	$(BIN)/python tests/benchmarks/bench_growth.py
+	$(BIN)/python tests/benchmarks/bench_growth.py --generations 100000
+	$(BIN)/python tests/benchmarks/bench_load.py
+	$(BIN)/python tests/benchmarks/bench_load.py --grpc
+
+# The same tests with the oldest Optuna that pyproject.toml allows, in an environment of its own.
+optuna48: .venv-optuna48/.made
+	.venv-optuna48/bin/python -m pytest -q -n auto $(OPTUNA48_TESTS)
+
+# Known vulnerabilities of what constraints.txt names; asks pypi.org, and fails if that cannot say.
+audit: .venv-audit/.made
+	.venv-audit/bin/pip-audit --strict --no-deps --disable-pip -r constraints.txt
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
@@ -71,9 +87,21 @@ bench-scale: .venv/.test
 	$(PIP) -e ".[test,ray]"
 	touch $@
 
+.venv-audit/.made:
+	$(PYTHON) -m venv .venv-audit
+	.venv-audit/bin/python -m pip --disable-pip-version-check install --quiet pip-audit
+	touch $@
+
+.venv-optuna48/.made: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-optuna48
+	sed 's/^optuna==.*/optuna==4.8.*/' constraints.txt > .venv-optuna48/constraints.txt
+	.venv-optuna48/bin/python -m pip --disable-pip-version-check install --quiet \
+	    -c .venv-optuna48/constraints.txt -e ".[test]"
+	touch $@
+
 .venv/.dev: .venv/bin/python pyproject.toml constraints.txt
 	$(PIP) -e ".[dev]"
 	touch $@
 
 clean:
-	rm -rf .venv demo
+	rm -rf .venv .venv-optuna48 .venv-audit demo

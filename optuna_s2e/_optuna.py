@@ -8,10 +8,12 @@ module touches an underscored name of Optuna.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from datetime import datetime
 from types import SimpleNamespace
 from typing import Any
 
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import BaseStorage, RDBStorage
 from optuna.storages._heartbeat import BaseHeartbeat
 from optuna.study import Study
@@ -35,6 +37,23 @@ def study_id(study: Study) -> int:
 def trial_id(trial: FrozenTrial | Trial) -> int:
     """Return the storage's identifier of a trial: an identity within one storage, no more."""
     return trial._trial_id
+
+
+def completed_at(trial: FrozenTrial) -> datetime | None:
+    """Return when a trial ended, in local time; None if it has not."""
+    return _local(trial.datetime_complete)
+
+
+def began_at(trial: FrozenTrial) -> datetime | None:
+    """Return when a trial began, in local time; None if it has not."""
+    return _local(trial.datetime_start)
+
+
+def _local(moment: datetime | None) -> datetime | None:
+    """Drop the time zone that Optuna 4.8 leaves on moments in journals which Optuna 5 wrote."""
+    if moment is None or moment.tzinfo is None:
+        return moment
+    return moment.astimezone().replace(tzinfo=None)
 
 
 def stale_trial_ids(storage: BaseStorage, study_id: int) -> list[int]:
@@ -135,10 +154,21 @@ def new_trial(study: Study, system_attrs: Mapping[str, Any], user_attrs: Mapping
     return study._storage.create_new_trial(study._study_id, template_trial=template)
 
 
-def pop_waiting(study: Study) -> int | None:
-    """Take the next enqueued trial; return its identifier, None if there is none."""
+def pop_waiting(study: Study, key: str, value: Any) -> int | None:
+    """Take the next enqueued trial; return its identifier, None if there is none.
+
+    It is given a system attribute before it is taken: no process can die in between.
+    """
     study._thread_local.cached_all_trials = None
-    return study._pop_waiting_trial_id()
+    storage = study._storage
+    waiting = (TrialState.WAITING,)
+    for trial in storage.get_all_trials(study._study_id, deepcopy=False, states=waiting):
+        with suppress(UpdateFinishedTrialError):  # someone else was faster
+            storage.set_trial_system_attr(trial._trial_id, key, value)
+            if storage.set_trial_state_values(trial._trial_id, TrialState.RUNNING):
+                return trial._trial_id
+            storage.set_trial_system_attr(trial._trial_id, key, None)
+    return None
 
 
 def trial_of(study: Study, trial_id: int) -> Trial:

@@ -26,12 +26,12 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial, TrialState
 from tqdm import tqdm
 
-from optuna_s2e import _optuna, offline
+from optuna_s2e import _optuna, offline, slot_draws
 from optuna_s2e.executors import AllTogether, Elsewhere, Executor, Here, Lost, Runner
 from optuna_s2e.keyed import KeyedSampler
 from optuna_s2e.lease import LEASE_KEY, Lease
 from optuna_s2e.offline import Objective, Outcome, Task
-from optuna_s2e.records import FAILURE_KEY, MAX_ATTEMPTS, RECORD_KEY, Record
+from optuna_s2e.records import FAILURE_KEY, MAX_ATTEMPTS, MAX_MEMBERS, RECORD_KEY, Record
 from optuna_s2e.sampler import S2ESampler
 from optuna_s2e.slots import Batch, Slot
 
@@ -71,7 +71,8 @@ def optimize_batch(
             `batch(trials)` that returns a value or an exception for each, and there is no
             executor, the K trials run in one call of that.
         n_trials: Trials of this call that come to an end; None: until `timeout` or `study.stop()`.
-        batch_size: Trials in a batch, for other samplers than `S2ESampler`, which knows its K.
+        batch_size: Trials in a batch, at most 100,000, for other samplers than `S2ESampler`,
+            which knows its K.
         executor: Where trials run: None, one after the other in this process; or anything with
             `submit(function, *args)` that returns a future: executors of `concurrent.futures`,
             loky and submitit, `dask.distributed.Client`, `RayExecutor`; or a function that makes
@@ -132,6 +133,8 @@ def _check_arguments(
     for name, value in {"n_trials": n_trials, "batch_size": batch_size}.items():
         if value is not None and (isinstance(value, bool) or value != int(value) or value < 1):
             raise ValueError(f"{name} must be a positive int or None, but got {value!r}.")
+    if batch_size is not None and batch_size > MAX_MEMBERS:
+        raise ValueError(f"batch_size must be at most {MAX_MEMBERS}, but got {batch_size!r}.")
     if not 1 <= max_attempts <= MAX_ATTEMPTS:
         raise ValueError(f"max_attempts must be in [1, {MAX_ATTEMPTS}], but got {max_attempts!r}.")
     if isinstance(study.sampler, S2ESampler):
@@ -175,8 +178,10 @@ class _Driver:
         self.deadline: float | None = None
         self._study, self._runner, self._lease, self._bar = study, runner, lease, bar
         self._seed_of_number = getattr(objective, "trial_seed", None)
-        self._sampler = study.sampler if isinstance(study.sampler, S2ESampler) else None
-        self._size = batch_size if self._sampler is None else self._sampler.population_size
+        sampler = study.sampler if isinstance(study.sampler, S2ESampler) else None
+        self._drawing = None if sampler is None else sampler.drawing
+        self._outside_theta = None if sampler is None else sampler.independent_sampler
+        self._size = batch_size if sampler is None else sampler.population_size
         self._max_attempts, self._catch = max_attempts, catch
         self._failed_in_a_row = self._lost_in_a_row = 0
 
@@ -244,24 +249,23 @@ class _Driver:
 
     def _ask(self) -> Iterator[_Place]:
         """Yield the trials of the next batch: enqueued ones, then slots (S2E) or new ones."""
-        batch = (
-            self._sampler.find_batch(self._study, self._max_attempts) if self._sampler else None
-        )
+        batch = None
+        if self._drawing is not None:
+            batch = slot_draws.next_batch(self._drawing, self._study, self._max_attempts)
         size = batch.size if batch is not None else self._size
         assert size is not None
         room = size if self.left is None else min(size, self.left)
         past = self._past(batch) if batch is not None else None
-        while room > 0 and (trial_id := _optuna.pop_waiting(self._study)) is not None:
-            enqueued = _optuna.frozen(self._study, trial_id)
-            _optuna.set_system_attr(self._study, enqueued, LEASE_KEY, self._lease.driver)
+        mark = (LEASE_KEY, self._lease.driver)
+        while room > 0 and (trial_id := _optuna.pop_waiting(self._study, *mark)) is not None:
             yield self._place(trial_id, None, past)
             room -= 1
         slots = batch.slots if batch is not None else [None] * room
         for slot in slots[:room]:
             trial_id = self._new_trial(slot)
-            if slot is not None and batch is not None and self._sampler is not None:
+            if slot is not None and batch is not None and self._drawing is not None:
                 trial = _optuna.frozen(self._study, trial_id)
-                if not self._sampler.draw_slot(self._study, trial, batch, slot):
+                if not slot_draws.draw_slot(self._drawing, self._study, trial, batch, slot):
                     self._fail(trial, "machine", "Another process opened the next generation.")
                     return
             yield self._place(trial_id, slot, past)
@@ -271,18 +275,20 @@ class _Driver:
         return _optuna.new_trial(self._study, {LEASE_KEY: self._lease.driver}, attrs)
 
     def _seed_of(self, slot: Slot) -> int:
-        assert self._sampler is not None
+        assert self._drawing is not None
         if self._seed_of_number is None:
-            return self._sampler.seed_of_slot(self._study, slot)
+            return slot_draws.seed_of_slot(self._drawing, self._study, slot)
         return int(self._seed_of_number(slot.key))
 
     def _place(self, trial_id: int, slot: Slot | None, past: list[FrozenTrial] | None) -> _Place:
         self._lease.watch(trial_id)
         trial = _optuna.trial_of(self._study, trial_id)
         rest: BaseSampler = self._study.sampler
-        if self._sampler is not None:
+        if self._drawing is not None:
             frozen = _optuna.frozen(self._study, trial_id)
-            rest = self._sampler.independent_sampler_of(self._study, frozen)
+            rest = slot_draws.sampler_outside_theta(
+                self._drawing, self._study, frozen, self._outside_theta
+            )
         if past is None or not isinstance(rest, KeyedSampler):
             past = _optuna.all_trials(self._study)  # it samples from what it sees
         return _Place(trial, slot, offline.detach(trial, past, rest))
@@ -310,7 +316,7 @@ class _Driver:
         """Write what came of a trial; return False if someone else has failed it meanwhile."""
         study, trial_id = self._study, _optuna.id_of(place.trial)
         storage = _optuna.storage_of(study)
-        if self._sampler is not None:
+        if self._drawing is not None:
             self._check_space(trial_id, outcome)
         try:
             try:
@@ -364,12 +370,12 @@ class _Driver:
             callback(self._study, copy.deepcopy(trial))
 
     def _check_space(self, trial_id: int, outcome: Outcome) -> None:
-        assert self._sampler is not None
+        assert self._drawing is not None
         trial = copy.deepcopy(_optuna.frozen(self._study, trial_id))
         for name, (value, distribution) in outcome.params.items():
             trial.distributions[name] = distribution
             trial.params[name] = distribution.to_external_repr(value)
-        self._sampler.check_space(self._study, trial)
+        slot_draws.check_space(self._drawing, self._study, trial)
 
     def _lose(self, place: _Place, reason: str) -> None:
         with contextlib.suppress(UpdateFinishedTrialError):

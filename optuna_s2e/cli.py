@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from optuna_s2e import cli_worker
+from optuna_s2e import cli_dashboard, cli_worker
 from optuna_s2e.cli_worker import EXIT_CODES, OBJECTIVE_ATTR
 from optuna_s2e.storages import hide_passwords
 
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     import optuna
 
     from optuna_s2e import Schedule
-    from optuna_s2e.dashboard import DashboardReporter
 
 EXIT_MISMATCH, EXIT_ERROR = 1, 2
 
@@ -33,20 +32,12 @@ Search the schedule R(t) of Co-teaching on data with wrong labels.
 
 Each trial trains two networks under one schedule and returns their validation error. All state
 is in the storage: the same command again resumes, the same command elsewhere at the same time
-adds a worker, Ctrl-C loses at most the running trial.
+adds a worker, Ctrl-C loses at most the running trial. With --batch one process trains K trials
+at a time instead.
 
     s2e search --data digits --noise symmetric --noise-rate 0.5 --trials 60
     s2e search --data mnist --data-root ~/data --noise pair --noise-rate 0.45 --epochs 200 \\
         --storage postgresql+psycopg://me@db/s2e --study-name mnist-pair45
-"""
-_DASHBOARD_HELP = """\
-Open optuna-dashboard on the storage: schedules, theta, generations and a picture of each trial.
-
-The pages follow a running search by themselves. The dashboard can change and delete studies:
---read-only forbids it, --password keeps others out. Beyond this machine, put TLS before it.
-
-    s2e dashboard --storage sqlite:///s2e.db
-    s2e dashboard --storage postgresql+psycopg://me@db/s2e --refresh --read-only --password
 """
 _EVALUATE_HELP = """\
 Retrain the schedule of a search with fresh seeds, beside Standard training (R = 1) and
@@ -137,24 +128,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     export = add("export", _export, "Write the schedule of a search as JSON.", named, picked)
     export.add_argument("--out", type=Path, required=True, metavar="FILE.json")
-    _add_dashboard_options(add("dashboard", _dashboard, _DASHBOARD_HELP))
+    cli_dashboard.add_options(add("dashboard", cli_dashboard.run, cli_dashboard.HELP))
     return parser
-
-
-def _add_dashboard_options(dashboard: argparse.ArgumentParser) -> None:
-    dashboard.add_argument("--host", default="127.0.0.1", help="default: this machine only")
-    dashboard.add_argument("--port", type=int, default=8080, help="0 takes a free one")
-    dashboard.add_argument("--read-only", action="store_true", help="refuse every change")
-    dashboard.add_argument(
-        "--password", action="store_true",
-        help="ask visitors for a password: the environment's S2E_DASHBOARD_PASSWORD, else typed",
-    )  # fmt: skip
-    dashboard.add_argument(
-        "--refresh", action="store_true",
-        help="first paint all pages anew from the stored trials: after a rename, copy or import",
-    )  # fmt: skip
-    dashboard.add_argument("--no-browser", action="store_true", help="open no browser")
-    _add_artifact_dir(dashboard)
 
 
 def _add_reporter_options(parser: argparse.ArgumentParser) -> None:
@@ -163,15 +138,7 @@ def _add_reporter_options(parser: argparse.ArgumentParser) -> None:
         "--no-dashboard", action="store_true",
         help="draw nothing for `s2e dashboard` (it is drawn if optuna-dashboard is installed)",
     )  # fmt: skip
-    _add_artifact_dir(shown)
-
-
-def _add_artifact_dir(parser: Any) -> None:
-    parser.add_argument(
-        "--artifact-dir", type=Path, metavar="DIR",
-        help="folder of the trials' pictures (default: FILE.artifacts beside a database file, "
-        "else s2e-artifacts)",
-    )  # fmt: skip
+    cli_dashboard.add_artifact_dir(shown)
 
 
 def _add_search_options(search: argparse.ArgumentParser) -> None:
@@ -215,6 +182,11 @@ def _add_search_options(search: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     method.add_argument("--population-size", type=int, default=6, metavar="K")
     method.add_argument(
+        "--batch", action="store_true",
+        help="train the K trials of a generation as one: the same thetas whatever dies, and one "
+        "process at a time (docs/parallel.md)",
+    )  # fmt: skip
+    method.add_argument(
         "--estimator", default="surrogate",
         help="how theta moves: surrogate (Newton on a model of the loss over R(t), the default), "
         "natural, newton (the paper's), cubic or gradient",
@@ -236,8 +208,6 @@ def _add_search_options(search: argparse.ArgumentParser) -> None:
 
 
 def _search(args: argparse.Namespace) -> int:
-    from optuna.trial import TrialState
-
     from optuna_s2e import S2ESampler
     from optuna_s2e.coteaching import CoteachingObjective, load_data
     from optuna_s2e.worker import Search
@@ -282,11 +252,12 @@ def _search(args: argparse.Namespace) -> int:
         line = _with_option(args.argv, "--storage", args.storage)
         reporter.record_command(study, ["s2e", *line])
     Search(sampler.settings, args.seed, args.trials).write(study)
-    done = len(study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)))
+    done = cli_worker.n_complete(study)
     if done:
         print(f"Resuming study {study.study_name!r}: {done} trials are complete.")
     callbacks = [reporter] if reporter is not None else []
-    stopped = cli_worker.optimize(study, objective, args.trials, callbacks)
+    search = cli_worker.optimize_in_batches if args.batch else cli_worker.optimize
+    stopped = search(study, objective, args.trials, callbacks)
     _print_next_steps(study, args, bool(stopped))
     return EXIT_CODES.get(stopped, 0)
 
@@ -337,7 +308,8 @@ def _print_next_steps(study: optuna.Study, args: argparse.Namespace, interrupted
     which = f"{where} --study-name {shlex.quote(study.study_name)}"
     root = f" --data-root {shlex.quote(str(args.data_root))}" if args.data_root else ""
     if interrupted:
-        print("Stopped; at most the running trial is lost.")
+        what = "trials are" if args.batch else "trial is"
+        print(f"Stopped; at most the running {what} lost.")
     else:
         trial = study.best_trial
         values = ", ".join(f"{n} {v:.4g}" for n, v in trial.params.items() if n != "R.n_epochs")
@@ -496,70 +468,6 @@ def _export(args: argparse.Namespace) -> int:
     rates = np.array2string(schedule.keep_rates, precision=3, threshold=8, edgeitems=3)
     print(f"{source}\nR(t) = {rates}, written to {args.out}")
     return 0
-
-
-def _dashboard(args: argparse.Namespace) -> int:
-    import threading
-
-    from optuna_s2e import open_storage
-    from optuna_s2e.dashboard import DashboardReporter, find_artifact_dir, serve
-
-    storage = open_storage(args.storage)
-    folder = args.artifact_dir or find_artifact_dir(storage, args.storage)
-    if args.refresh:
-        _refresh(storage, DashboardReporter(folder))
-    password = _password() if args.password else None
-    if not password and args.host not in ("127.0.0.1", "localhost", "::1"):
-        print("Anyone who reaches this address can read and change the studies; --password keeps "
-              "others out.", file=sys.stderr)  # fmt: skip
-    with serve(
-        storage,
-        folder,
-        host=args.host,
-        port=args.port,
-        read_only=args.read_only,
-        password=password,
-    ) as address:
-        print(f"{address} (Ctrl-C stops it)", flush=True)
-        print(f"Pictures: {folder}", flush=True)
-        if not args.no_browser:
-            _open_browser(address)
-        threading.Event().wait()
-    return 0
-
-
-def _refresh(storage: Any, reporter: DashboardReporter) -> None:
-    import optuna
-
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    for name in optuna.get_all_study_names(storage):
-        study = optuna.load_study(study_name=name, storage=storage)
-        if len(study.directions) > 1:
-            print(f"Study {name!r} has several objectives: nothing to paint.")
-            continue
-        print(f"Study {name!r}: painted, with {reporter.repaint(study)} trials.", flush=True)
-
-
-def _password() -> str:
-    import getpass
-    import os
-
-    password = os.environ.get("S2E_DASHBOARD_PASSWORD") or getpass.getpass("Password to set: ")
-    if not password:
-        raise ValueError("The password must not be empty.")
-    return password
-
-
-def _open_browser(address: str) -> None:
-    """Open a browser where there is a screen: elsewhere it might be one in this terminal."""
-    import os
-    import webbrowser
-
-    has_screen = sys.platform in ("darwin", "win32") or any(
-        name in os.environ for name in ("DISPLAY", "WAYLAND_DISPLAY", "BROWSER")
-    )
-    if has_screen:
-        webbrowser.open(address)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
-"""The `s2e worker` command, and the loop with a progress bar that `s2e search` shares with it."""
+"""The `s2e worker` command, and the loops with a progress bar that `s2e search` uses, too."""
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -130,30 +131,61 @@ def optimize(
     Returns:
         The name of the signal that stopped it; empty if the trials are complete.
     """
-    from optuna.trial import TrialState
-    from tqdm import tqdm
-
     from optuna_s2e.worker import work
 
-    def completed() -> int:
-        return len(study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)))
+    with _progress_bar(study, n_trials) as after_trial:
+        every = [*callbacks, after_trial]
+        return work(study, objective, n_trials, callbacks=every, **options) or ""
+
+
+def optimize_in_batches(
+    study: optuna.Study, objective: Any, n_trials: int, callbacks: Sequence[Callback] = ()
+) -> str:
+    """Run `optimize_batch` under a progress bar until n trials are complete in the study.
+
+    Returns:
+        As `optimize`.
+    """
+    from optuna_s2e import optimize_batch
+
+    with _progress_bar(study, n_trials) as after_trial:
+        try:
+            while (missing := n_trials - n_complete(study)) > 0:
+                optimize_batch(study, objective, missing, callbacks=[*callbacks, after_trial])
+        except KeyboardInterrupt:
+            return "SIGINT"
+        except SystemExit:  # what optimize_batch makes of SIGTERM
+            return "SIGTERM"
+    return ""
+
+
+@contextmanager
+def _progress_bar(study: optuna.Study, n_trials: int | None) -> Iterator[Callback]:
+    """Yield what brings a progress bar up to date after a trial."""
+    from tqdm import tqdm
 
     def shown(n: int) -> int:
         return n if n_trials is None else min(n, n_trials)
 
     with tqdm(
-        total=n_trials, initial=shown(completed()), unit="trial", mininterval=interval()
+        total=n_trials, initial=shown(n_complete(study)), unit="trial", mininterval=interval()
     ) as bar:
 
         def after_trial(study: optuna.Study, trial: optuna.trial.FrozenTrial) -> None:
-            n = completed()
+            n = n_complete(study)
             bar.update(shown(n) - bar.n)
             if n:
                 best = study.best_trial
                 bar.set_postfix_str(f"best {best.value:.4f} (trial {best.number})")
 
-        every = [*callbacks, after_trial]
-        return work(study, objective, n_trials, callbacks=every, **options) or ""
+        yield after_trial
+
+
+def n_complete(study: optuna.Study) -> int:
+    """Return how many trials of a study are complete."""
+    from optuna.trial import TrialState
+
+    return len(study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)))
 
 
 def interval() -> float:

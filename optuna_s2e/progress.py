@@ -89,13 +89,14 @@ def _zombies(trials: list[FrozenTrial], complete: list[FrozenTrial], now: dateti
         if t.state == TrialState.RUNNING
         and (
             t.number < newest.get(_worker_of(t) or "", -1)
-            or (complete and t.datetime_start and now - t.datetime_start > timedelta(0, longest))
+            or (complete and now - (_optuna.began_at(t) or now) > timedelta(0, longest))
         )
     }
 
 
 def _rate(complete: list[FrozenTrial], now: datetime) -> float:
-    times = sorted(t.datetime_complete for t in complete if t.datetime_complete)[-_RECENT:]
+    ends = (_optuna.completed_at(t) for t in complete)
+    times = sorted(end for end in ends if end is not None)[-_RECENT:]
     if len(times) < 2:
         return float("nan")
     gap = (times[-1] - times[0]).total_seconds() / (len(times) - 1)

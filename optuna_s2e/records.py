@@ -26,6 +26,7 @@ from typing import Any, NamedTuple, TypeGuard
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
+from optuna_s2e import _optuna
 from optuna_s2e.schedules import PREFIX as TAG_PREFIX
 from optuna_s2e.search_space import decode, keyed_coordinate, same_value
 from optuna_s2e.settings import UpdateSettings
@@ -222,14 +223,27 @@ class Draw(NamedTuple):
     @property
     def membership_order(self) -> tuple[datetime, int]:
         """Order in which draws become members: (time of completion, number)."""
-        return (self.trial.datetime_complete or datetime.max, self.record.trial)
+        return (_optuna.completed_at(self.trial) or datetime.max, self.record.trial)
+
+
+def own_record(attrs: Mapping[str, Any], trial: FrozenTrial) -> Record | None:
+    """Return the record that a trial has: its own, or, in a retry, that of its first try.
+
+    Args:
+        attrs: The trial's system attributes, as the storage has them now.
+        trial: The trial.
+    """
+    record = Record.from_attr(attrs.get(RECORD_KEY))
+    if record is None:
+        return None
+    own = record.trial == trial.number or is_retry(attrs, record.trial)
+    return record if own else None
 
 
 def read_draw(trial: FrozenTrial) -> Draw | None:
     """Read a trial's record; None if it has none, or one that is not its own."""
-    attrs = trial.system_attrs
-    record = Record.from_attr(attrs.get(RECORD_KEY))
-    if record is None or not (record.trial == trial.number or is_retry(attrs, record.trial)):
+    record = own_record(trial.system_attrs, trial)
+    if record is None:
         return None
     tags = read_tags(trial)
     known = record.generation == 0 and trial.state.is_finished()  # while running, more may come

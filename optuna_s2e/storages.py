@@ -29,6 +29,7 @@ from optuna_s2e.patient_storage import (
 
 DEFAULT_PATIENCE = 300.0  # seconds
 SQLITE_TIMEOUT = 60.0  # seconds that a writer waits for another
+WRITER_TIMEOUT = 30.0  # seconds that PostgreSQL waits for a worker that has stopped amid a write
 _SQLITE_BUSY, _SQLITE_LOCKED = 5, 6
 # https://www.postgresql.org/docs/current/libpq-connect.html: notice a server that has vanished
 _LIBPQ_OPTIONS = {
@@ -63,6 +64,8 @@ def open_storage(
       are tried again, what was carried out although its acknowledgement was lost is recognised,
       and the heartbeat goes on. The log says once that the database is away, and once that it is
       back.
+    - A worker that is suspended, or whose machine is gone, in the middle of a write: PostgreSQL
+      takes its locks back after half a minute.
     - Many writers on one SQLite file: a write-ahead log, so that readers never block writers, a
       timeout of a minute, and transactions that take the lock before they read what they change.
     - Forks and pickling: each process opens the storage for itself.
@@ -257,6 +260,8 @@ def _open_rdb(
     sqlalchemy.event.listen(storage.engine, "handle_error", _tell_away)
     if is_file:
         _share_sqlite_file(storage.engine)
+    elif url.get_backend_name() == "postgresql":
+        _bound_writes(storage.engine)
     return storage
 
 
@@ -289,6 +294,21 @@ def _share_sqlite_file(engine: Engine) -> None:
     @sqlalchemy.event.listens_for(engine, "begin")
     def begin(connection: sqlalchemy.Connection) -> None:
         connection.exec_driver_sql("BEGIN IMMEDIATE" if writes() else "BEGIN")
+
+
+def _bound_writes(engine: Engine) -> None:
+    """Let PostgreSQL take its locks back from a writer that is suspended or has vanished.
+
+    All who ask lock the study's row for a moment. Reads hold up nobody, and may take long.
+    """
+
+    @sqlalchemy.event.listens_for(engine, "begin")
+    def begin(connection: sqlalchemy.Connection) -> None:
+        if writes():
+            milliseconds = round(1000 * WRITER_TIMEOUT)
+            connection.exec_driver_sql(
+                f"SET LOCAL idle_in_transaction_session_timeout = {milliseconds}"
+            )
 
 
 def _tell_away(context: ExceptionContext) -> None:

@@ -48,7 +48,14 @@ class PostgresServer:
         pgexec("pg_ctl", arguments, bin_path=server.bin_path, user=server.system_user)
 
     def start(self) -> None:
-        self._server.ensure_postgres_running()
+        end = time.monotonic() + 120
+        while True:
+            try:
+                self._server.ensure_postgres_running()
+                break
+            except subprocess.TimeoutExpired:  # 10 s: a busy machine recovers from a crash slowly
+                if time.monotonic() > end:
+                    raise
         assert _with_driver(self._server.get_uri()) == self.url
 
     def remove(self) -> None:

@@ -151,7 +151,7 @@ def test_losses_that_allow_no_model_fall_back_on_the_papers_step_with_one_warnin
 def test_the_model_of_a_long_study_is_bounded_and_remembers_the_beginning() -> None:
     study = searched(to_target, n_trials=260, population_size=20)
     assert len(generations(study)) == 13
-    known = next(iter(study.sampler._studies.values()))[study._study_id]  # type: ignore[attr-defined]
+    known = study.sampler.drawing._known(study)  # type: ignore[attr-defined]
     assert len(known.model.features) == 200
 
 

@@ -272,6 +272,29 @@ def test_a_driver_may_die_at_any_write(
     assert n > 30
 
 
+@pytest.mark.parametrize("after", [False, True])
+def test_no_enqueued_point_is_lost_with_its_driver(
+    after: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lease, "_lives", lambda *_: False)
+    n, died = 0, True
+    while died:
+        n += 1
+        storage = DyingStorage(10**9, after)
+        study = new_study(storage, size=2)
+        study.enqueue_trial({"x": 0.25})
+        storage.left, died = n, False
+        try:
+            optimize_batch(study, failing_above, 1)
+        except Dead:
+            died = True
+        storage.left = 10**9
+        optimize_batch(study, failing_above, 2)
+        assert any(t.params.get("x") == 0.25 and t.value == 0.25 for t in study.trials), n
+        assert states(study) <= {TrialState.COMPLETE, TrialState.FAIL}
+    assert n > 5
+
+
 # --- real processes and real kills ------------------------------------------------------------
 
 DRIVER = """
@@ -428,7 +451,7 @@ def failing_in_part(trial: Trial) -> float:
 
 
 def test_failed_attempts_are_other_points_and_theta_is_still_the_same(pool: Executor) -> None:
-    studies = new_study(), new_study()
+    studies = new_study(estimator="natural"), new_study(estimator="natural")
     for study, executor in zip(studies, (None, pool), strict=True):
         optimize_batch(study, failing_in_part, 5 * K, executor=executor, max_attempts=2)
         assert_sound(study)

@@ -76,6 +76,17 @@ def test_search_status_evaluate_export(capsys: pytest.CaptureFixture[str]) -> No
     assert Schedule.load("best.json") == Schedule.from_trial(study().best_trial)
 
 
+def test_batches_are_the_search_of_one_worker(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["search", *SHORT[:3], "8", *SHORT[4:]]) == 0
+    batches = [*SHORT[:4], "--study-name", "batches", "--batch"]
+    assert main(["search", *batches[:3], "5", *batches[4:]]) == 0  # in the middle of a batch
+    assert main(["search", *batches[:3], "8", *batches[4:]]) == 0
+    assert "Resuming study 'batches': 5 trials are complete" in capsys.readouterr().out
+    for one, other in zip(study().trials, study("batches").trials, strict=True):
+        assert (one.params, one.value) == (other.params, other.value)
+        assert one.user_attrs["seed"] == other.user_attrs["seed"]
+
+
 def test_search_in_the_papers_space() -> None:
     assert main(["search", *SHORT, "--space", "table1", "--estimator", "newton"]) == 0
     assert len(study().trials[0].params) == 2 + 19
@@ -190,8 +201,8 @@ def test_unusable_data_are_one_line(
     assert not Path("s2e.db").exists()
 
 
-def start_search(n_trials: int) -> "subprocess.Popen[bytes]":
-    argv = ["search", "--epochs", "4", "--trials", str(n_trials), "--study-name", "s"]
+def start_search(n_trials: int, *options: str) -> "subprocess.Popen[bytes]":
+    argv = ["search", "--epochs", "4", "--trials", str(n_trials), "--study-name", "s", *options]
     env = os.environ | {"OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
         [sys.executable, "-m", "optuna_s2e.cli", *argv],
@@ -242,6 +253,27 @@ def test_stopped_search_goes_on_with_the_same_command(sign: signal.Signals) -> N
     points = [tuple(t.params.values()) for t in study().trials]
     assert len(points) == len(set(points))
     assert sum(t.state.name == "COMPLETE" for t in study().trials) == n_complete + 7
+
+
+@pytest.mark.parametrize("sign", [signal.SIGTERM, signal.SIGKILL])
+def test_stopped_batches_go_on_as_if_nothing_had_happened(sign: signal.Signals) -> None:
+    first = start_search(500, "--batch")
+    try:
+        wait_for_trials(first, 8)
+    finally:
+        first.send_signal(sign)
+        out = first.communicate(timeout=60)[0].decode()
+    states = [t.state.name for t in study().trials]
+    if sign != signal.SIGKILL:
+        assert first.returncode == 128 + sign
+        assert "at most the running trials are lost" in out
+        assert "RUNNING" not in states
+    n = states.count("COMPLETE") + 7
+    batches = ["--study-name", "s", "--batch"]
+    assert main(["search", "--epochs", "4", "--trials", str(n), *batches]) == 0
+    assert main(["search", "--epochs", "4", "--trials", str(n), "--study-name", "calm"]) == 0
+    told, calm = generations(study()), generations(study("calm"))
+    assert [g.theta.tobytes() for g in told] == [g.theta.tobytes() for g in calm]
 
 
 def test_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,6 +4,7 @@ tests/faults/README.md says which test stands for which fault; storms and outage
 """
 
 import os
+import re
 import shutil
 import signal
 import sqlite3
@@ -21,7 +22,8 @@ from optuna.trial import TrialState
 from optuna_s2e import S2ESampler, generations, open_storage, replay
 from optuna_s2e.cli import main
 from optuna_s2e.patient_storage import PatientStorage
-from optuna_s2e.worker import work
+from optuna_s2e.status import verify
+from optuna_s2e.worker import sampler_for, work
 
 K = 4
 N_WRITES = 7  # of one trial: creation, record, worker, three parameters, end
@@ -48,6 +50,21 @@ def assert_replays(study: optuna.Study) -> None:
         assert np.array_equal(a.theta, b.theta)
     members = [n for g in told for n in g.members]
     assert len(members) == len(set(members))
+
+
+def test_the_table_of_faults_names_tests_that_exist() -> None:
+    """Each fault of the table has a test, a program that is run by hand, or a reason."""
+    folder = Path(__file__).parent
+    table = (folder / "faults" / "README.md").read_text()
+    code = "\n".join(path.read_text() for path in folder.rglob("*.py"))
+    rows = re.findall(r"^\| (\d[\d, ]*) \| .*? \| (.*) \|$", table, re.MULTILINE)
+    assert {int(n) for numbers, _ in rows for n in numbers.split(",")} == set(range(1, 41))
+    for numbers, tests in rows:
+        assert tests, numbers
+        for name in re.findall(r"`([a-z_0-9]+)`", tests):
+            assert re.search(rf"def \w*{name}\w*\(", code), (numbers, name)
+        for path in re.findall(r"`?([a-z_/]+\.py)", tests):
+            assert list(folder.parent.rglob(path)) or list(folder.rglob(path)), (numbers, path)
 
 
 # --- deaths inside a trial -------------------------------------------------------------------
@@ -191,6 +208,25 @@ def test_database_that_is_restored_from_a_backup_goes_on_as_before(tmp_path: Pat
     assert params(restored) == params(study)
     for a, b in zip(generations(restored), generations(study), strict=True):
         assert np.array_equal(a.theta, b.theta)
+
+
+@pytest.mark.parametrize("name", ["one-by-one", "batches"])
+def test_searches_of_release_0_1_are_read_and_go_on(name: str, tmp_path: Path) -> None:
+    shutil.copy(Path(__file__).parent / "data" / "release-0.1.log", tmp_path / "s.log")
+    study = optuna.load_study(
+        study_name=name, storage=open_storage(f"journal:///{tmp_path}/s.log")
+    )
+    assert len(generations(study)) == 4
+    assert verify(study).sound  # on another kind of machine within 1e-9
+    study.sampler = sampler_for(study, seed=0)
+
+    def mixed(trial: optuna.Trial) -> float:
+        x, n = trial.suggest_float("x", 0, 1), trial.suggest_int("n", 1, 4)
+        return (x - 0.3) ** 2 + 0.1 * n + (trial.suggest_categorical("c", ["a", "b"]) == "b")
+
+    study.optimize(mixed, n_trials=4)
+    assert [len(g.members) for g in generations(study)] == [0, 4, 4, 4, 4]
+    assert verify(study).sound
 
 
 NAMES: dict[str, str] = {

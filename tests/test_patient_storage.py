@@ -3,7 +3,9 @@
 import logging
 import math
 import multiprocessing
+import os
 import pickle
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -18,7 +20,8 @@ from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
-from optuna_s2e import S2ESampler, open_storage
+from optuna_s2e import S2ESampler, open_storage, storages
+from optuna_s2e.patient_storage import writes
 from optuna_s2e.storages import DatabaseLostError
 
 D = FloatDistribution(0, 1)
@@ -243,6 +246,51 @@ def test_pickled_storage_opens_again_and_keeps_its_settings(tmp_path: Path) -> N
     assert len(study.trials) == 2
     assert copied._storage._patience == 7
     assert copied._storage.get_heartbeat_interval() == 5
+
+
+# --- suspended writers -----------------------------------------------------------------------
+
+
+def stop_amid_an_ask(url: str) -> None:
+    """Suspend this process (SIGSTOP) when its trial is written, but not committed."""
+    study = optuna.load_study(study_name="s", storage=open_storage(url))
+    stopped = False
+
+    def stop(*_: Any) -> None:
+        nonlocal stopped
+        if writes() and not stopped:
+            stopped = True
+            os.kill(os.getpid(), signal.SIGSTOP)
+
+    sqlalchemy.event.listen(study._storage._backend.storage._backend.engine, "commit", stop)
+    study.tell(study.ask(), 0.5)
+
+
+@pytest.mark.postgres
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+def test_a_worker_suspended_amid_a_write_does_not_hold_up_the_others(
+    postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(storages, "WRITER_TIMEOUT", 1.0)
+    study = optuna.create_study(study_name="s", storage=open_storage(postgres_url))
+    context = multiprocessing.get_context("fork")
+    child = context.Process(target=stop_amid_an_ask, args=(postgres_url,))
+    child.start()
+    assert child.pid is not None
+    try:
+        assert os.WIFSTOPPED(os.waitpid(child.pid, os.WUNTRACED)[1])
+        start = time.monotonic()
+        study.tell(study.ask(), 0.25)  # an ask locks the study
+        assert 0.5 < time.monotonic() - start < 30
+        os.kill(child.pid, signal.SIGCONT)
+        child.join(60)
+        assert child.exitcode == 0  # its write was undone, and done again
+    finally:
+        child.kill()
+    assert [(t.state.name, t.value) for t in study.trials] == [
+        ("COMPLETE", 0.25),
+        ("COMPLETE", 0.5),
+    ]
 
 
 # --- heartbeat -------------------------------------------------------------------------------

@@ -738,8 +738,7 @@ def test_study_of_a_later_release_is_refused_or_warned_about() -> None:
 def test_ledger_keeps_one_chain_of_a_space() -> None:
     study = make_study()
     study.optimize(quadratic, n_trials=10 * K)
-    (known,) = next(iter(study.sampler._studies.values())).values()  # type: ignore[attr-defined]
-    assert len(known.ledger._chains) == 1
+    assert len(study.sampler.drawing.ledger(study)._chains) == 1  # type: ignore[attr-defined]
 
 
 def test_values_that_storages_round_are_draws() -> None:

@@ -3,17 +3,31 @@
 import ast
 import logging
 import pickle
+import re
 import subprocess
 import sys
+import tracemalloc
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, requires
 from pathlib import Path
 from typing import Any
 
 import optuna
 import psycopg
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 import optuna_s2e
-from optuna_s2e import S2ESampler, generations, open_storage, replay
+from optuna_s2e import (
+    S2ESampler,
+    ScheduleSpace,
+    generations,
+    open_storage,
+    optimize_batch,
+    replay,
+    suggest_simplex,
+)
 from optuna_s2e.cli import main
 from optuna_s2e.storages import hide_passwords
 
@@ -89,7 +103,8 @@ def test_hostile_attributes_are_inert(
     def objective(trial: optuna.Trial) -> float:
         value = trial.suggest_float("x", 0, 1)
         if trial.number in (1, 4):
-            for key in ("s2e:draw", "s2e:worker", "coteaching:curves", "failed_trial"):
+            for key in ("s2e:draw", "s2e:worker", "s2e:failure", "s2e:driver", "failed_trial",
+                        "coteaching:curves", "cma:optimizer", "retry_history"):  # fmt: skip
                 storage.set_trial_system_attr(trial._trial_id, key, hostile)
             trial.set_user_attr("seed", hostile)
         return value
@@ -136,6 +151,26 @@ def test_hostile_settings_of_an_objective_are_refused(path: tuple[str, ...]) -> 
             continue
         kept = objective.settings  # it took a default, or a value in range
         assert CoteachingObjective.from_settings(kept, device="cpu").settings == kept
+
+
+ABSURD: dict[str, Callable[[optuna.Study], Any]] = {
+    "K": lambda study: S2ESampler(population_size=10**9),
+    "reuse": lambda study: S2ESampler(reuse=10**9),
+    "epochs": lambda study: ScheduleSpace(10**9),
+    "weights": lambda study: suggest_simplex(study.ask(), "w", 10**9),
+    "batch": lambda study: optimize_batch(study, lambda t: 0.0, 10**9, batch_size=10**9),
+    "attempts": lambda study: optimize_batch(study, lambda t: 0.0, 1, max_attempts=10**9),
+}
+
+
+@pytest.mark.parametrize("case", ABSURD)
+def test_absurd_sizes_are_refused_before_anything_is_allocated(case: str) -> None:
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler())
+    tracemalloc.start()
+    with pytest.raises(ValueError, match="must be"):
+        ABSURD[case](study)
+    assert tracemalloc.get_traced_memory()[1] < 1e6
+    tracemalloc.stop()
 
 
 # --- passwords -------------------------------------------------------------------------------
@@ -240,6 +275,31 @@ def optuna_url(url: str, user: str) -> str:
     import sqlalchemy
 
     return sqlalchemy.make_url(url).set(username=user).render_as_string(hide_password=False)
+
+
+# --- what is installed -----------------------------------------------------------------------
+
+
+def test_every_package_that_ci_installs_is_pinned() -> None:
+    lines = Path(__file__).parents[1].joinpath("constraints.txt").read_text().splitlines()
+    pinned = {line.split("==")[0] for line in lines if re.fullmatch(r"[\w-]+==[\w.]+", line)}
+    assert len(pinned) == len([line for line in lines if not line.startswith("#")])
+    seen: set[tuple[str, str]] = set()
+    to_see = [("optuna-s2e", extra) for extra in ("", "dev", "ray")]
+    while to_see:
+        name, extra = to_see.pop()
+        if (name, extra) in seen:
+            continue
+        seen.add((name, extra))
+        assert name in {*pinned, "optuna-s2e", "setuptools"}  # which comes with the environment
+        try:
+            required = requires(name) or []
+        except PackageNotFoundError:  # of an extra that is not installed here
+            continue
+        for requirement in map(Requirement, required):
+            if requirement.marker is None or requirement.marker.evaluate({"extra": extra}):
+                found = canonicalize_name(requirement.name)
+                to_see += [(found, e) for e in ("", *requirement.extras)]
 
 
 def test_import_loads_no_unpickler_of_its_own() -> None:

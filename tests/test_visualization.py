@@ -11,6 +11,8 @@ from optuna.samplers import RandomSampler
 
 from optuna_s2e import S2ESampler, Schedule, ScheduleSpace, generations, recommend, suggest_simplex
 from optuna_s2e.bases import SPACES
+from optuna_s2e.history import Ledger
+from optuna_s2e.records import Rules
 from optuna_s2e.visualization import (
     figures,
     plot_basis_functions,
@@ -235,6 +237,9 @@ def test_a_generation_is_closed_by_its_last_trial_only():
     study = searched(schedule_objective(), n_trials=20, sampler=S2ESampler(population_size=4))
     closers = [t.number for t in study.trials if closes_generation(study, t)]
     assert closers == [3, 7, 11, 15, 19]
+    ledger = Ledger(Rules.of(study))
+    assert [t.number for t in study.trials if closes_generation(study, t, ledger)] == closers
+    assert len(ledger.completed) == 20  # it has read on in what it was given
     other = searched(schedule_objective(), n_trials=13, sampler=RandomSampler(seed=0))
     assert [t.number for t in other.trials if closes_generation(other, t)] == [5, 11]
 

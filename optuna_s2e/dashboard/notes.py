@@ -20,6 +20,7 @@ import numpy as np
 import sqlalchemy
 from optuna.trial import FrozenTrial, TrialState
 
+from optuna_s2e import _optuna
 from optuna_s2e.schedules import Schedule
 from optuna_s2e.visualization.story import Story
 
@@ -198,7 +199,8 @@ def _headline(story: Story, n_trials: int | None, now: datetime) -> str:
 
 def _remaining(story: Story, n_trials: int | None, now: datetime) -> list[str]:
     """Estimate the end from the pace of the last 20 completed trials, of all workers together."""
-    times = sorted(t.datetime_complete for t in story.complete if t.datetime_complete is not None)
+    ends = (_optuna.completed_at(t) for t in story.complete)
+    times = sorted(end for end in ends if end is not None)
     steps = sorted(b - a for a, b in pairwise(times[-21:]))[:-1]  # the longest: a night's rest
     if n_trials is None or len(steps) < 2:
         return []

@@ -29,7 +29,8 @@ from optuna_s2e.dashboard import notes
 from optuna_s2e.dashboard.artifacts import ArtifactFolder, is_uuid
 from optuna_s2e.dashboard.folders import ARTIFACT_DIR_ATTR
 from optuna_s2e.dashboard.pictures import picture
-from optuna_s2e.records import RECORD_KEY, Record
+from optuna_s2e.history import Ledger
+from optuna_s2e.records import RECORD_KEY, Record, Rules
 from optuna_s2e.schedules import Schedule
 from optuna_s2e.visualization import figures
 from optuna_s2e.visualization.story import Story, closes_generation
@@ -119,12 +120,16 @@ class DashboardReporter:
         self._live: dict[tuple[int, int], _Live] = {}  # by storage and trial
         self._noted: set[tuple[int, int]] = set()  # trials whose last note is written
         self._painted: set[str] = set()  # names of studies
+        self._ledgers: dict[tuple[int, int], Ledger] = {}  # by storage and study
         self._warned = False
         self._available = is_available()
         if self._available:
             importlib.import_module("optuna_dashboard")  # takes a second: not in the first trial
         else:
             self._warn('optuna-dashboard is missing: pip install "optuna-s2e[dashboard]"')
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_ledgers": {}}  # it travels with an objective, to each trial
 
     def show(
         self,
@@ -332,7 +337,9 @@ class DashboardReporter:
             return True  # a new study, or one that was resumed, renamed or copied
         if trial.state != TrialState.COMPLETE:
             return False
-        if closes_generation(study, trial):
+        key = id(_optuna.storage_of(study)), _optuna.study_id(study)
+        ledger = self._ledgers.setdefault(key, Ledger(Rules.of(study)))
+        if closes_generation(study, trial, ledger):
             return True
         if self._n_trials is None:
             return False

@@ -255,18 +255,25 @@ def _population_size(ledger: Ledger) -> int | None:
     return sizes[0] if sizes else None
 
 
-def closes_generation(study: Study, trial: FrozenTrial) -> bool:
+def closes_generation(study: Study, trial: FrozenTrial, known: Ledger | None = None) -> bool:
     """Say whether a finished trial is the K-th, 2K-th, ... that completed.
 
     K is the study's population size, or 6 for other samplers. Of several workers at most one
     answers yes for the same K trials.
+
+    Args:
+        study: The study.
+        trial: A trial that has just finished.
+        known: What was read of the study before; only what is new since is read.
     """
-    ledger = Ledger(Rules.of(study)).read(_optuna.all_trials(study))
+    rules = Rules.of(study)
+    ledger = known if known is not None and known.rules == rules else Ledger(rules)
+    ledger.read(_optuna.all_trials(study))
     size = _population_size(ledger)
     if size is None:
         size = DEFAULT_GENERATION
         done = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-        done.sort(key=lambda t: (t.datetime_complete or datetime.max, t.number))
+        done.sort(key=lambda t: (_optuna.completed_at(t) or datetime.max, t.number))
         numbers = [t.number for t in done]
     else:
         numbers = [d.trial.number for d in ledger.completed]  # in the order of membership

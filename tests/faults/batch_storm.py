@@ -5,7 +5,7 @@ workers and its driver are killed at random moments, and compares every theta wi
 undisturbed run in one process. The objective is noisy (by the seed of the slot) and fails at some
 points. Prints a table; exit code 1 if any run differs.
 
-    python tests/faults/batch_storm.py --seconds 600
+    python tests/faults/batch_storm.py --seconds 600 [--json FILE]
 """
 
 from __future__ import annotations
@@ -31,6 +31,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import optuna
 from optuna.trial import Trial, TrialState
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from reports import save
 
 from optuna_s2e import RayExecutor, S2ESampler, generations, open_storage, optimize_batch
 from optuna_s2e.status import verify
@@ -239,6 +242,7 @@ def main() -> int:
     parser.add_argument("--runs", type=int, default=len(RUNS), help="only so many")
     parser.add_argument("--kills", type=int, default=6, help="at most, in one run")
     parser.add_argument("--seed", type=int, default=None, help="of the kills")
+    parser.add_argument("--json", type=Path, help="also write the results to this file")
     parser.add_argument("--drive", nargs=5, help=argparse.SUPPRESS)
     args = parser.parse_args()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -256,7 +260,7 @@ def main() -> int:
     print(f"K = {K}, {GENERATIONS} thetas, undisturbed: {expected}")
     print(f"{'executor':10} {'workers':>7} {'storage':9} {'killed':8} {'kills w/d':>9} "
           f"{'starts':>6} {'trials':>6} {'seconds':>7}  thetas")  # fmt: skip
-    same, total, tolls = 0, 0, []
+    same, total, tolls, rows = 0, 0, [], []
     with tempfile.TemporaryDirectory() as name, storages(Path(name)) as make:
         for n, run in enumerate(RUNS[: args.runs]):
             if time.monotonic() > end:
@@ -271,6 +275,8 @@ def main() -> int:
             equal = thetas(study) == expected
             total, same = total + 1, same + (equal and sound)
             tolls.append(toll)
+            row = run._asdict() | toll._asdict() | {"bit_identical": equal, "sound": sound}
+            rows.append(row)
             verdict = ("the same" if equal else "DIFFERENT") + ("" if sound else ", NOT SOUND")
             print(f"{run.executor:10} {run.workers:7} {run.storage:9} {run.killed:8} "
                   f"{toll.kills_of_workers:5}/{toll.kills_of_drivers:<3} {toll.starts:6} "
@@ -279,6 +285,7 @@ def main() -> int:
     workers, drivers = (sum(t[i] for t in tolls) for i in (0, 1))
     print(f"bit-identical / total: {same} / {total} ({workers} workers and {drivers} drivers "
           "killed)")  # fmt: skip
+    save(args.json, rows)
     return 0 if same == total else 1
 
 

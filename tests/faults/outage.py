@@ -1,6 +1,6 @@
 """Take PostgreSQL away from four workers: a restart, a crash, an outage; beside Optuna's default.
 
-    python tests/faults/outage.py [--away 30] [--workers 4] [--trials 8]
+    python tests/faults/outage.py [--away 30] [--workers 4] [--trials 8] [--json FILE]
 
 Prints, per fault and storage, how many workers died of themselves, how many results they had
 computed were lost, trials left RUNNING, and heartbeat threads that died. Exits 1 if a worker with
@@ -22,11 +22,13 @@ import optuna
 from optuna.trial import TrialState
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+from reports import save
 from servers import PostgresServer, new_database
 
 from optuna_s2e import open_storage
 
 WORKER = Path(__file__).with_name("worker.py")
+STARTED = 300.0  # seconds within which the workers begin, on a busy machine
 
 
 class Outage(NamedTuple):
@@ -58,12 +60,12 @@ def run_outage(
             for _ in range(workers)
         ]
         try:
-            end = time.monotonic() + 60
+            end = time.monotonic() + STARTED
             while not acknowledged.exists() or acknowledged.read_text().count("\n") < workers:
                 assert time.monotonic() < end, log.read_text()
                 time.sleep(0.1)
             fault()
-            codes = [w.wait(timeout=120 + 5 * trials) for w in running]
+            codes = [w.wait(timeout=STARTED + 10 * trials) for w in running]
         finally:
             for worker in running:
                 worker.kill()
@@ -104,8 +106,9 @@ def main() -> int:
     parser.add_argument("--away", type=float, default=30)
     parser.add_argument("--workers", type=int, default=4)
     parser.add_argument("--trials", type=int, default=8)
+    parser.add_argument("--json", type=Path, help="also write the results to this file")
     args = parser.parse_args()
-    sound = True
+    sound, rows = True, []
     with tempfile.TemporaryDirectory() as folder:
         server = PostgresServer()
         try:
@@ -123,11 +126,14 @@ def main() -> int:
                         f"{o.dead_heartbeats}",
                         flush=True,
                     )
+                    result = {k: v for k, v in o._asdict().items() if k != "log"}
+                    rows.append({"fault": name, "storage": which.strip(), **result})
                     if not plain:
                         sound &= not o.died and o.complete == o.asked and not o.dead_heartbeats
                         sound &= not o.running
         finally:
             server.remove()
+    save(args.json, rows)
     return 0 if sound else 1
 
 

@@ -1,7 +1,8 @@
 """A storm of kill -9 over many workers of one search: nothing lost, doubled or stuck.
 
     python tests/faults/storm.py [--storage sqlite|postgresql|journal|grpc|URL] [--trials 500]
-        [--kills 40] [--seconds 1200] [--crashes] [--report FILE.json]
+        [--kills 40] [--seconds 1200] [--crashes] [--crash-every 15]
+        [--json FILE]
 
 Eight workers share one search; one of them is killed and replaced again and again (with
 `--crashes`, the PostgreSQL server is crashed now and then, too). At the end a calm worker finishes
@@ -13,7 +14,6 @@ anything is wrong. Stops killing after `--seconds`, whatever is reached.
 from __future__ import annotations
 
 import argparse
-import json
 import random
 import subprocess
 import sys
@@ -28,6 +28,7 @@ import optuna
 from optuna.trial import TrialState
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+from reports import save
 from servers import GrpcProxy, PostgresServer, new_database
 
 from optuna_s2e import S2ESampler, open_storage
@@ -45,13 +46,15 @@ class Storm:
     """Workers that are killed and replaced."""
 
     def __init__(self, url: str, folder: Path, n_workers: int) -> None:
-        self.url, self.kills, self.died, self.turned_away = url, 0, 0, 0
+        self.url, self.started = url, 0
+        self.kills = self.died = self.turned_away = 0
         self.acknowledged, self._log = folder / "acknowledged", (folder / "log").open("w")
         self.log = folder / "log"
         self.acknowledged.touch()
         self.workers = [self.start() for _ in range(n_workers)]
 
     def start(self) -> subprocess.Popen[bytes]:
+        self.started += 1
         argv = [sys.executable, str(WORKER), self.url, str(self.acknowledged)]
         return subprocess.Popen(argv, stderr=self._log)
 
@@ -111,6 +114,7 @@ def examine(url: str, storm: Storm) -> dict[str, Any]:
     return {
         "trials": n_before,
         "complete": len(complete),
+        "workers started": storm.started,
         "kills": storm.kills,
         "workers that died of themselves": storm.died,
         "began while no server was there": storm.turned_away,
@@ -166,6 +170,7 @@ def run_storm(
     n_workers: int = 8,
     pause: float = 1.0,
     server: PostgresServer | None = None,
+    crash_every: int = 15,
 ) -> tuple[dict[str, Any], str]:
     """Let it storm until trials and kills are reached, or the time is over.
 
@@ -179,7 +184,7 @@ def run_storm(
         while time.monotonic() - start < seconds:
             time.sleep(random.uniform(0.5, 1.5) * pause)
             storm.kill_one()
-            if server is not None and storm.kills % 15 == 0:
+            if server is not None and storm.kills % crash_every == 0:
                 server.stop("immediate")
                 server.start()
                 crashes += 1
@@ -204,8 +209,9 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=1200)
     parser.add_argument("--workers", type=int, default=8)
     parser.add_argument("--pause", type=float, default=2.0, help="mean seconds between two kills")
-    parser.add_argument("--crashes", action="store_true", help="crash PostgreSQL every 15 kills")
-    parser.add_argument("--report", type=Path)
+    parser.add_argument("--crashes", action="store_true", help="crash PostgreSQL now and then")
+    parser.add_argument("--crash-every", type=int, default=15, help="kills between two crashes")
+    parser.add_argument("--json", type=Path, help="also write the report to this file")
     args = parser.parse_args()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     server = proxy = None
@@ -223,6 +229,7 @@ def main() -> int:
             report, log = run_storm(
                 url, folder, n_trials=args.trials, n_kills=args.kills, seconds=args.seconds,
                 n_workers=args.workers, pause=args.pause, server=server if args.crashes else None,
+                crash_every=args.crash_every,
             )  # fmt: skip
         finally:
             if proxy is not None:
@@ -232,8 +239,7 @@ def main() -> int:
     report = {"storage": args.storage, "workers": args.workers, **report}
     for key, value in report.items():
         print(f"{key + ':':34}{value}")
-    if args.report:
-        args.report.write_text(json.dumps(report, indent=1) + "\n")
+    save(args.json, [report])
     sound = is_sound(report)
     if not sound:
         print(log[-4000:])
