@@ -20,7 +20,9 @@ of the posterior mean: where one noisy loss teaches little, there is little to e
 itself, noisy objectives are searched in the corners). Sigma is what is left of the uncertainty
 once the pending draws are known, so that the draws of a generation differ. Exploration decays,
 :math:`\kappa_m = \max(3 / \sqrt{m}, 1/2)` in generation m: a budget of sixty trainings is spent
-first on finding the good region and then in it.
+first on finding the good region and then in it. Where some of the five nearest draws have failed,
+that share of the bound is replaced by the largest loss of the model: a region where the objective
+raises teaches no loss, and would be drawn from again and again.
 
 Bias: the estimates are those of :math:`E_{p_\theta}[\hat f]`, not of :math:`E_{p_\theta}[f]`; the
 model is smooth where f is not. The draws are not distributed as p_theta: a Monte-Carlo estimator
@@ -40,6 +42,7 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
+from scipy.spatial.distance import cdist
 
 from optuna_s2e import newton
 from optuna_s2e.features import features
@@ -54,6 +57,7 @@ N_STEPS = 6  # Newton steps of one update
 LEAST_SCALE = 0.01  # of a step inside the trust region, after which no other is tried
 N_VIRTUAL = 400
 N_CANDIDATES = 800
+N_NEAREST = 5  # draws that say whether a training at a point will fail
 
 
 def update(
@@ -110,6 +114,7 @@ def propose(
     theta: FloatArray,
     model: Surrogate,
     pending: FloatArray,
+    failed: FloatArray,
     generation: int,
     rng: np.random.Generator,
 ) -> FloatArray:
@@ -120,6 +125,7 @@ def propose(
         theta: Of the generation, (n_theta,).
         model: Fitted to the losses over `features`.
         pending: Coordinates of the draws whose losses are not known yet, (P, d).
+        failed: Coordinates of draws that failed, (F, d).
         generation: m, at least 1.
         rng: Draws the candidates.
     """
@@ -131,10 +137,29 @@ def propose(
     ])  # fmt: skip
     x = space.coordinates(points)
     known = features(space, pending) if len(pending) else None
-    mean, deviation = model.predict(features(space, x), known)
+    z = features(space, x)
+    mean, deviation = model.predict(z, known)
     change = deviation**2 / np.hypot(deviation, model.noise_deviation)
-    chosen: FloatArray = x[int(np.argmin(mean - exploration(generation) * change))]
+    bound = mean - exploration(generation) * change
+    if len(failed):
+        risk = share_failed(z, model.features, features(space, failed))
+        bound = (1.0 - risk) * bound + risk * model.mean(model.features).max()
+    chosen: FloatArray = x[int(np.argmin(bound))]
     return chosen
+
+
+def share_failed(z: FloatArray, completed: FloatArray, failed: FloatArray) -> FloatArray:
+    """Return the share of failed draws among the five nearest of each point, (N,).
+
+    Args:
+        z: Features of the points, (N, n_features).
+        completed: Features of draws that completed, (C, n_features).
+        failed: Features of draws that failed, (F, n_features), F > 0.
+    """
+    distances = cdist(z, np.concatenate([completed, failed]))
+    n_near = min(N_NEAREST, distances.shape[1])
+    nearest = np.argpartition(distances, n_near - 1, axis=1)[:, :n_near]
+    return np.asarray((nearest >= len(completed)).mean(axis=1))
 
 
 def exploration(generation: int) -> float:

@@ -186,7 +186,14 @@ class Drawing:
     # --- drawing -----------------------------------------------------------------------------
 
     def join(
-        self, study: Study, number: int, chain: Chain, head: Record, key: Key, pending: FloatArray
+        self,
+        study: Study,
+        number: int,
+        chain: Chain,
+        head: Record,
+        key: Key,
+        pending: FloatArray,
+        failed: FloatArray | None = None,
     ) -> Record:
         """Draw from the theta of a chain's head.
 
@@ -197,13 +204,15 @@ class Drawing:
             head: Its head.
             key: Keys the draw.
             pending: Coordinates of the draws whose losses are not known yet, (P, d).
+            failed: Coordinates of draws that failed, (F, d); none for batches, whose failed slots
+                become members.
         """
         ledger = self.ledger(study)
         parent = ledger.openers[head.parent] if head.parent is not None else None
         members = [ledger.draws[n] for n in head.members if n in ledger.draws]
         in_force = split_settings(head.settings or {})[0]
         model = self._model(study, chain, head.trial, parent, members, in_force)
-        x = _sample(chain, head.generation, chain.theta, model, key, pending)
+        x = _sample(chain, head.generation, chain.theta, model, key, pending, failed)
         return Record(number, head.generation, opener=head.trial, x=tuple(x.tolist()))
 
     def open(
@@ -215,6 +224,7 @@ class Drawing:
         settings: Mapping[str, Any],
         key: Key,
         pending: FloatArray,
+        failed: FloatArray | None = None,
     ) -> Record:
         """Move theta and draw from it: open the next generation.
 
@@ -226,6 +236,8 @@ class Drawing:
             settings: What `settings_of` returned.
             key: Keys the draw.
             pending: Coordinates of the draws whose losses are not known yet, (P, d).
+            failed: Coordinates of draws that failed, (F, d); none for batches, whose failed slots
+                become members.
         """
         ledger, parent = self.ledger(study), chain.head
         in_force = split_settings(settings)[0]
@@ -239,7 +251,7 @@ class Drawing:
                 "among the draws of an update.",
             )
         generation = parent.generation + 1 if parent is not None else 1
-        x = _sample(chain, generation, update.theta, model, key, pending)
+        x = _sample(chain, generation, update.theta, model, key, pending, failed)
         _logger.debug(
             f"Trial {number} opens generation {generation}: KL {update.kl:.3f}, effective "
             f"sample size {update.effective_sample_size:.1f}."
@@ -294,11 +306,14 @@ def _sample(
     model: Surrogate | None,
     key: Key,
     pending: FloatArray,
+    failed: FloatArray | None,
 ) -> FloatArray:
     rng = keyed_rng(key.seed, 1, generation, key.number)
     if model is None:
         return chain.space.sample(theta, rng)
-    return assisted.propose(chain.space, theta, model, pending, generation, rng)
+    if failed is None:
+        failed = np.empty((0, len(chain.space.names)))
+    return assisted.propose(chain.space, theta, model, pending, failed, generation, rng)
 
 
 def _later_release(study: Study, number: int) -> str:

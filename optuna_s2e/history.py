@@ -185,6 +185,7 @@ class Ledger:
         self._located: dict[tuple[str, int], FloatArray | str] = {}
         self._n_seen = 0
         self._unfinished: set[int] = set()
+        self._failed: list[int] = []
         self._last_finished: FrozenTrial | None = None
 
     def read(self, trials: Sequence[FrozenTrial]) -> Ledger:
@@ -207,6 +208,8 @@ class Ledger:
             draw = read_draw(trial) if RECORD_KEY in trial.system_attrs else None
             if draw is not None:
                 self._take(draw)
+                if trial.state == TrialState.FAIL:
+                    self._failed.append(draw.record.trial)
             elif is_of_later_release(trial):
                 self.later_release = number
         self._validate_openers()
@@ -382,6 +385,14 @@ class Ledger:
             record = self.draws[number].record if number in self.draws else None
             if record is not None and record.x is not None and _in_cube(record.x, chain.space):
                 x.append(record.x)
+        return np.array(x, dtype=np.float64).reshape(-1, len(chain.space.names))
+
+    def failed(self, chain: Chain) -> FloatArray:
+        """Return x (F, d) of draws from a chain's space that failed, the newest `MAX_PENDING`."""
+        draws = [self.draws[n] for n in self._failed[-MAX_PENDING:] if n in self.draws]
+        failed = [d for d in draws if d.trial.state == TrialState.FAIL]  # a retry may complete
+        located = [self.coordinates(chain.space, d) for d in failed]
+        x = [coordinates for coordinates in located if coordinates is not None]
         return np.array(x, dtype=np.float64).reshape(-1, len(chain.space.names))
 
     def damage(self) -> list[str]:

@@ -289,12 +289,14 @@ class S2ESampler(BaseSampler):
         if chain is None or not (opens or chain.head):
             return Record(trial.number, 0, seed=key.seed, settings=settings), {}
         if not opens and chain.head is not None:
-            pending = ledger.pending(chain)
-            record = drawing.join(study, trial.number, chain, chain.head, key, pending)
+            pending, failed = ledger.pending(chain), ledger.failed(chain)
+            record = drawing.join(study, trial.number, chain, chain.head, key, pending, failed)
         else:
             members = state.pool[: self.population_size]
-            pending = ledger.pending(chain, members)
-            record = drawing.open(study, trial.number, chain, members, settings, key, pending)
+            pending, failed = ledger.pending(chain, members), ledger.failed(chain)
+            record = drawing.open(
+                study, trial.number, chain, members, settings, key, pending, failed
+            )
         return record, chain.space.decode(np.array(record.x))
 
     def _warn_outside_theta(

@@ -72,12 +72,16 @@ def test_proposals_are_good_and_differ_from_the_pending_ones() -> None:
     model, theta = model_of(bowl, 12), UNIT.distribution.uniform_theta()
     pending = np.zeros((0, 2))
     for seed in range(6):
-        x = assisted.propose(UNIT, theta, model, pending, 2, np.random.default_rng(seed))
+        x = assisted.propose(
+            UNIT, theta, model, pending, pending[:0], 2, np.random.default_rng(seed)
+        )
         assert np.all((x > 0) & (x < 1))
         pending = np.vstack([pending, x])
     assert bowl(pending).mean() < bowl(np.random.default_rng(1).uniform(size=(999, 2))).mean() / 2
     alone = [
-        assisted.propose(UNIT, theta, model, pending[:0], 2, np.random.default_rng(seed))
+        assisted.propose(
+            UNIT, theta, model, pending[:0], pending[:0], 2, np.random.default_rng(seed)
+        )
         for seed in range(6)
     ]
     spread = [np.linalg.norm(np.std(x, axis=0)) for x in (pending, alone)]
@@ -169,3 +173,27 @@ def test_a_simplex_beside_a_schedule_is_a_feature_too() -> None:
 
     study = searched(objective, n_trials=40)
     assert study.best_value < 0.2
+
+
+def test_share_failed_is_that_of_the_five_nearest() -> None:
+    completed = np.array([[0.0], [0.1], [0.2], [0.3], [0.4]])
+    failed = np.array([[0.8], [0.9], [1.0]])
+    share = assisted.share_failed(np.array([[0.0], [0.65], [1.0]]), completed, failed)
+    assert share.tolist() == [0.0, 0.6, 0.6]
+    few = assisted.share_failed(np.array([[0.0]]), completed[:1], failed[:2])
+    assert few.tolist() == [2 / 3]
+
+
+def test_a_region_that_fails_is_left_though_losses_fall_towards_it() -> None:
+    def objective(trial: optuna.Trial) -> float:
+        x, y = trial.suggest_float("x", 0, 1), trial.suggest_float("y", 0, 1)
+        if x > 0.7:
+            raise ValueError
+        return (1 - x) ** 2 + (y - 0.3) ** 2
+
+    for seed in range(3):
+        study = optuna.create_study(sampler=S2ESampler(seed=seed))
+        study.optimize(objective, n_trials=60, catch=(ValueError,))
+        failed = [t.number for t in study.trials if t.state == optuna.trial.TrialState.FAIL]
+        assert sum(number >= 40 for number in failed) < 12  # without: all twenty
+        assert study.best_value < 0.1  # the least possible: 0.09

@@ -185,6 +185,8 @@ def launched(folder: Path, *argv: str, **env: str) -> Iterator[tuple[str, list[s
     process = subprocess.Popen(
         [sys.executable, "-m", "optuna_s2e.cli", "dashboard", "--port", "0", *argv],
         cwd=folder, env={**os.environ, **env}, stdout=subprocess.PIPE, text=True,
+        # a background job of a shell ignores SIGINT, and so do its children
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     assert process.stdout is not None
     before: list[str] = []
