@@ -219,7 +219,8 @@ def picture(results: runs.Results, n: int) -> Figure:
     names = [t for t in tasks.TASKS if tasks.TASKS[t].part == "report"]
     names = [t for t in names if rows_of(results, t, "S2E", n)]
     best = {t: best_known(results, t, n) for t in names}
-    compared = [a for a in ALGORITHMS if rows_of(results, names[-1], a, n) and a != "Hyperband"]
+    enough = [a for a in ALGORITHMS if min(len(rows_of(results, t, a, n)) for t in names) * 4 >= n]
+    compared = [a for a in enough if a != "Hyperband"]  # its trials are of unequal length
     for color, algorithm in zip(COLORS, compared, strict=False):
         width = 2.2 if algorithm in MAIN else 1.0
         values = {t: np.array([r["values"][:N_TRIALS] for r in rows_of(results, t, algorithm, n)])
