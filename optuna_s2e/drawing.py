@@ -193,7 +193,7 @@ class Drawing:
         head: Record,
         key: Key,
         pending: FloatArray,
-        failed: FloatArray | None = None,
+        failed: FloatArray,
     ) -> Record:
         """Draw from the theta of a chain's head.
 
@@ -224,7 +224,7 @@ class Drawing:
         settings: Mapping[str, Any],
         key: Key,
         pending: FloatArray,
-        failed: FloatArray | None = None,
+        failed: FloatArray,
     ) -> Record:
         """Move theta and draw from it: open the next generation.
 
@@ -306,13 +306,11 @@ def _sample(
     model: Surrogate | None,
     key: Key,
     pending: FloatArray,
-    failed: FloatArray | None,
+    failed: FloatArray,
 ) -> FloatArray:
     rng = keyed_rng(key.seed, 1, generation, key.number)
     if model is None:
         return chain.space.sample(theta, rng)
-    if failed is None:
-        failed = np.empty((0, len(chain.space.names)))
     return assisted.propose(chain.space, theta, model, pending, failed, generation, rng)
 
 

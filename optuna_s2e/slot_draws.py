@@ -61,11 +61,11 @@ def draw_slot(
             record = Record(trial.number, 0, seed=seed, settings=settings)
         elif head is not None and open_generation == batch.generation:
             pending = drawn_before(ledger, head, batch, slot)
-            record = drawing.join(study, trial.number, chain, head, key, pending)
+            record = drawing.join(study, trial.number, chain, head, key, pending, pending[:0])
         else:
             pending = drawn_before(ledger, None, batch, slot)
             record = drawing.open(
-                study, trial.number, chain, batch.members, settings, key, pending
+                study, trial.number, chain, batch.members, settings, key, pending, pending[:0]
             )
     record = replace(record, slot=slot.number, attempt=slot.attempt)
     _optuna.set_system_attr(study, trial, RECORD_KEY, record.to_attr())

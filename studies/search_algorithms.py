@@ -174,8 +174,25 @@ def report(results: runs.Results, n: int) -> None:
                 last = runs.mean_and_error([np.mean(r["values"][-K:]) for r in rows])
                 print(f"{algorithm:28}{picked[0]:>16}{picked[1]:>16}{picked[2]:>16}"
                       f"{last:>18}{len(rows):9}")  # fmt: skip
+    compare_rules(results, n)
     for part in ("tune", "report"):
         compare(results, part, n)
+
+
+def compare_rules(results: runs.Results, n: int) -> None:
+    """Print how the smoothed pick differs from the other rules' picks, pooled over all tasks."""
+    print("\nSmoothed pick minus ..., test error, points, [95 % interval]")
+    for algorithm in MAIN:
+        for rule in RULES[1:]:
+            cells = [rows_of(results, task, algorithm, n) for task in tasks.TASKS]
+            differences = [
+                np.array([r["test_error"]["smoothed"] - r["test_error"][rule] for r in rows])
+                for rows in cells
+                if len(rows) > 1 and rule in rows[0]["test_error"]
+            ]
+            if differences:
+                mean, low, high = runs.pooled(differences)
+                print(f"  {rule:10}{algorithm:10}{mean:+.2f} [{low:+.2f}, {high:+.2f}]")
 
 
 def best_known(results: runs.Results, task: str, n: int) -> np.ndarray:
