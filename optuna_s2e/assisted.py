@@ -40,16 +40,19 @@ References:
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import numpy.typing as npt
 from scipy.spatial.distance import cdist
 
 from optuna_s2e import newton
+from optuna_s2e.conditions import Conditions, conditions_of
 from optuna_s2e.features import features
 from optuna_s2e.one_thread import one_blas_thread
 from optuna_s2e.search_space import SearchSpace
 from optuna_s2e.settings import UpdateSettings
-from optuna_s2e.surrogate import Surrogate
+from optuna_s2e.surrogate import Surrogate, fit
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -60,19 +63,54 @@ N_CANDIDATES = 800
 N_NEAREST = 5  # draws that say whether a training at a point will fail
 
 
+@dataclass(frozen=True)
+class Model:
+    """A model of the loss over a space.
+
+    Attributes:
+        space: What theta describes.
+        conditions: Which of its parameters the objective asks for where.
+        surrogate: Fitted to the losses over `features`.
+    """
+
+    space: SearchSpace
+    conditions: Conditions
+    surrogate: Surrogate
+
+    @classmethod
+    def fit(
+        cls, space: SearchSpace, x: FloatArray, asked: npt.NDArray[np.bool_], losses: FloatArray
+    ) -> Model:
+        """Fit a model to draws.
+
+        Args:
+            space: What theta describes.
+            x: Coordinates of the draws, (N, d).
+            asked: Which of them the objective asked for, (N, d).
+            losses: (N,).
+
+        Raises:
+            ValueError: As `surrogate.fit`.
+        """
+        conditions = conditions_of(space, x, asked)
+        return cls(space, conditions, fit(features(space, x, asked), losses))
+
+    def features(self, x: FloatArray) -> FloatArray:
+        """Return the features of draws x (N, d) that were not trained yet, (N, n_features)."""
+        return features(self.space, x, self.conditions.asked(x))
+
+
 def update(
-    space: SearchSpace,
     theta: FloatArray,
-    model: Surrogate,
+    model: Model,
     settings: UpdateSettings,
     rng: np.random.Generator,
 ) -> newton.Update:
     """Move theta to where the model expects low losses.
 
     Args:
-        space: What theta describes.
         theta: theta_m, (n_theta,).
-        model: Fitted to the losses over `features`.
+        model: Of the loss over theta's space.
         settings: Step size, bounds and trust region of every Newton step; the trust region is
             around `theta`.
         rng: Draws the virtual points.
@@ -80,11 +118,11 @@ def update(
     Returns:
         The next theta; its effective sample size is the number of virtual draws of a step.
     """
-    distribution = space.distribution
+    space, distribution = model.space, model.space.distribution
     moved, first_norm, scale = theta, 0.0, 0.0
     for step_number in range(N_STEPS):
         points = distribution.sample(moved, rng, N_VIRTUAL)
-        f = newton.standardize(model.mean(features(space, space.coordinates(points))))
+        f = newton.standardize(model.surrogate.mean(model.features(space.coordinates(points))))
         weights = np.ones(N_VIRTUAL)
         scores = distribution.score(moved, points)
         gradient = newton.gradient_estimate(f, scores, weights)
@@ -110,9 +148,8 @@ def update(
 
 @one_blas_thread()
 def propose(
-    space: SearchSpace,
     theta: FloatArray,
-    model: Surrogate,
+    model: Model,
     pending: FloatArray,
     failed: FloatArray,
     generation: int,
@@ -121,29 +158,29 @@ def propose(
     """Return the candidate x (d,) that is most worth a training.
 
     Args:
-        space: What theta describes.
         theta: Of the generation, (n_theta,).
-        model: Fitted to the losses over `features`.
+        model: Of the loss over theta's space.
         pending: Coordinates of the draws whose losses are not known yet, (P, d).
         failed: Coordinates of draws that failed, (F, d).
         generation: m, at least 1.
         rng: Draws the candidates.
     """
-    distribution = space.distribution
+    space, distribution = model.space, model.space.distribution
     n_own = N_CANDIDATES // 2
     points = np.concatenate([
         distribution.sample(theta, rng, n_own),
         distribution.sample(distribution.uniform_theta(), rng, N_CANDIDATES - n_own),
     ])  # fmt: skip
     x = space.coordinates(points)
-    known = features(space, pending) if len(pending) else None
-    z = features(space, x)
-    mean, deviation = model.predict(z, known)
-    change = deviation**2 / np.hypot(deviation, model.noise_deviation)
+    known = model.features(pending) if len(pending) else None
+    z = model.features(x)
+    mean, deviation = model.surrogate.predict(z, known)
+    change = deviation**2 / np.hypot(deviation, model.surrogate.noise_deviation)
     bound = mean - exploration(generation) * change
     if len(failed):
-        risk = share_failed(z, model.features, features(space, failed))
-        bound = (1.0 - risk) * bound + risk * model.mean(model.features).max()
+        completed = model.surrogate.features
+        risk = share_failed(z, completed, model.features(failed))
+        bound = (1.0 - risk) * bound + risk * model.surrogate.mean(completed).max()
     chosen: FloatArray = x[int(np.argmin(bound))]
     return chosen
 

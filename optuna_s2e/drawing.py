@@ -25,12 +25,12 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial
 
 from optuna_s2e import _optuna, assisted, timeline
+from optuna_s2e.assisted import Model
 from optuna_s2e.history import Chain, Ledger, State
 from optuna_s2e.keyed import Key
 from optuna_s2e.records import Draw, Record, Rules, join_settings, read_tags, split_settings
 from optuna_s2e.search_space import keyed_rng
 from optuna_s2e.settings import UpdateSettings
-from optuna_s2e.surrogate import Surrogate
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -43,7 +43,7 @@ class _Known:
 
     ledger: Ledger
     model_of: int | None = None  # opener of the generation that the model belongs to
-    model: Surrogate | None = None
+    model: Model | None = None
 
 
 class Drawing:
@@ -276,7 +276,7 @@ class Drawing:
         parent: Record | None,
         members: Sequence[Draw],
         settings: UpdateSettings,
-    ) -> Surrogate | None:
+    ) -> Model | None:
         """Return the model behind a generation, if its draws are to follow one."""
         if settings.estimator != "surrogate":
             return None
@@ -303,7 +303,7 @@ def _sample(
     chain: Chain,
     generation: int,
     theta: FloatArray,
-    model: Surrogate | None,
+    model: Model | None,
     key: Key,
     pending: FloatArray,
     failed: FloatArray,
@@ -311,7 +311,7 @@ def _sample(
     rng = keyed_rng(key.seed, 1, generation, key.number)
     if model is None:
         return chain.space.sample(theta, rng)
-    return assisted.propose(chain.space, theta, model, pending, failed, generation, rng)
+    return assisted.propose(theta, model, pending, failed, generation, rng)
 
 
 def _later_release(study: Study, number: int) -> str:

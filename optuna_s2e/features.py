@@ -17,12 +17,16 @@ FloatArray = npt.NDArray[np.float64]
 N_POINTS = 32  # of the grid on which schedules are compared
 
 
-def features(space: SearchSpace, x: FloatArray) -> FloatArray:
+def features(
+    space: SearchSpace, x: FloatArray, asked: npt.NDArray[np.bool_] | None = None
+) -> FloatArray:
     """Return the features of draws, in which distance means difference.
 
     Args:
         space: What the coordinates mean.
         x: Coordinates, (N, d).
+        asked: Which of them the objective asks for, (N, d); None is all. The others make no
+            difference.
 
     Returns:
         (N, n_features): R on a grid, scaled so that distance is the root mean square over the
@@ -32,8 +36,9 @@ def features(space: SearchSpace, x: FloatArray) -> FloatArray:
     Raises:
         ValueError: If the tags name a schedule space that this release does not know.
     """
+    asked = np.ones(x.shape, dtype=bool) if asked is None else asked
     if not space.tags:
-        return space.unit_features(x)
+        return space.unit_features(x, asked)
     schedules = find_space(space.tags)
     own = [n for n, d in schedules.distributions.items() if not d.single()]
     columns = dict(zip(space.names, x.T, strict=True))
@@ -43,5 +48,5 @@ def features(space: SearchSpace, x: FloatArray) -> FloatArray:
     if not others:
         return curves
     rest = SearchSpace.of(others)
-    rest_x = np.stack([columns[n] for n in rest.names], axis=1)
-    return np.concatenate([curves, rest.unit_features(rest_x)], axis=1)
+    at = [space.names.index(n) for n in rest.names]
+    return np.concatenate([curves, rest.unit_features(x[:, at], asked[:, at])], axis=1)

@@ -38,6 +38,7 @@ from optuna_s2e.search_space import (
     intersection,
     keyed_coordinate,
     same_value,
+    union,
 )
 
 FloatArray = npt.NDArray[np.float64]
@@ -89,17 +90,23 @@ class State(NamedTuple):
     left_behind: str | None = None
 
 
-def space_of(members: Sequence[Draw]) -> SearchSpace:
-    """Return the space of a first generation: the parameters that its members share.
+def space_of(members: Sequence[Draw], *, conditional: bool = True) -> SearchSpace:
+    """Return the space of a first generation: the parameters that its members were drawn with.
 
-    Only parameters that were drawn count; one that is fixed by `PartialFixedSampler` is none.
+    Args:
+        members: Completed draws of generation 0. Only parameters that were drawn count; one that
+            is fixed by `PartialFixedSampler` is none.
+        conditional: Whether parameters that not all of them have count, as they do in searches
+            that start with this release.
     """
-    drawn: list[Mapping[str, BaseDistribution]] = [
-        {name: d.trial.distributions[name] for name in d.uniform} for d in members
-    ]
     tags = members[0].tags
-    shared = intersection(drawn) if all(d.tags == tags for d in members) else {}
-    return SearchSpace.of(shared, tags)
+    if any(d.tags != tags for d in members):
+        return SearchSpace({}, tags)
+    set_by_others = {n for d in members for n in d.trial.distributions if n not in d.uniform}
+    drawn: list[Mapping[str, BaseDistribution]] = [
+        {n: d.trial.distributions[n] for n in d.uniform if n not in set_by_others} for d in members
+    ]
+    return SearchSpace.of(union(drawn) if conditional else intersection(drawn), tags)
 
 
 def locate(draw: Draw, space: SearchSpace, openers: Mapping[int, Record]) -> FloatArray | str:
@@ -259,8 +266,11 @@ class Ledger:
         draws = [self.draws[n] for n in record.members if n in self.draws]
         states = (TrialState.COMPLETE, TrialState.PRUNED)  # a failed one may lack parameters
         draws = [d for d in draws if d.record.generation == 0 and d.trial.state in states]
-        space = space_of(draws) if draws else None
-        return space if space is not None and space.names else None
+        for conditional in (True, False):  # as in 0.1 before conditional parameters were searched
+            space = space_of(draws, conditional=conditional) if draws else SearchSpace({})
+            if space.names and space.fingerprint == record.space:
+                return space
+        return None
 
     def chains(self, tags: Tags) -> Iterator[Chain]:
         """Yield the chain of each space with these tags, the space opened last first.
@@ -316,7 +326,7 @@ class Ledger:
         """Find the head, its chain and the pool.
 
         Args:
-            population_size: K, for the first opening (the parameters that K draws share are its
+            population_size: K, for the first opening (the parameters that K draws have are its
                 space) and to see whether a chain was left behind.
             tags: The schedule space that the asking trial names, if any; else the newest draw's.
             adopt: Leave a chain whose space none of the last K completed draws has.

@@ -11,12 +11,12 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
 from optuna_s2e import _optuna, surrogate
+from optuna_s2e.assisted import Model
 from optuna_s2e.features import features
 from optuna_s2e.history import Ledger
 from optuna_s2e.records import Rules, read_tags
 from optuna_s2e.schedules import Schedule
-from optuna_s2e.search_space import SearchSpace, intersection
-from optuna_s2e.surrogate import Surrogate
+from optuna_s2e.search_space import SearchSpace, union
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -81,30 +81,34 @@ def recommend(study: Study, rule: str = "smoothed") -> Recommendation:
         raise ValueError(f"Study {study.study_name!r} has no trial with a finite value.")
     order = np.argsort(losses, kind="stable")
     used = order[: surrogate.MAX_POINTS]  # of very many, the best
-    z = features(space, np.array([space.encode(trials[i].params) for i in used]))
-    model = surrogate.fit(z, losses[used])
+    found = [trials[i].params for i in used]
+    x = np.array([space.encode(params) for params in found])
+    asked = np.array([space.asked(params) for params in found])
+    model = Model.fit(space, x, asked, losses[used])
 
     chosen: FrozenTrial | None
     if rule == "theta":
-        chosen, params = None, _theta_mean(study, rules, trials[int(order[0])])
+        chosen, params = None, _theta_mean(study, rules, trials[int(order[0])], model)
     else:
-        at = int(np.argmin(model.mean(z))) if rule == "smoothed" else 0
+        means = model.surrogate.mean(model.surrogate.features)
+        at = int(np.argmin(means)) if rule == "smoothed" else 0
         chosen = trials[int(used[at])]
         params = dict(chosen.params)
-    return _recommendation(params, chosen, rule, rules, model, space)
+    return _recommendation(params, chosen, rule, rules, model)
 
 
 def _comparable(complete: list[FrozenTrial]) -> tuple[list[FrozenTrial], SearchSpace]:
     """Return the trials of the newest trial's schedule space (all, for other objectives)."""
     tags = read_tags(complete[-1])
     trials = [t for t in complete if read_tags(t) == tags]
-    space = SearchSpace.of(intersection([t.distributions for t in trials]), tags)
+    space = SearchSpace.of(union([t.distributions for t in trials]), tags)
     if not space.names:
         raise ValueError("The trials must share a parameter with one range, but they do not.")
     return trials, space
 
 
-def _theta_mean(study: Study, rules: Rules, like: FrozenTrial) -> dict[str, Any]:
+def _theta_mean(study: Study, rules: Rules, like: FrozenTrial, model: Model) -> dict[str, Any]:
+    """Return the mean of p_theta; constants, and what theta does not describe, of a trial."""
     ledger = Ledger(rules).read(_optuna.all_trials(study))
     chain = ledger.state(1).chain
     if chain is None or chain.head is None:
@@ -113,8 +117,10 @@ def _theta_mean(study: Study, rules: Rules, like: FrozenTrial) -> dict[str, Any]
             'first generation is not complete. Use rule="smoothed".'
         )
     mean = chain.space.distribution.mean(chain.theta)
-    decoded = chain.space.decode(chain.space.coordinates(mean[None])[0])
-    return {**like.params, **decoded}  # constants and conditional parameters of the best trial
+    params = like.params | chain.space.decode(chain.space.coordinates(mean[None])[0])
+    asked = model.conditions.asked(model.space.encode(params)[None])[0]
+    inert = {name for name, a in zip(model.space.names, asked, strict=True) if not a}
+    return {name: value for name, value in params.items() if name not in inert}
 
 
 def _recommendation(
@@ -122,12 +128,11 @@ def _recommendation(
     trial: FrozenTrial | None,
     rule: str,
     rules: Rules,
-    model: Surrogate,
-    space: SearchSpace,
+    model: Model,
 ) -> Recommendation:
-    mean, deviation = (
-        float(v[0]) for v in model.predict(features(space, space.encode(params)[None]))
-    )
+    space = model.space
+    z = features(space, space.encode(params)[None], space.asked(params)[None])
+    mean, deviation = (float(v[0]) for v in model.surrogate.predict(z))
     bounds = sorted(
         (-1.0 if rules.maximize else 1.0) * (mean + z * deviation) for z in (-1.96, 1.96)
     )

@@ -17,7 +17,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, TypeVar
@@ -211,22 +211,39 @@ class SearchSpace:
         }
 
     def encode(self, params: Mapping[str, Any]) -> FloatArray:
-        """Return the coordinates x (d,) of the parameters of a trial."""
-        return np.array([encode(params[n], d) for n, d in self.distributions.items()])
+        """Return the coordinates x (d,) of the parameters of a trial.
 
-    def unit_features(self, x: FloatArray) -> FloatArray:
+        One that the trial does not have is in the middle of its range, or the first category.
+        """
+        return np.array([
+            encode(params[n], d) if n in params
+            else 0.0 if isinstance(d, CategoricalDistribution) else 0.5
+            for n, d in self.distributions.items()
+        ])  # fmt: skip
+
+    def asked(self, params: Container[str]) -> npt.NDArray[np.bool_]:
+        """Return which parameters of the space a trial has, (d,)."""
+        return np.array([name in params for name in self.names], dtype=bool)
+
+    def unit_features(self, x: FloatArray, asked: npt.NDArray[np.bool_]) -> FloatArray:
         """Return draws x (K, d) as features in which distance means difference.
 
         Weights of simplexes, numbers in the unit interval, categories one-hot (at distance 1).
+        What the objective does not ask for, by `asked` (K, d), is in the middle of its range.
         """
         points = self.points(x)
-        columns, start = [], 0
+        columns, start, at = [], 0, 0
         for family in self.distribution.families:
             block = points[:, start : start + family.n_columns]
+            middle = 0.5
             if isinstance(family, Categorical):
                 block = (block == np.arange(family.n)) / math.sqrt(2.0)
-            columns.append(block)
+                middle = math.sqrt(0.5) / family.n
+            elif isinstance(family, Dirichlet):
+                middle = 1.0 / family.n_columns
+            columns.append(np.where(asked[:, at : at + 1], block, middle))
             start += family.n_columns
+            at += family.n_columns - isinstance(family, Dirichlet)
         return np.concatenate(columns, axis=1)
 
     def sample(self, theta: FloatArray, rng: np.random.Generator) -> FloatArray:
@@ -241,6 +258,19 @@ def intersection(
     """Return the parameters that all of these trials share, with equal distributions."""
     first, *rest = spaces
     return {n: d for n, d in first.items() if all(s.get(n) == d for s in rest)}
+
+
+def union(spaces: list[Mapping[str, BaseDistribution]]) -> dict[str, BaseDistribution]:
+    """Return the parameters that any of these trials has, if all that have one agree on it.
+
+    None at all if there is no parameter that all share: they are not of one objective.
+    """
+    if not intersection(spaces):
+        return {}
+    found: dict[str, BaseDistribution] = {}
+    for space in spaces:
+        found = {**space, **found}
+    return {n: d for n, d in found.items() if all(s.get(n, d) == d for s in spaces)}
 
 
 def _n_values(d: FloatDistribution | IntDistribution) -> int:

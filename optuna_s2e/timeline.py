@@ -17,14 +17,13 @@ import numpy.typing as npt
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
-from optuna_s2e import _optuna, assisted, newton, surrogate
-from optuna_s2e.features import features
+from optuna_s2e import _optuna, assisted, newton
+from optuna_s2e.assisted import Model
 from optuna_s2e.history import Chain, Ledger
 from optuna_s2e.one_thread import one_blas_thread
 from optuna_s2e.records import Draw, Record, Rules, split_settings
 from optuna_s2e.search_space import SearchSpace, keyed_rng
 from optuna_s2e.settings import UpdateSettings
-from optuna_s2e.surrogate import Surrogate
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -39,7 +38,7 @@ def next_theta(
     ledger: Ledger,
     thetas: Callable[[int], FloatArray],
     settings: UpdateSettings,
-    model: Surrogate | None = None,
+    model: Model | None = None,
 ) -> newton.Update:
     r"""Return the update of a theta by K new members, in their order.
 
@@ -69,7 +68,7 @@ def next_theta(
         model = model or fit_model(space, parent, members, ledger, settings)
         if model is not None:
             rng = keyed_rng(2, 0 if parent is None else parent.generation)
-            return assisted.update(space, theta, model, settings, rng)
+            return assisted.update(theta, model, settings, rng)
         settings = replace(settings, estimator="newton", reuse=0)
     draws, x = _evidence(space, parent, members, ledger, settings.reuse)
     own = [i for i, d in enumerate(draws) if not _is_assisted(d, ledger)]
@@ -104,7 +103,7 @@ def fit_model(
     members: Sequence[Draw],
     ledger: Ledger,
     settings: UpdateSettings,
-) -> Surrogate | None:
+) -> Model | None:
     """Fit the model of an update; None if the draws allow none.
 
     Of more than `MAX_MODEL_DRAWS` draws, the newer half are the newest and the rest are evenly
@@ -117,12 +116,12 @@ def fit_model(
         kept = [*spread.astype(int).tolist(), *range(older, len(draws))]
         draws, x = [draws[i] for i in kept], x[kept]
     losses = np.array([ledger.rules.loss(d.trial) for d in draws])
-    z = features(space, x)
+    asked = np.array([space.asked(d.trial.params) for d in draws])
     try:
-        model = surrogate.fit(z, losses)
+        model = Model.fit(space, x, asked, losses)
     except (ValueError, ArithmeticError):  # LinAlgError is a ValueError
         return None
-    return model if np.isfinite(model.mean(z)).all() else None
+    return model if np.isfinite(model.surrogate.mean(model.surrogate.features)).all() else None
 
 
 def _evidence(

@@ -20,7 +20,6 @@ from optuna_s2e import (
     suggest_simplex,
     surrogate,
 )
-from optuna_s2e.features import features
 from optuna_s2e.records import RECORD_KEY
 from optuna_s2e.search_space import SearchSpace
 from optuna_s2e.settings import resolve
@@ -42,9 +41,9 @@ def searched(objective: Any = to_target, n_trials: int = 60, **kwargs: Any) -> o
     return study
 
 
-def model_of(f: Any, n: int = 40) -> surrogate.Surrogate:
+def model_of(f: Any, n: int = 40) -> assisted.Model:
     x = np.random.default_rng(0).uniform(size=(n, 2))
-    return surrogate.fit(features(UNIT, x), f(x))
+    return assisted.Model.fit(UNIT, x, np.ones(x.shape, dtype=bool), f(x))
 
 
 def bowl(x: np.ndarray) -> np.ndarray:
@@ -55,7 +54,7 @@ def test_theta_moves_to_the_minimum_of_the_model() -> None:
     settings, theta = resolve({}), UNIT.distribution.uniform_theta()
     for seed in range(8):
         rng = np.random.default_rng(seed)
-        step = assisted.update(UNIT, theta, model_of(bowl), settings, rng)
+        step = assisted.update(theta, model_of(bowl), settings, rng)
         assert 0 < step.kl <= settings.max_kl
         theta = step.theta
     np.testing.assert_allclose(UNIT.distribution.mean(theta), [0.2, 0.7], atol=0.05)
@@ -64,7 +63,7 @@ def test_theta_moves_to_the_minimum_of_the_model() -> None:
 def test_a_flat_model_keeps_theta() -> None:
     settings, theta = resolve({}), np.array([2.0, 3.0, 1.0, 1.0])
     model = model_of(lambda x: np.ones(len(x)))
-    step = assisted.update(UNIT, theta, model, settings, np.random.default_rng(0))
+    step = assisted.update(theta, model, settings, np.random.default_rng(0))
     assert np.array_equal(step.theta, theta)
 
 
@@ -73,14 +72,14 @@ def test_proposals_are_good_and_differ_from_the_pending_ones() -> None:
     pending = np.zeros((0, 2))
     for seed in range(6):
         x = assisted.propose(
-            UNIT, theta, model, pending, pending[:0], 2, np.random.default_rng(seed)
+            theta, model, pending, pending[:0], 2, np.random.default_rng(seed)
         )
         assert np.all((x > 0) & (x < 1))
         pending = np.vstack([pending, x])
     assert bowl(pending).mean() < bowl(np.random.default_rng(1).uniform(size=(999, 2))).mean() / 2
     alone = [
         assisted.propose(
-            UNIT, theta, model, pending[:0], pending[:0], 2, np.random.default_rng(seed)
+            theta, model, pending[:0], pending[:0], 2, np.random.default_rng(seed)
         )
         for seed in range(6)
     ]
@@ -156,7 +155,7 @@ def test_the_model_of_a_long_study_is_bounded_and_remembers_the_beginning() -> N
     study = searched(to_target, n_trials=260, population_size=20)
     assert len(generations(study)) == 13
     known = study.sampler.drawing._known(study)  # type: ignore[attr-defined]
-    assert len(known.model.features) == 200
+    assert len(known.model.surrogate.features) == 200
 
 
 def test_monte_carlo_estimators_leave_assisted_draws_out() -> None:

@@ -8,6 +8,7 @@ import re
 import shutil
 import signal
 import sqlite3
+import warnings
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -226,6 +227,27 @@ def test_searches_of_release_0_1_are_read_and_go_on(name: str, tmp_path: Path) -
 
     study.optimize(mixed, n_trials=4)
     assert [len(g.members) for g in generations(study)] == [0, 4, 4, 4, 4]
+    assert verify(study).sound
+
+
+def test_search_whose_theta_left_conditional_parameters_out_goes_on_so(tmp_path: Path) -> None:
+    """As searches did before theta described them."""
+    shutil.copy(Path(__file__).parent / "data" / "release-0.1-branches.log", tmp_path / "s.log")
+    study = optuna.load_study(
+        study_name="branches", storage=open_storage(f"journal:///{tmp_path}/s.log")
+    )
+    assert [g.theta.shape for g in generations(study)] == [(2,)] * 5
+    study.sampler = sampler_for(study, seed=3)
+
+    def branches(trial: optuna.Trial) -> float:
+        if trial.suggest_categorical("model", ["linear", "tree"]) == "linear":
+            return 0.3 + trial.suggest_float("penalty", 0, 1)
+        return trial.suggest_int("depth", 1, 12) + trial.suggest_float("shared", 0, 1)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        study.optimize(branches, n_trials=6)
+    assert [g.theta.shape for g in generations(study)] == [(2,)] * 7
     assert verify(study).sound
 
 

@@ -427,17 +427,35 @@ def test_fixed_parameter_stays_outside_of_theta() -> None:
     assert {t.params["x1"] for t in study.trials} == {0.9}
 
 
-def test_conditional_parameters_are_drawn_independently_with_one_warning() -> None:
+@pytest.mark.parametrize("estimator", ["surrogate", "natural"])
+def test_theta_describes_the_parameters_of_all_branches_that_the_first_draws_took(
+    estimator: str,
+) -> None:
     def objective(trial: optuna.Trial) -> float:
-        branch = "ab"[trial.number % 2]
-        return trial.suggest_float("x", 0, 1) + trial.suggest_float(f"only {branch}", 0, 1)
+        branch = trial.suggest_categorical("branch", ["flat", "deep"])
+        if branch == "flat":
+            return 0.3 + trial.suggest_float("x", 0, 1)
+        n = trial.suggest_int("n", 1, 9)
+        return abs(trial.suggest_float("y", 0, 1) - 0.8) + 0.1 * abs(n - 3)
+
+    study = make_study(estimator=estimator)
+    study.optimize(objective, n_trials=15 * K)
+    assert generations(study)[0].theta.shape == (2 + 3 * 2,)
+    assert generations(study)[-1].losses.mean() < 0.3  # no trial of the flat branch is as good
+    assert_replays(study)
+
+
+def test_parameters_that_none_of_the_first_draws_had_are_drawn_independently() -> None:
+    def objective(trial: optuna.Trial) -> float:
+        late = f"late {trial.number % 2}" if trial.number >= 2 * K else "early"
+        return trial.suggest_float("x", 0, 1) + trial.suggest_float(late, 0, 1)
 
     study = make_study()
     with pytest.warns(UserWarning, match="drawn independently of theta") as caught:
         study.optimize(objective, n_trials=5 * K)
     assert len(caught) == 2  # one per parameter
     assert len(generations(study)) == 5
-    assert generations(study)[0].theta.shape == (2,)
+    assert generations(study)[0].theta.shape == (4,)
     silent = make_study(warn_independent_sampling=False)
     silent.optimize(objective, n_trials=5 * K)
     assert_replays(silent)

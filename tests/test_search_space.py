@@ -20,6 +20,7 @@ from optuna_s2e.search_space import (
     intersection,
     keyed_coordinate,
     keyed_rng,
+    union,
 )
 
 DISTRIBUTIONS: dict[str, BaseDistribution] = {
@@ -145,6 +146,33 @@ def test_draws_depend_on_seed_number_and_name() -> None:
     keys = [(0, 0, "x"), (1, 0, "x"), (0, 1, "x"), (0, 0, "y")]
     assert len({keyed_coordinate(s, n, name, d) for s, n, name in keys}) == 4
     assert keyed_coordinate(2**70, 5, "x", d) == keyed_coordinate(2**70, 5, "x", d)
+
+
+def test_union_needs_agreement_and_a_parameter_that_all_share() -> None:
+    f = FloatDistribution
+    spaces = [
+        {"a": f(0, 1), "b": f(0, 1), "c": f(0, 1)},
+        {"a": f(0, 1), "b": f(0, 2), "d": f(0, 1)},
+    ]
+    assert union(spaces) == {"a": f(0, 1), "c": f(0, 1), "d": f(0, 1)}
+    assert union([{"c": f(0, 1)}, {"d": f(0, 1)}]) == {}
+
+
+def test_what_the_objective_does_not_ask_for_makes_no_difference() -> None:
+    space = space_with_a_simplex()
+    rng, theta = np.random.default_rng(0), space.distribution.uniform_theta()
+    x = space.coordinates(space.distribution.sample(theta, rng, 2))
+    asked = np.ones(x.shape, dtype=bool)
+    for columns in ([0, 1, 2], [3], [4], [5]):  # simplex, int, category, float
+        other = x[:1].copy()
+        other[:, columns] = x[1:, columns]
+        asked[:, columns] = False
+        same = [space.unit_features(v, asked[:1]) for v in (x[:1], other)]
+        np.testing.assert_array_equal(same[0], same[1])
+        asked[:, columns] = True
+        assert not np.array_equal(
+            space.unit_features(x[:1], asked[:1]), space.unit_features(other, asked[:1])
+        )
 
 
 def test_intersection_needs_equal_distributions() -> None:
