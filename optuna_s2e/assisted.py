@@ -46,13 +46,14 @@ import numpy as np
 import numpy.typing as npt
 from scipy.spatial.distance import cdist
 
-from optuna_s2e import newton
+from optuna_s2e import newton, surrogate
 from optuna_s2e.conditions import Conditions, conditions_of
-from optuna_s2e.features import features
+from optuna_s2e.features import features, groups
 from optuna_s2e.one_thread import one_blas_thread
+from optuna_s2e.relevance import relevance
 from optuna_s2e.search_space import SearchSpace
 from optuna_s2e.settings import UpdateSettings
-from optuna_s2e.surrogate import Surrogate, fit
+from optuna_s2e.surrogate import Surrogate
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -70,11 +71,13 @@ class Model:
     Attributes:
         space: What theta describes.
         conditions: Which of its parameters the objective asks for where.
+        factors: How much each feature matters, (n_features,).
         surrogate: Fitted to the losses over `features`.
     """
 
     space: SearchSpace
     conditions: Conditions
+    factors: FloatArray
     surrogate: Surrogate
 
     @classmethod
@@ -92,12 +95,20 @@ class Model:
         Raises:
             ValueError: As `surrogate.fit`.
         """
-        conditions = conditions_of(space, x, asked)
-        return cls(space, conditions, fit(features(space, x, asked), losses))
+        z = features(space, x, asked)
+        factors = relevance(z, surrogate.standardize(losses)[0], groups(space))
+        fitted = surrogate.fit(z * factors, losses)
+        return cls(space, conditions_of(space, x, asked), factors, fitted)
 
-    def features(self, x: FloatArray) -> FloatArray:
-        """Return the features of draws x (N, d) that were not trained yet, (N, n_features)."""
-        return features(self.space, x, self.conditions.asked(x))
+    def features(self, x: FloatArray, asked: npt.NDArray[np.bool_] | None = None) -> FloatArray:
+        """Return the features of draws, scaled by how much they matter, (N, n_features).
+
+        Args:
+            x: Coordinates, (N, d).
+            asked: Which of them the objective asked for, (N, d); None if it did not run yet.
+        """
+        asked = self.conditions.asked(x) if asked is None else asked
+        return features(self.space, x, asked) * self.factors
 
 
 def update(

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from optuna_s2e.schedules import find_space
+from optuna_s2e.search_distribution import Categorical
 from optuna_s2e.search_space import SearchSpace, decode_column
 
 FloatArray = npt.NDArray[np.float64]
@@ -50,3 +51,17 @@ def features(
     rest = SearchSpace.of(others)
     at = [space.names.index(n) for n in rest.names]
     return np.concatenate([curves, rest.unit_features(x[:, at], asked[:, at])], axis=1)
+
+
+def groups(space: SearchSpace) -> npt.NDArray[np.intp]:
+    """Return which parameter each feature belongs to, (n_features,); a schedule is one."""
+    sizes = []
+    if space.tags:
+        own = find_space(space.tags).distributions
+        sizes.append(N_POINTS)
+        space = SearchSpace.of({n: d for n, d in space.distributions.items() if n not in own})
+    sizes += [
+        family.n if isinstance(family, Categorical) else family.n_columns
+        for family in space.distribution.families
+    ]
+    return np.repeat(np.arange(len(sizes)), sizes)

@@ -12,7 +12,6 @@ from optuna.trial import FrozenTrial, TrialState
 
 from optuna_s2e import _optuna, surrogate
 from optuna_s2e.assisted import Model
-from optuna_s2e.features import features
 from optuna_s2e.history import Ledger
 from optuna_s2e.records import Rules, read_tags
 from optuna_s2e.schedules import Schedule
@@ -131,7 +130,7 @@ def _recommendation(
     model: Model,
 ) -> Recommendation:
     space = model.space
-    z = features(space, space.encode(params)[None], space.asked(params)[None])
+    z = model.features(space.encode(params)[None], space.asked(params)[None])
     mean, deviation = (float(v[0]) for v in model.surrogate.predict(z))
     bounds = sorted(
         (-1.0 if rules.maximize else 1.0) * (mean + z * deviation) for z in (-1.96, 1.96)

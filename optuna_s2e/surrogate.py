@@ -97,12 +97,7 @@ def fit(features: FloatArray, losses: FloatArray) -> Surrogate:
             "features and losses must have shapes (N, d) and (N,), "
             f"but got {features.shape} and {losses.shape}."
         )
-    finite = np.clip(losses[np.isfinite(losses)], -LARGEST, LARGEST)
-    if not finite.size:
-        raise ValueError("losses must hold a finite number, but got none.")
-    y = np.clip(losses, finite.min(), _ceiling(finite))
-    shift, unit = float(np.mean(y)), float(np.std(y)) or 1.0
-    y = (y - shift) / unit
+    y, shift, unit = standardize(losses)
     distances = _distances(features, features)
     typical = float(np.median(distances[distances > 0])) if np.any(distances > 0) else 1.0
     best: tuple[float, float, float, FloatArray, FloatArray, float] | None = None
@@ -127,6 +122,20 @@ def fit(features: FloatArray, losses: FloatArray) -> Surrogate:
     assert best is not None
     _, length_scale, share, cholesky, weights, scale = best
     return Surrogate(features, length_scale, share, cholesky, weights, scale, shift, unit)
+
+
+def standardize(losses: FloatArray) -> tuple[FloatArray, float, float]:
+    """Return losses (N,) clipped from above and standardised, their mean and their deviation.
+
+    Raises:
+        ValueError: If there is no finite loss.
+    """
+    finite = np.clip(losses[np.isfinite(losses)], -LARGEST, LARGEST)
+    if not finite.size:
+        raise ValueError("losses must hold a finite number, but got none.")
+    y = np.clip(losses, finite.min(), _ceiling(finite))
+    shift, unit = float(np.mean(y)), float(np.std(y)) or 1.0
+    return (y - shift) / unit, shift, unit
 
 
 def _ceiling(finite: FloatArray) -> float:

@@ -29,7 +29,8 @@ from optuna_s2e import S2ESampler, ScheduleSpace, coteaching_schedule, suggest_s
 RESULTS = Path(__file__).parent / "results" / "estimators.json"
 N_TRIALS, N_LAST = 60, 12
 LEAST_RATIO = 1e-3  # a task that is solved exactly counts as this
-FIRST_SEED = {"tune": 1000, "held out": 5000, "noisy or large": 9000}
+FIRST_SEED = {"tune": 1000, "held out": 5000, "noisy or large": 9000,
+              "conditional": 12_000}  # fmt: skip
 
 ALGORITHMS: dict[str, Callable[[int], optuna.samplers.BaseSampler]] = {
     "random": lambda seed: optuna.samplers.RandomSampler(seed=seed),
@@ -180,6 +181,49 @@ def branches(trial: optuna.Trial) -> float:
     return ((depth - 7) / 12) ** 2 + (np.log10(rate) + 1.5) ** 2 / 4
 
 
+def layers(trial: optuna.Trial) -> float:
+    """One to four layers, each with a width of its own; three are best."""
+    n = trial.suggest_int("n_layers", 1, 4)
+    widths = [trial.suggest_int(f"width{i}", 8, 512, log=True) for i in range(n)]
+    rate = np.log10(trial.suggest_float("lr", 1e-5, 1e-1, log=True))
+    tuning = sum(abs(np.log2(w) - (8 - i)) for i, w in enumerate(widths)) / (6 * n)
+    return float(0.1 * (n - 3) ** 2 + tuning + 0.2 * (rate + 2.5) ** 2)
+
+
+def kernels(trial: optuna.Trial) -> float:
+    """A support vector machine: what is shared, what two kernels share, what one has; noisy."""
+    kernel = trial.suggest_categorical("kernel", ["linear", "poly", "rbf", "sigmoid"])
+    c = np.log10(trial.suggest_float("C", 1e-3, 1e3, log=True))
+    value = 0.05 * (c - 1) ** 2 + {"linear": 0.3, "poly": 0.1, "rbf": 0.0, "sigmoid": 0.4}[kernel]
+    if kernel in ("poly", "rbf"):
+        gamma = np.log10(trial.suggest_float("gamma", 1e-5, 1e1, log=True))
+        value += 0.1 * (gamma + 2) ** 2
+    if kernel == "poly":
+        value += 0.1 * abs(trial.suggest_int("degree", 2, 6) - 3)
+    return noisy(trial, float(value), 0.05)
+
+
+def nested(trial: optuna.Trial) -> float:
+    """A branch inside a branch."""
+    if trial.suggest_categorical("model", ["net", "boosting"]) == "net":
+        return 0.1 + (np.log10(trial.suggest_float("rate", 1e-5, 1, log=True)) + 3) ** 2 / 8
+    depth, value = trial.suggest_int("depth", 2, 12), 0.0
+    if trial.suggest_categorical("booster", ["plain", "dart"]) == "dart":
+        value = (trial.suggest_float("drop", 0, 1) - 0.2) ** 2
+        value += (trial.suggest_float("skip", 0, 1) - 0.6) ** 2
+    else:
+        value = 0.05 + (trial.suggest_float("shrink", 0, 1) - 0.1) ** 2
+    return float(value + abs(depth - 6) / 20)
+
+
+def five_branches(trial: optuna.Trial) -> float:
+    """Two numbers to tune in each of five branches: the first draws do not see all."""
+    branch = trial.suggest_categorical("branch", "abcde")
+    i = "abcde".index(branch)
+    x, y = (trial.suggest_float(f"{name}{branch}", 0, 1) for name in "xy")
+    return 0.02 * i + (x - 0.15 * i) ** 2 + (1 + i) * (y - 0.8) ** 2
+
+
 TASKS: dict[str, dict[str, Callable[[optuna.Trial], float]]] = {
     "tune": {
         "quadratic": quadratic,
@@ -206,6 +250,12 @@ TASKS: dict[str, dict[str, Callable[[optuna.Trial], float]]] = {
         "many categories": many_categories,
         "cliff": cliff,
         "branches": branches,
+    },
+    "conditional": {
+        "layers": layers,
+        "kernels": kernels,
+        "nested": nested,
+        "five branches": five_branches,
     },
 }
 
