@@ -55,13 +55,9 @@ def features(
 
 def groups(space: SearchSpace) -> npt.NDArray[np.intp]:
     """Return which parameter each feature belongs to, (n_features,); a schedule is one."""
-    sizes = []
-    if space.tags:
-        own = find_space(space.tags).distributions
-        sizes.append(N_POINTS)
-        space = SearchSpace.of({n: d for n, d in space.distributions.items() if n not in own})
-    sizes += [
-        family.n if isinstance(family, Categorical) else family.n_columns
-        for family in space.distribution.families
-    ]
+    curves = find_space(space.tags).distributions if space.tags else {}
+    others = {n: d for n, d in space.distributions.items() if n not in curves}
+    families = SearchSpace.of(others).distribution.families if others else ()
+    sizes = [N_POINTS] * bool(curves)
+    sizes += [f.n if isinstance(f, Categorical) else f.n_columns for f in families]
     return np.repeat(np.arange(len(sizes)), sizes)

@@ -7,9 +7,11 @@ Notation
     l, s        length scale and noise share, as in `surrogate`                scalars
 
 A Gaussian process with one length for all coordinates must train far more to see that few of
-many matter. Here the squared distance is :math:`\sum_j e^{2 a_j} D_j / l^2`, and (a, l, s) are the
-posterior mode: marginal likelihood (the signal scale integrated out as in `surrogate.fit`) times
-independent Cauchy priors on a_j, which leave most parameters alike and let some stand out.
+many matter. Here the squared distance is :math:`\sum_j e^{2 a_j} D_j / l^2`, and (a, l, s) are a
+posterior mode: marginal likelihood (with the signal scale solved for as in `surrogate.fit`) times
+independent Cauchy priors on a_j, which leave most parameters alike and let some stand out. The
+mode with a = 0 stays unless the other is e^3 times as probable: with few draws, relevance is
+easily imagined, and where all parameters matter alike the search pays for it.
 
 References:
     Neal, "Bayesian Learning for Neural Networks", Springer 1996, 1.2 and 4.3. Rasmussen and
@@ -17,8 +19,6 @@ References:
 """
 
 from __future__ import annotations
-
-from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -29,11 +29,11 @@ FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.intp]
 
 MAX_POINTS = 100  # one evaluation takes about a millisecond
-MAX_STEPS = 15  # of L-BFGS, from each start
+MAX_STEPS = 15  # of L-BFGS
 STARTS = (1.0, np.e)  # length scales, in units of the median distance
 PRIOR_WIDTH = 0.5  # of a_j
 LARGEST = 4.0  # |a_j|
-NEEDED = 3.0  # log odds against all parameters mattering alike
+NEEDED = 3.0  # log odds against a = 0
 LENGTHS = (0.1, 6.0)
 LOGITS = (-6.0, 2.5)  # of s
 LOGIT, LOGIT_WIDTH, LOG_LENGTH_WIDTH = -2.0, 2.5, 1.5  # weak normal priors
@@ -55,30 +55,23 @@ def relevance(z: FloatArray, y: FloatArray, groups: IntArray) -> FloatArray:
         return np.ones(len(groups))
     used = np.unique(np.linspace(0, len(y) - 1, min(len(y), MAX_POINTS)).round().astype(int))
     posterior = _Posterior(z[used], y[used], groups, n_groups)
-    lengths, logits = tuple(np.log(LENGTHS)), LOGITS
-    alike, apart = (
-        min(
-            (_mode(posterior, n_groups, [(-a, a)] * n_groups + [lengths, logits], start)
-             for start in STARTS),
-            key=lambda mode: mode[0],
-        )
-        for a in (0.0, LARGEST)
-    )  # fmt: skip
-    if alike[0] - apart[0] < NEEDED:
+    starts = [np.array([0.0] * n_groups + [np.log(start), LOGIT]) for start in STARTS]
+    density, alike = min((_mode(posterior, v, 0.0) for v in starts), key=lambda mode: mode[0])
+    density_apart, apart = _mode(posterior, alike, LARGEST)
+    if density - density_apart < NEEDED:
         return np.ones(len(groups))
-    return np.asarray(np.exp(apart[1] - apart[1].mean())[groups])
+    a = apart[:n_groups]
+    return np.asarray(np.exp(a - a.mean())[groups])
 
 
-def _mode(
-    posterior: _Posterior, n_groups: int, bounds: Sequence[tuple[float, float]], start: float
-) -> tuple[float, FloatArray]:
-    """Return minus the log density at a mode within bounds, and a there."""
-    first = np.array([0.0] * n_groups + [np.log(start), LOGIT])
+def _mode(posterior: _Posterior, start: FloatArray, largest: float) -> tuple[float, FloatArray]:
+    """Return minus the log density at a mode with |a_j| <= largest, and (a, log l, logit s)."""
+    bounds = [(-largest, largest)] * (len(start) - 2) + [tuple(np.log(LENGTHS)), LOGITS]
     found = minimize(
-        posterior, first, jac=True, method="L-BFGS-B", bounds=bounds,
+        posterior, start, jac=True, method="L-BFGS-B", bounds=bounds,
         options={"maxiter": MAX_STEPS},
     )  # fmt: skip
-    return float(found.fun), found.x[:n_groups]
+    return float(found.fun), found.x
 
 
 class _Posterior:

@@ -77,8 +77,8 @@ class Family(ABC):
         """Return the Fisher information, (n_theta, n_theta)."""
 
     @abstractmethod
-    def kl(self, theta: FloatArray, other: FloatArray) -> float:
-        """Return KL(p_theta || p_other) >= 0 in nats."""
+    def kl(self, theta: FloatArray, other: FloatArray) -> FloatArray:
+        """Return KL(p_theta || p_other) >= 0 in nats, (...,) for thetas (..., n_theta)."""
 
     @abstractmethod
     def mean(self, theta: FloatArray) -> FloatArray:
@@ -126,10 +126,11 @@ class _Concentration(Family):
         # The trigamma function is Hurwitz's zeta(2, .), which scipy evaluates faster.
         return np.diag(zeta(2.0, theta)) - float(zeta(2.0, _sum(theta)))
 
-    def kl(self, theta: FloatArray, other: FloatArray) -> float:
+    def kl(self, theta: FloatArray, other: FloatArray) -> FloatArray:
         """Return A(other) - A(theta) - (other - theta) . grad A(theta), a Bregman divergence."""
-        slope = _sum((other - theta) * _expected_log_weights(theta))
-        return max(0.0, _log_normaliser(other) - _log_normaliser(theta) - slope)
+        slope = ((other - theta) * _expected_log_weights(theta)).sum(axis=-1)
+        kl = _log_normaliser(other) - _log_normaliser(theta) - slope
+        return np.asarray(np.maximum(0.0, kl))
 
 
 @final
@@ -273,10 +274,10 @@ class Categorical(Family):
         total = _sum(theta)
         return np.diag(1.0 / (total * theta)) - 1.0 / total**2
 
-    def kl(self, theta: FloatArray, other: FloatArray) -> float:
+    def kl(self, theta: FloatArray, other: FloatArray) -> FloatArray:
         """Return the sum of p log(p / q)."""
-        p, q = theta / _sum(theta), other / _sum(other)
-        return max(0.0, _sum(p * np.log(p / q)))
+        p, q = (t / t.sum(axis=-1, keepdims=True) for t in (theta, other))
+        return np.asarray(np.maximum(0.0, (p * np.log(p / q)).sum(axis=-1)))
 
     def mean(self, theta: FloatArray) -> FloatArray:
         """Return the most probable category, the lowest index among equals, (1,)."""
@@ -408,7 +409,9 @@ class SearchDistribution:
     def kl(self, theta: ArrayLike, other: ArrayLike) -> float:
         """Return KL(p_theta || p_other) >= 0 in nats."""
         theta, other = self._checked_theta("theta", theta), self._checked_theta("other", other)
-        return sum(b.family.kl(theta[b.theta], other[b.theta]) for b in self._blocks)
+        return sum(
+            float(family.kl(theta[at], other[at]).sum()) for family, at in self._alike.items()
+        )
 
     def mean(self, theta: ArrayLike) -> FloatArray:
         """Return the mean; the most probable category in a categorical column, (n_columns,)."""
@@ -457,6 +460,15 @@ class SearchDistribution:
             for i, family in enumerate(self.families)
         )
 
+    @cached_property
+    def _alike(self) -> dict[Family, NDArray[np.intp]]:
+        """Components of theta of the blocks of one family, (n_blocks, n_theta of the family)."""
+        of_block = [(b.family, np.arange(b.theta.start, b.theta.stop)) for b in self._blocks]
+        return {
+            family: np.stack([at for other, at in of_block if other == family])
+            for family in dict.fromkeys(self.families)
+        }
+
     def _checked_theta(self, name: str, theta: ArrayLike, *, positive: bool = True) -> FloatArray:
         array = np.asarray(theta, dtype=np.float64)
         if array.shape != (self.n_theta,):
@@ -489,12 +501,12 @@ def _dot(matrix: FloatArray, vector: FloatArray) -> FloatArray:
     return total
 
 
-def _log_normaliser(theta: FloatArray) -> float:
-    return _sum(gammaln(theta)) - float(gammaln(_sum(theta)))
+def _log_normaliser(theta: FloatArray) -> FloatArray:
+    return np.asarray(gammaln(theta).sum(axis=-1) - gammaln(theta.sum(axis=-1)))
 
 
 def _expected_log_weights(theta: FloatArray) -> FloatArray:
-    return np.subtract(digamma(theta), digamma(_sum(theta)))
+    return np.asarray(digamma(theta) - digamma(theta.sum(axis=-1, keepdims=True)))
 
 
 def _sum(vector: FloatArray) -> float:

@@ -195,4 +195,4 @@ def test_a_region_that_fails_is_left_though_losses_fall_towards_it() -> None:
         study.optimize(objective, n_trials=60, catch=(ValueError,))
         failed = [t.number for t in study.trials if t.state == optuna.trial.TrialState.FAIL]
         assert sum(number >= 40 for number in failed) < 12  # without: all twenty
-        assert study.best_value < 0.1  # the least possible: 0.09
+        assert study.best_value < 0.12  # the least possible: 0.09
