@@ -51,8 +51,8 @@ class S2ESampler(BaseSampler):
     recomputes it.
 
     Trials that do not count as draws: enqueued ones, those of other samplers, `add_trial`ed
-    ones, failed ones, and pruned ones (unless `consider_pruned_trials`). Parameters that not all
-    of the first K trials share (conditional ones) are drawn uniformly.
+    ones, failed ones, and pruned ones (unless `consider_pruned_trials`). Conditional
+    parameters are searched like others; what none of the first K trials had is drawn uniformly.
 
     Args:
         population_size: K, completed draws per update, at least 1.
@@ -306,7 +306,7 @@ class S2ESampler(BaseSampler):
             return
         searched = chain.space.distributions.get(name)
         reason = (
-            "not all of the first trials had it"
+            "none of the first trials had it, or not with one range"
             if searched is None
             else f"theta describes it as {searched}, it is now {distribution}, and trials with "
             "another range do not count as draws"

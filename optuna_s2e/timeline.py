@@ -117,11 +117,9 @@ def fit_model(
         draws, x = [draws[i] for i in kept], x[kept]
     losses = np.array([ledger.rules.loss(d.trial) for d in draws])
     asked = np.array([space.asked(d.trial.params) for d in draws])
-    if not np.isfinite(losses).any():
-        return None
     try:
         model = Model.fit(space, x, asked, losses)
-    except (np.linalg.LinAlgError, ArithmeticError):
+    except (ValueError, ArithmeticError):  # LinAlgError is a ValueError
         return None
     return model if np.isfinite(model.surrogate.mean(model.surrogate.features)).all() else None
 

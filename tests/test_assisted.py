@@ -71,16 +71,12 @@ def test_proposals_are_good_and_differ_from_the_pending_ones() -> None:
     model, theta = model_of(bowl, 12), UNIT.distribution.uniform_theta()
     pending = np.zeros((0, 2))
     for seed in range(6):
-        x = assisted.propose(
-            theta, model, pending, pending[:0], 2, np.random.default_rng(seed)
-        )
+        x = assisted.propose(theta, model, pending, pending[:0], 2, np.random.default_rng(seed))
         assert np.all((x > 0) & (x < 1))
         pending = np.vstack([pending, x])
     assert bowl(pending).mean() < bowl(np.random.default_rng(1).uniform(size=(999, 2))).mean() / 2
     alone = [
-        assisted.propose(
-            theta, model, pending[:0], pending[:0], 2, np.random.default_rng(seed)
-        )
+        assisted.propose(theta, model, pending[:0], pending[:0], 2, np.random.default_rng(seed))
         for seed in range(6)
     ]
     spread = [np.linalg.norm(np.std(x, axis=0)) for x in (pending, alone)]
