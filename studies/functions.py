@@ -1,7 +1,7 @@
 """Objectives whose least value, zero, is known: what `estimators.py` searches.
 
-Settings were chosen on "tune" (`estimators.py` says more). Noise is added to what the sampler sees,
-and the true value is kept.
+Settings were chosen on "tune" (`estimators.py` says more). Noise is added to what a sampler sees
+only; the true value is kept.
 """
 
 from __future__ import annotations
