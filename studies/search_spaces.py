@@ -304,14 +304,17 @@ def picture(tables: dict[str, dict[str, Array]]) -> Figure:
 
 def main() -> None:
     """Run what is missing, print the tables, draw the picture."""
-    args = runs.parser(__doc__, seeds=1).parse_args()
+    parser = runs.parser(__doc__, seeds=1)
+    parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES), metavar="CASE",
+                        help=f"run only these: {', '.join(CASES)}")  # fmt: skip
+    args = parser.parse_args()
     jobs: list[runs.Job] = [("fit", space, n_epochs) for space in SPACES for n_epochs in TKS]
     jobs += [
         (name, space, seed)
         for seed in range(CHEAP * args.seeds)
         for name, case in CASES.items()
         for space in (*SPACES, *FIXED)
-        if case.task.available and seed < case.n_seeds(args.seeds)
+        if name in args.cases and case.task.available and seed < case.n_seeds(args.seeds)
     ]
     if not args.report:
         skipped = [name for name, case in CASES.items() if not case.task.available]
