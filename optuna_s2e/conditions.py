@@ -8,6 +8,7 @@ looks at; a model of the loss should not look at it either.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -27,15 +28,15 @@ class Gate:
 
     Attributes:
         column: Of the gate.
-        categories: Indices that let it through; None for numbers.
+        categories: Indices that let it through; None for numbers, and if all do.
         low: Coordinates from here on do.
         high: Coordinates up to here do.
     """
 
     column: int
     categories: frozenset[int] | None = None
-    low: float = 0.0
-    high: float = 1.0
+    low: float = -math.inf
+    high: float = math.inf
 
     def passes(self, coordinates: FloatArray) -> BoolArray:
         """Say for coordinates (N,) of the gate whether they let through."""
@@ -77,6 +78,9 @@ def conditions_of(space: SearchSpace, x: FloatArray, asked: BoolArray) -> Condit
     for place, column in enumerate(order):
         if counts[column] == len(asked):
             continue
+        if not counts[column]:
+            gates[column] = Gate(column, frozenset())  # never
+            continue
         others = sorted(order[:place], key=lambda i: (kinds[i], i))  # never in a circle
         found = (
             _gate(i, x[:, i], asked[:, i], asked[:, column], categorical=kinds[i] == 0)
@@ -101,11 +105,11 @@ def _gate(
     if (gated & ~asked).any():
         return None
     inside, outside = values[gated], values[asked & ~gated]
+    if not outside.size:
+        return Gate(column)
     if categorical:
         through = frozenset(inside.astype(int).tolist())
         return None if through & set(outside.astype(int).tolist()) else Gate(column, through)
-    if not outside.size:
-        return Gate(column)
     if inside.min() > outside.max():
         return Gate(column, low=float(inside.min() + outside.max()) / 2)
     if inside.max() < outside.min():

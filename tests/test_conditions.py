@@ -83,6 +83,27 @@ def test_what_no_parameter_tells_counts_as_asked_for() -> None:
     assert conditions_of(space, x, asked).asked(x).all()
 
 
+def test_what_no_trial_was_asked_for_is_never_asked_for() -> None:
+    for kind in (FloatDistribution(0, 1), CategoricalDistribution("xy")):
+        space = SearchSpace.of({"a": FloatDistribution(0, 1), "b": kind})
+        x = np.array([[0.1, 0.0], [0.7, 1.0]])
+        asked = np.array([[True, False], [True, False]])
+        assert conditions_of(space, x, asked).asked(x).tolist() == asked.tolist()
+
+
+def test_siblings_are_asked_for_together_whatever_their_values() -> None:
+    """The first is a gate of the second that tells nothing of its values."""
+    space = SearchSpace.of({
+        "booster": CategoricalDistribution("xyz"),
+        "model": CategoricalDistribution(["linear", "tree"]),
+        "rate": FloatDistribution(0, 1),
+    })  # fmt: skip
+    x = np.array([[0.0, 1.0, 0.2], [1.0, 1.0, 0.4], [2.0, 0.0, 0.6], [2.0, 0.0, 0.8]])
+    asked = np.array([[True] * 3, [True] * 3, [False, True, False], [False, True, False]])
+    unseen = np.array([[2.0, 1.0, 0.5]])  # a booster that no tree had yet
+    assert conditions_of(space, x, asked).asked(unseen).all()
+
+
 def test_a_category_is_believed_rather_than_a_float_that_tells_by_chance() -> None:
     distributions: Mapping[str, BaseDistribution] = {
         "a": FloatDistribution(0, 1),

@@ -34,8 +34,10 @@ which = st.integers(0, 7)
 
 
 def suggest(trial: optuna.Trial) -> float:
-    x, y = trial.suggest_float("x", 0, 1), trial.suggest_int("n", 1, 9)
-    return x + 0.1 * y + (trial.suggest_categorical("c", ["a", "b"]) == "a")
+    x = trial.suggest_float("x", 0, 1)
+    if trial.suggest_categorical("c", ["a", "b"]) == "a":
+        return x + 1
+    return x + 0.1 * trial.suggest_int("n", 1, 9)
 
 
 class Worker:
