@@ -178,6 +178,23 @@ def test_surrogate_assisted_schedules_are_the_same_on_any_executor(pool: Executo
     assert found[0] == found[1] == found[2]
 
 
+def branching(trial: Trial) -> float:
+    if trial.suggest_categorical("model", ["linear", "tree"]) == "linear":
+        return 0.25 + trial.suggest_float("penalty", 0, 1)
+    return abs(trial.suggest_float("rate", 0, 1) - 0.7) + 0.1 * trial.suggest_int("depth", 1, 9)
+
+
+def test_conditional_parameters_are_the_same_on_any_executor(pool: Executor) -> None:
+    drawn = []
+    for executor in (None, pool):
+        study = new_study()
+        optimize_batch(study, branching, 5 * K, executor=executor)
+        assert_sound(study)
+        assert generations(study)[0].theta.shape == (2 + 3 * 2,)
+        drawn.append((thetas(study), [t.params for t in study.trials]))
+    assert drawn[0] == drawn[1]
+
+
 @pytest.mark.parametrize("step", [1, 3, 7])
 def test_theta_is_the_same_in_calls_of_any_length(step: int, undisturbed: list[str]) -> None:
     study = new_study()
