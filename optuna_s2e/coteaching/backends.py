@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -103,12 +104,7 @@ def _suitable(name: str, setting: Setting, probe: nn.Module, width: int | None) 
 
 
 def _fused(name: str, lanes: type[FusedLanes], width: int) -> Backend:
-    if name != "graphs":
-        return Backend(_or_loop(lanes), width)
-
-    def make(setting: Setting, seeds: Sequence[int], labels: Tensor) -> Lanes:
-        return lanes(setting, seeds, labels, run_steps=GraphSteps())
-
+    make = lanes if name != "graphs" else partial(lanes, run_steps=GraphSteps())
     return Backend(_or_loop(make), width)
 
 

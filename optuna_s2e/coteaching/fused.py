@@ -37,7 +37,7 @@ from optuna_s2e.schedules import n_kept
 _EVALUATION_BATCH = 512
 
 Tensors = tuple[Tensor, ...]
-# (step, the inputs of each step) -> the outputs of each step
+# (step, the inputs of each step, sample numbers (K, B) first) -> the outputs of each step
 RunSteps = Callable[[Callable[..., Tensors], Iterable[Tensors]], list[Tensors]]
 
 

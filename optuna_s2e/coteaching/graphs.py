@@ -7,78 +7,121 @@ step must read its inputs, networks and optimiser where they lie, and compute no
 
 from __future__ import annotations
 
+import threading
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Protocol
 
 import torch
+from torch import Tensor
 
 from optuna_s2e.coteaching.fused import Tensors
 
+Step = Callable[..., Tensors]
 
-class Graph(Protocol):
-    """A step that is recorded once and then replayed."""
-
-    def warm_up(self, step: Callable[..., Tensors], inputs: Tensors) -> Tensors:
-        """Run the step, as it is run where it is recorded."""
-
-    def record(self, step: Callable[..., Tensors], inputs: Tensors) -> Tensors:
-        """Record the step without running it; return where its outputs will lie."""
-
-    def replay(self) -> None:
-        """Run what was recorded."""
+_ONE_AT_A_TIME = threading.Lock()  # PyTorch records one graph at a time in a process
 
 
-class CudaGraph:
-    """CUDA's graphs (see `Graph`)."""
+class Graphs(Protocol):
+    """Records steps, to replay them."""
+
+    def warm_up(self, step: Step, inputs: Tensors) -> Tensors:
+        """Run the step where it will be recorded."""
+
+    def record(self, step: Step, inputs: Tensors) -> tuple[Callable[[], None], Tensors]:
+        """Record the step without running it; return what replays it, and where its outputs lie.
+
+        Raises:
+            Exception: If that is not possible; nothing has happened then.
+        """
+
+
+class CudaGraphs:
+    """CUDA's graphs (see `Graphs`), of one device."""
 
     def __init__(self) -> None:
-        self._graph = torch.cuda.CUDAGraph()
+        self._stream: torch.cuda.Stream | None = None
 
-    def warm_up(self, step: Callable[..., Tensors], inputs: Tensors) -> Tensors:
-        """Run the step on another stream, where libraries may allocate what they need."""
-        with torch.cuda.device(inputs[0].device), warnings.catch_warnings():
+    def warm_up(self, step: Step, inputs: Tensors) -> Tensors:
+        """Run the step; libraries may allocate what they need, as they may not while recording."""
+        with self._on_stream(inputs[0].device), warnings.catch_warnings():
             # optimisers warn that a step to be recorded later runs unrecorded now
             warnings.filterwarnings("ignore", "This instance was constructed with capturable")
-            stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-            stream.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(stream):
-                outputs = step(*inputs)
-            torch.cuda.current_stream().wait_stream(stream)
-        return outputs
-
-    def record(self, step: Callable[..., Tensors], inputs: Tensors) -> Tensors:
-        """Record the step."""
-        with torch.cuda.device(inputs[0].device), torch.cuda.graph(self._graph):
             return step(*inputs)
 
-    def replay(self) -> None:
-        """Run what was recorded."""
-        self._graph.replay()
+    def record(self, step: Step, inputs: Tensors) -> tuple[Callable[[], None], Tensors]:
+        """Record the step; other threads may use the device meanwhile."""
+        graph = torch.cuda.CUDAGraph()
+        with (
+            _ONE_AT_A_TIME,
+            self._on_stream(inputs[0].device),
+            # PyTorch's own stream lies on the device that recorded first in this process
+            torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"),
+        ):
+            outputs = step(*inputs)
+        return graph.replay, outputs
+
+    @contextmanager
+    def _on_stream(self, device: torch.device) -> Iterator[None]:
+        """Work on the stream that records; what was begun before it, and comes after, waits."""
+        with torch.cuda.device(device):
+            self._stream = self._stream or torch.cuda.Stream()  # type: ignore[no-untyped-call]
+            self._stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(self._stream):
+                yield
+            torch.cuda.current_stream().wait_stream(self._stream)
 
 
 class GraphSteps:
     """Runs the first step of an epoch, records the second and replays it for all others.
 
     Each epoch is recorded anew: its learning rate and numbers of kept samples are constants.
+    Where a step cannot be recorded, one warning, and all steps run as they are.
     """
 
-    def __init__(self, make_graph: Callable[[], Graph] = CudaGraph) -> None:
-        self._make_graph = make_graph
+    def __init__(self, graphs: Graphs | None = None) -> None:
+        self._graphs = graphs or CudaGraphs()
+        self._records = True
 
-    def __call__(self, step: Callable[..., Tensors], inputs: Iterable[Tensors]) -> list[Tensors]:
-        """Return what a step makes of each of its inputs (`RunSteps`)."""
-        graph = self._make_graph()
+    def __call__(self, step: Step, inputs: Iterable[Tensors]) -> list[Tensors]:
+        """Return what a step makes of each of its inputs (`RunSteps`).
+
+        Raises:
+            torch.OutOfMemoryError: If recording a step of several lanes takes too much memory;
+                fewer of them may fit.
+        """
         steps = iter(inputs)
-        first = next(steps)
-        outputs = [graph.warm_up(step, first)]
-        places: Tensors = ()
+        outputs = [self._graphs.warm_up(step, next(steps))]
+        replay: Step | None = None
         for values in steps:
-            if not places:
-                places = tuple(value.clone() for value in values)
-                results = graph.record(step, places)
+            if replay is None and self._records:
+                replay = self._record(step, values)
+            outputs.append((replay or step)(*values))
+        return outputs
+
+    def _record(self, step: Step, values: Tensors) -> Step | None:
+        """Return what does the same as the step, on any values; None if it cannot be recorded."""
+        places = tuple(value.clone() for value in values)
+        try:
+            run, results = self._graphs.record(step, places)
+        except Exception as error:
+            if isinstance(error, torch.OutOfMemoryError) and len(places[0]) > 1:
+                raise
+            self._records = False
+            warnings.warn(
+                "backend 'graphs' trains as 'fused', which gives the same numbers but may be "
+                f"slower: a training step cannot be recorded as a CUDA graph ({error!r}). "
+                "backend='fused' silences this warning.",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+            return None
+
+        def replay(*values: Tensor) -> Tensors:
             for place, value in zip(places, values, strict=True):
                 place.copy_(value)
-            graph.replay()
-            outputs.append(tuple(result.clone() for result in results))
-        return outputs
+            run()
+            return tuple(result.clone() for result in results)
+
+        return replay

@@ -20,6 +20,7 @@ References:
 from __future__ import annotations
 
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -232,7 +233,7 @@ class _Run:
             except Exception as error:
                 if len(group) > 1:
                     return group
-                self._failures[group[0]] = error
+                self._failures[group[0]] = _without_frames(error)
                 break
             seconds = (time.perf_counter() - started) / len(group)
             going_on = [
@@ -261,6 +262,17 @@ class _Run:
         if self._failures[k] is not None:
             return False
         return self._on_epoch is None or not self._on_epoch(k, epoch, metrics)
+
+
+def _without_frames(error: Exception) -> Exception:
+    """Turn an error's traceback into a note: its frames hold the networks of the trial, so that
+    a trial that runs out of memory would keep that memory from those that follow."""
+    error.add_note("In the training:\n" + "".join(traceback.format_exception(error)))
+    link: BaseException | None = error
+    while link is not None:
+        link.__traceback__ = None
+        link = link.__cause__ or link.__context__
+    return error
 
 
 def _non_finite(metrics: Metrics, epoch: int) -> FloatingPointError | None:

@@ -2,6 +2,7 @@
 on the host, and a recorded list of operations trains as the step itself does."""
 
 from contextlib import nullcontext
+from functools import partial
 
 import numpy as np
 import pytest
@@ -10,7 +11,8 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from optuna_s2e.coteaching import NoisyData, TrainingConfig, train_batch
+from optuna_s2e.coteaching import NoisyData, TrainingConfig, train_batch, training
+from optuna_s2e.coteaching.backends import Backend
 from optuna_s2e.coteaching.channels import ChannelLanes
 from optuna_s2e.coteaching.fused import run_eagerly
 from optuna_s2e.coteaching.graphs import GraphSteps
@@ -62,8 +64,8 @@ class NoSync(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-class RecordedGraph:
-    """A CUDA graph on the CPU: a step's operations on the memory that it was recorded on."""
+class CpuGraphs:
+    """CUDA's graphs on the CPU: a step's operations on the memory that it was recorded on."""
 
     def warm_up(self, step, inputs):
         return step(*inputs)
@@ -71,19 +73,19 @@ class RecordedGraph:
     def record(self, step, inputs):
         with Recorder() as recorder:
             outputs = step(*inputs)
-        self.calls = recorder.calls
         for tensor, before in reversed(recorder.changed):
             tensor.copy_(before)  # recording runs nothing
-        return outputs
+        return partial(_replay, recorder.calls), outputs
 
-    @torch.no_grad()
-    def replay(self):
-        for func, args, kwargs, result in self.calls:
-            again = func(*args, **kwargs)
-            if not _aliases(func):
-                for place, value in zip(tree_leaves(result), tree_leaves(again), strict=True):
-                    if isinstance(place, torch.Tensor):
-                        place.copy_(value)
+
+@torch.no_grad()
+def _replay(calls):
+    for func, args, kwargs, result in calls:
+        again = func(*args, **kwargs)
+        if not _aliases(func):
+            for place, value in zip(tree_leaves(result), tree_leaves(again), strict=True):
+                if isinstance(place, torch.Tensor):
+                    place.copy_(value)
 
 
 class Recorder(NoSync):
@@ -156,7 +158,7 @@ def test_a_recorded_step_trains_as_the_step_does(kind, optimizer):
     setting = _setting(network, optimizer=optimizer)
     eager, replayed = (
         _epochs(lanes(setting, [3, 4], setting.data.noisy_labels, run_steps=run_steps))
-        for run_steps in (run_eagerly, GraphSteps(RecordedGraph))
+        for run_steps in (run_eagerly, GraphSteps(CpuGraphs()))
     )
     assert all(torch.isfinite(values).all() for values in eager)
     for a, b in zip(eager, replayed, strict=True):
@@ -164,12 +166,60 @@ def test_a_recorded_step_trains_as_the_step_does(kind, optimizer):
 
 
 def test_an_epoch_of_one_step_is_not_recorded():
-    class NoGraph(RecordedGraph):
-        record = replay = None
+    class NoGraphs(CpuGraphs):
+        record = None
 
-    steps = GraphSteps(NoGraph)
+    steps = GraphSteps(NoGraphs())
     (outputs,) = steps(lambda x: (x + 1,), [(torch.ones(2),)])
     assert torch.equal(outputs[0], torch.full((2,), 2.0))
+
+
+class FailingGraphs(CpuGraphs):
+    """Recording fails when the step is through, for groups of at least so many lanes."""
+
+    def __init__(self, error, width=1):
+        self.error, self.width, self.recorded = error, width, []
+
+    def record(self, step, inputs):
+        self.recorded.append(len(inputs[0]))
+        replay, outputs = super().record(step, inputs)
+        if len(inputs[0]) >= self.width:
+            raise type(self.error)(*self.error.args)
+        return replay, outputs
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_steps_that_cannot_be_recorded_run_as_they_are_with_one_warning(kind):
+    lanes, network = KINDS[kind]
+    setting = _setting(network)
+    graphs = FailingGraphs(RuntimeError("operation not permitted when stream is capturing"))
+    steps = GraphSteps(graphs)
+    for seeds in ([3, 4], [5, 6]):
+        eager = _epochs(lanes(setting, seeds, setting.data.noisy_labels))
+        first = not graphs.recorded
+        with pytest.warns(RuntimeWarning, match="as 'fused'.*not perm") if first else nullcontext():
+            plain = _epochs(lanes(setting, seeds, setting.data.noisy_labels, run_steps=steps))
+        assert all(map(torch.equal, eager, plain))
+    assert graphs.recorded == [2]
+
+
+@pytest.mark.parametrize("width", [2, 1])
+def test_a_recording_that_runs_out_of_memory_halves_the_group(width, monkeypatch):
+    """And a trial for which alone there is too little is trained as it is."""
+    setting = _setting("mlp")
+    graphs = FailingGraphs(torch.OutOfMemoryError("out of memory"), width)
+    make = partial(StackedMlps, run_steps=GraphSteps(graphs))
+    options = {"data": setting.data, "config": setting.config, "device": "cpu"}
+    rates, seeds = np.repeat(RATES, 2, axis=0), range(4)
+    expected = train_batch(rates, seeds, **options, backend="fused")
+    monkeypatch.setattr(training, "find_backend", lambda *_: Backend(make, 4))
+    with pytest.warns(RuntimeWarning, match="OutOfMemory") if width == 1 else nullcontext():
+        results = train_batch(rates, seeds, **options)
+    assert graphs.recorded == ([4, 2] + [1] * 4 + [2] + [1] * 4 if width == 2 else [4, 2, 1])
+    for a, b in zip(results, expected, strict=True):
+        assert a.failure is None
+        for name in a.curves._fields:
+            np.testing.assert_array_equal(getattr(a.curves, name), getattr(b.curves, name))
 
 
 def test_graphs_need_cuda():

@@ -1,8 +1,10 @@
 """The training core against a Co-teaching written sample by sample."""
 
 import copy
+import gc
 import math
 import re
+import weakref
 from dataclasses import replace
 
 import numpy as np
@@ -285,6 +287,23 @@ def test_a_trial_that_breaks_carries_its_failure_and_spares_the_others(tiny, err
         assert "training loss of network 0 became non-finite in epoch 2" in str(broken.failure)
     else:
         assert (broken.failure, broken.n_epochs) == (error, 2)
+
+
+@pytest.mark.parametrize("network", [_small_net, "mlp"])
+def test_a_failure_does_not_keep_the_memory_of_its_trial(tiny, network):
+    """Else one trial that runs out of memory would take it from those that follow."""
+    made = []
+
+    def breaking(input_shape, n_classes):
+        net = make_network(network, input_shape, n_classes, seed=0)
+        made.append(weakref.ref(next(net.parameters())))
+        return _BreaksAfter(net, 3, torch.OutOfMemoryError("no memory left"))
+
+    results = _train(tiny, seeds=[0, 1], network=breaking)
+    assert all(isinstance(result.failure, torch.OutOfMemoryError) for result in results)
+    assert all("in forward" in result.failure.__notes__[0] for result in results)
+    gc.collect()
+    assert [weight() for weight in made] == [None] * 5
 
 
 def test_on_epoch_sees_every_epoch_and_can_stop_a_trial(tiny):
