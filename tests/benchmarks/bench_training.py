@@ -3,9 +3,11 @@
     python tests/benchmarks/bench_training.py                          # digits, under a minute
     python tests/benchmarks/bench_training.py --data-root DIR --out speed.json     # all cases
     python tests/benchmarks/bench_training.py --data-root DIR --share 0.1          # shorter runs
+    python tests/benchmarks/bench_training.py --data-root DIR --case cifar100-cnn7 --share 0.02
 
 Cases: digits and MNIST with the MLP, CIFAR-10 with two convolutions; on whatever device torch
-finds (`--device`). All ways train two networks on the same noisy labels at one keep rate:
+finds (`--device`); by name, and on CUDA, also CIFAR-100 with the large networks. All ways train
+two networks on the same noisy labels at one keep rate:
 
     authors     as the published programs: a DataLoader (shuffle, drop_last) over a data set that
                 turns each image into a PIL image and applies torchvision's ToTensor to it, a
@@ -23,8 +25,9 @@ finds (`--device`). All ways train two networks on the same noisy labels at one 
 
 A run trains whole epochs from new networks to the last evaluation. The ways take turns, so that
 each repeat compares them under the same load; the table shows medians over the repeats of wall
-seconds, of processor seconds of this process, of the ratio to the floor of the same repeat, and
-the peak memory beyond what the data set and the programs take (of the device, or of the process).
+seconds, of processor seconds of this process, of the ratio to the floor of the same repeat, of the
+validation error after the run, and the peak memory beyond what the data set and the programs take
+(of the device, or of the process).
 Ratios, FLOP/s and trials per hour are of wall seconds on CUDA; on a CPU, where other processes
 may want the cores, of processor seconds.
 
@@ -38,6 +41,7 @@ import argparse
 import ctypes
 import gc
 import json
+import math
 import platform
 import statistics
 import time
@@ -77,15 +81,23 @@ class Case(NamedTuple):
     data: str
     network: str
     epochs: int  # of a run
+    needs_cuda: bool = False  # unless it is asked for by name
 
 
 CASES = {
     "digits-mlp": Case("digits", "mlp", 20),
     "mnist-mlp": Case("mnist", "mlp", 1),
     "cifar10-cnn2": Case("cifar10", "cnn2", 1),
+    "cifar100-cnn7": Case("cifar100", "cnn7", 1, needs_cuda=True),
+    "cifar100-cnn9": Case("cifar100", "cnn9", 1, needs_cuda=True),
+    "cifar100-resnet18": Case("cifar100", "resnet18", 1, needs_cuda=True),
 }
 # where the data sets are not at hand: shape of an image, training and validation samples
-SHAPES = {"mnist": ((1, 28, 28), 55_000, 5_000), "cifar10": ((3, 32, 32), 45_000, 5_000)}
+SHAPES = {
+    "mnist": ((1, 28, 28), 10, 55_000, 5_000),
+    "cifar10": ((3, 32, 32), 10, 45_000, 5_000),
+    "cifar100": ((3, 32, 32), 100, 45_000, 5_000),
+}
 
 
 class PilImages(Dataset[tuple[Tensor, int, int]]):
@@ -156,6 +168,7 @@ class Bench:
             config=config or self.config, device=self.device, backend=backend, fused_width=width,
         )  # fmt: skip
         assert all(result.failure is None for result in results), results[0].failure
+        self.errors = [float(result.curves.error[-1].mean()) for result in results]
         return rates.size
 
     def nets(self) -> list[nn.Module]:
@@ -206,8 +219,11 @@ class Bench:
             for x, y, _ in DataLoader(train, shuffle=True, drop_last=True, **options):
                 kept = int(self.keep_rate * len(y))
                 _authors_step(x.to(self.device), y.to(self.device), nets, adams, kept)
-            for net in nets:
-                _authors_error(net, DataLoader(validation, **options), self.device)
+            loaders = [DataLoader(validation, **options) for _ in nets]
+            self.errors = [
+                _authors_error(net, loader, self.device)
+                for net, loader in zip(nets, loaders, strict=True)
+            ]
         return self.case.epochs
 
     def flops(self) -> int:
@@ -218,22 +234,24 @@ class Bench:
         return int(counter.get_total_flops()) * self.n_steps
 
     def run(self, way: Callable[[], int]) -> dict[str, float]:
-        """Run a way once; return seconds per trial-epoch, wall and processor, and peak MiB."""
+        """Run a way once; return seconds per trial-epoch, wall and processor, peak MiB, error."""
         self.timed: tuple[float, float] | None = None
+        self.errors: list[float] = []
         _forget_peak(self.device)
         before = _memory(self.device)[0]
         start = _clock(self.device)
         trial_epochs = way()
         wall, cpu = self.timed or _since(start, self.device)
         peak = _memory(self.device)[1] - before
-        return {"wall": wall / trial_epochs, "cpu": cpu / trial_epochs, "peak_mib": peak}
+        run = {"wall": wall / trial_epochs, "cpu": cpu / trial_epochs, "peak_mib": peak}
+        return run | ({"error": statistics.fmean(self.errors)} if self.errors else {})
 
 
 def _random_pixels(name: str) -> NoisyData:
-    shape, n, n_val = SHAPES[name]
+    shape, n_classes, n, n_val = SHAPES[name]
     rng = np.random.default_rng(0)
     x = rng.integers(0, 256, (n + n_val, *shape), dtype=np.uint8)
-    y = rng.integers(0, 10, n + n_val)
+    y = np.arange(n + n_val) % n_classes
     return NoisyData.from_arrays(x[:n], y[:n], x[n:], y[n:], clean_labels=y[:n])
 
 
@@ -348,10 +366,10 @@ def print_table(name: str, entry: dict[str, Any], gflops: float, clock: str) -> 
     print(f"\n{name}: seconds per trial-epoch, medians; ratios (range) of {clock} seconds")
     print(
         f"{'':14}{'runs':>5}{'wall':>9}{'cpu':>9}{'/ floor':>22}{'/ fl.+eval':>11}"
-        f"{'200-ep. trials/h':>18}{'GFLOP/s':>9}{'of matmul':>10}{'peak MiB':>10}"
+        f"{'200-ep. trials/h':>18}{'GFLOP/s':>9}{'of matmul':>10}{'peak MiB':>10}{'error':>8}"
     )
     for way, of_way in runs.items():
-        seconds = {key: statistics.median(run[key] for run in of_way) for key in of_way[0]}
+        seconds = {key: statistics.median(run[key] for run in of_way) for key in of_way[-1]}
         to_floor, to_evaluating = (
             [run[clock] / base[clock] for run, base in zip(of_way, runs[floor], strict=False)]
             for floor in ("floor", "floor + eval")
@@ -363,6 +381,7 @@ def print_table(name: str, entry: dict[str, Any], gflops: float, clock: str) -> 
             f"{way:14}{len(of_way):5}{seconds['wall']:9.3f}{seconds['cpu']:9.3f}{span:>22}"
             f"{statistics.median(to_evaluating):11.2f}{per_hour:18.1f}"
             f"{rate:9.1f}{rate / gflops:10.0%}{seconds['peak_mib']:10.0f}"
+            f"{seconds.get('error', math.nan):8.3f}"
         )
 
 
@@ -393,10 +412,12 @@ def main() -> None:
     args = parse_args()
     start = time.monotonic()
     torch.set_num_threads(args.threads)
+    on_cuda = find_device(args.device).type == "cuda"
     at_hand = [
         name
         for name, case in CASES.items()
-        if args.data_root or args.synthetic or case.data == "digits"
+        if case.data == "digits"
+        or ((args.data_root or args.synthetic) and (on_cuda or not case.needs_cuda))
     ]
     document: dict[str, Any] = {"cases": {}}
     if args.out and args.out.exists():
