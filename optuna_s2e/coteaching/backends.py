@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import pairwise
@@ -30,8 +31,9 @@ _NEEDS = {
         "not in 'bfloat16'"
     ),
 }
-_CPU_CACHE = 4 * 2**20  # bytes
+_CPU_CACHE = 16 * 2**20  # bytes
 _CPU_WIDTH = 32
+_CPU_SMALL = 100_000  # products
 _CUDA_WIDTH = 64
 _LANES_WIDTH = 16
 
@@ -92,7 +94,11 @@ def _suitable(name: str, setting: Setting, probe: nn.Module, width: int | None) 
     one_dtype = setting.config.dtype != "bfloat16"
     if name != "rows" and sizes is not None and one_dtype:
         return _fused(name, StackedMlps, width or _stacked_width(setting, sizes))
-    # measured on CPUs: rows are faster than the loop, grouped convolutions slower
+    # measured on CPUs: rows are faster than the loop, grouped convolutions slower, unless they
+    # are small: of one lane, since of several their rounding depends on how many they are
+    is_small = _most_products(probe, setting.data.input_shape) <= _CPU_SMALL
+    if name == "auto" and on_cpu and is_small and is_fusible(probe):
+        return _fused(name, ChannelLanes, width or 1)
     if name == "rows" or (name == "auto" and on_cpu):
         return Backend(_or_loop(RowPeers), 1) if has_rules(probe) and one_dtype else None
     if is_fusible(probe):
@@ -132,12 +138,17 @@ def _or_loop(make_lanes: MakeLanes) -> MakeLanes:
     return make
 
 
+def _most_products(network: nn.Module, input_shape: Sequence[int]) -> int:
+    """Return at least how many products a convolutional network makes of one image."""
+    pixels = math.prod(input_shape[1:])
+    return sum(w.numel() * (pixels if w.ndim == 4 else 1) for w in network.parameters())
+
+
 def _stacked_width(setting: Setting, sizes: Sequence[int]) -> int:
     """Return how many trials gain from sharing their operations.
 
     On a CPU a call's overhead is spread over the group, until the weights no longer fit into the
-    cache: measured best for 784-256-10 is 1, for 64-256-10 about 8, for 64-48-10 32 (see
-    docs/speed.md).
+    cache: 784-256-10 trains 2 at once, 784-64-10 10, 64-256-10 27 (measured: docs/speed.md).
     """
     if setting.data.x.device.type != "cpu":
         return _CUDA_WIDTH

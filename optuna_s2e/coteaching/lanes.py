@@ -112,8 +112,8 @@ class Orders:
             torch.randperm(self._n_samples, generator=generator)[: n_steps * self._batch_size]
             for generator in self._generators
         ]
-        steps = torch.stack(orders).view(-1, n_steps, self._batch_size).transpose(0, 1)
-        return steps.contiguous().to(self._device)
+        by_lane = torch.stack(orders).to(self._device).view(-1, n_steps, self._batch_size)
+        return by_lane.transpose(0, 1).contiguous()
 
     def keep(self, lanes: Sequence[int]) -> None:
         """Go on with these lanes alone."""

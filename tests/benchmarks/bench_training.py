@@ -31,6 +31,11 @@ validation error after the run, and the peak memory beyond what the data set and
 Ratios, FLOP/s and trials per hour are of wall seconds on CUDA; on a CPU, where other processes
 may want the cores, of processor seconds.
 
+The error is that of a run's trials (seeds 0 to K - 1; each is in `--out`); train longer to compare
+errors, at least on a GPU, where an epoch may cost less than making the networks:
+
+    ... --case mnist-mlp --epochs 200 --widths 60 --ways loop "auto x60" "graphs x60" --repeats 1
+
 Each run is written to `--out` at once, and runs found there are not repeated: a benchmark that
 was stopped (`--limit` seconds) goes on where it was.
 """
@@ -233,8 +238,8 @@ class Bench:
             _bare_step(nets, torch.optim.SGD([p for n in nets for p in n.parameters()]), *batch)
         return int(counter.get_total_flops()) * self.n_steps
 
-    def run(self, way: Callable[[], int]) -> dict[str, float]:
-        """Run a way once; return seconds per trial-epoch, wall and processor, peak MiB, error."""
+    def run(self, way: Callable[[], int]) -> dict[str, Any]:
+        """Run a way once; return seconds per trial-epoch, wall and processor, peak MiB, errors."""
         self.timed: tuple[float, float] | None = None
         self.errors: list[float] = []
         _forget_peak(self.device)
@@ -243,8 +248,8 @@ class Bench:
         trial_epochs = way()
         wall, cpu = self.timed or _since(start, self.device)
         peak = _memory(self.device)[1] - before
-        run = {"wall": wall / trial_epochs, "cpu": cpu / trial_epochs, "peak_mib": peak}
-        return run | ({"error": statistics.fmean(self.errors)} if self.errors else {})
+        seconds = {"wall": wall / trial_epochs, "cpu": cpu / trial_epochs}
+        return seconds | {"peak_mib": peak, "errors": self.errors}
 
 
 def _random_pixels(name: str) -> NoisyData:
@@ -362,26 +367,32 @@ def machine(args: argparse.Namespace) -> dict[str, Any]:
 
 def print_table(name: str, entry: dict[str, Any], gflops: float, clock: str) -> None:
     """Print one line for each way of a case; `clock` is "wall" or "cpu"."""
-    runs: dict[str, list[dict[str, float]]] = entry["runs"]
+    runs: dict[str, list[dict[str, Any]]] = entry["runs"]
     print(f"\n{name}: seconds per trial-epoch, medians; ratios (range) of {clock} seconds")
     print(
         f"{'':14}{'runs':>5}{'wall':>9}{'cpu':>9}{'/ floor':>22}{'/ fl.+eval':>11}"
         f"{'200-ep. trials/h':>18}{'GFLOP/s':>9}{'of matmul':>10}{'peak MiB':>10}{'error':>8}"
     )
     for way, of_way in runs.items():
-        seconds = {key: statistics.median(run[key] for run in of_way) for key in of_way[-1]}
+        if not of_way:
+            continue
+        keys = ("wall", "cpu", "peak_mib")
+        seconds = {key: statistics.median(run[key] for run in of_way) for key in keys}
+        errors = of_way[-1].get("errors") or [math.nan]
         to_floor, to_evaluating = (
             [run[clock] / base[clock] for run, base in zip(of_way, runs[floor], strict=False)]
             for floor in ("floor", "floor + eval")
         )
-        span = f"{statistics.median(to_floor):.2f} ({min(to_floor):.2f}, {max(to_floor):.2f})"
+        span = "-"
+        if to_floor:
+            span = f"{statistics.median(to_floor):.2f} ({min(to_floor):.2f}, {max(to_floor):.2f})"
         rate = entry["flops"] / seconds[clock] / 1e9
         per_hour = 3600 * entry["share"] / seconds[clock] / PAPER_EPOCHS
         print(
             f"{way:14}{len(of_way):5}{seconds['wall']:9.3f}{seconds['cpu']:9.3f}{span:>22}"
-            f"{statistics.median(to_evaluating):11.2f}{per_hour:18.1f}"
+            f"{statistics.median(to_evaluating or [math.nan]):11.2f}{per_hour:18.1f}"
             f"{rate:9.1f}{rate / gflops:10.0%}{seconds['peak_mib']:10.0f}"
-            f"{seconds.get('error', math.nan):8.3f}"
+            f"{statistics.fmean(errors):8.3f}"
         )
 
 
@@ -398,6 +409,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--keep-rate", type=float, default=0.5, help="R of all epochs")
     parser.add_argument("--share", type=float, default=1.0, help="part of the data to train on")
     parser.add_argument("--widths", type=int, nargs="*", default=[6], help="trials at once")
+    parser.add_argument("--ways", nargs="*", metavar="WAY", help='as in the table: "auto x60", ..')
+    parser.add_argument("--epochs", type=int, help="epochs of a run; default: 1, of the digits 20")
     parser.add_argument("--repeats", type=int, default=5, help="runs of each way")
     parser.add_argument("--threads", type=int, default=1, help="threads of torch")
     parser.add_argument("--workers", type=int, default=0, help="the authors' DataLoader workers")
@@ -425,9 +438,15 @@ def main() -> None:
     document["machine"] = machine(args)
     unfinished = False
     for name in args.case or at_hand:
-        bench = Bench(CASES[name], args)
+        case = CASES[name]._replace(**({"epochs": args.epochs} if args.epochs else {}))
+        try:
+            bench = Bench(case, args)
+        except FileNotFoundError as error:
+            print(f"\n{name} is left out: {error}")
+            continue
         part = "" if args.share == 1 else f" {args.share:.0%} of the data"
         part += " random pixels" if args.synthetic and bench.case.data in SHAPES else ""
+        part += f" {args.epochs} epochs" if args.epochs else ""
         key = f"{name} R={args.keep_rate:g} {bench.device}{part}"
         ways = bench.ways(args.widths)
         entry = document["cases"].setdefault(
@@ -438,7 +457,7 @@ def main() -> None:
         bench.floor(evaluates=True)  # warms up
         for repeat in range(args.repeats):
             for way, train in ways.items():
-                if len(entry["runs"][way]) > repeat:
+                if len(entry["runs"][way]) > repeat or way not in (args.ways or ways):
                     continue
                 if time.monotonic() - start > args.limit:
                     unfinished = True
@@ -446,7 +465,7 @@ def main() -> None:
                 entry["runs"][way].append(bench.run(train))
                 if args.out:
                     args.out.write_text(json.dumps(document, indent=1) + "\n")
-        if all(entry["runs"].values()):
+        if all(entry["runs"][way] for way in args.ways or ways):
             clock = "wall" if bench.device.type == "cuda" else "cpu"
             print_table(key, entry, document["machine"]["matmul_gflops"], clock)
     print(f"\n{document['machine']}")

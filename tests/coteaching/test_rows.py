@@ -66,18 +66,34 @@ def test_networks_train_as_under_autograd(data, network):
             )
 
 
-def test_auto_takes_rows_on_a_cpu_and_the_loop_for_what_has_no_rules(data):
-    config = TrainingConfig(16, 0.01)
-
-    def batch_norm(input_shape, n_classes):
+def _normalised(channels):
+    def network(input_shape, n_classes):
         return nn.Sequential(
-            nn.Conv2d(2, 3, 5), nn.BatchNorm2d(3), nn.Flatten(), nn.Linear(546, n_classes)
+            *(nn.Conv2d(2, channels, 5), nn.BatchNorm2d(channels)),
+            *(nn.Flatten(), nn.Linear(182 * channels, n_classes)),
         )
 
-    for network, expected in (("cnn2", "rows"), (batch_norm, "loop")):
-        auto, same = (_train(data, name, network, config) for name in ("auto", expected))
-        for a, b in zip(auto, same, strict=True):
-            np.testing.assert_array_equal(a.curves.loss, b.curves.loss)
+    return network
+
+
+@pytest.mark.parametrize(
+    ("network", "backend"),
+    [
+        ("cnn2", {"backend": "rows"}),
+        (_normalised(1), {"backend": "fused", "fused_width": 1}),
+        (_normalised(20), {"backend": "loop"}),
+    ],
+)
+def test_auto_takes_what_is_fast_on_a_cpu_and_gives_each_trial_its_bits(data, network, backend):
+    config = TrainingConfig(16, 0.01)
+    auto, same = (
+        _train(data, options.pop("backend"), network, config, **options)
+        for options in ({"backend": "auto"}, backend)
+    )
+    for a, b in zip(auto, same, strict=True):
+        np.testing.assert_array_equal(a.curves.loss, b.curves.loss)
+    (alone,) = train_batch(RATES[1:], [5], data=data, network=network, config=config, device="cpu")
+    np.testing.assert_array_equal(alone.curves.loss, auto[1].curves.loss)
 
 
 def test_a_network_unlike_the_first_goes_through_the_loop(data):
