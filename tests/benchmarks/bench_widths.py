@@ -1,15 +1,16 @@
 """What a trial's epoch costs under each backend, alone and with others at its side.
 
-    python tests/benchmarks/bench_widths.py --out widths.json       # a quarter of an hour
+    python tests/benchmarks/bench_widths.py --out widths.json       # some ten minutes
     python tests/benchmarks/bench_widths.py --case digits-64        # one case
 
 "compiled" is the loop with networks from `torch.compile`, which was done before. Every other way
-trains `K` trials of one group under schedules drawn from the default space (`--rates
-drawn`, whose keep rates differ within a group, as in a search) or at one keep rate, from new
-networks to the last evaluation. The digits are themselves, MNIST and CIFAR-10 are 20 mini-batches
-of random pixels in their shapes. The ways take turns, so that each repeat compares them under the
-same load; medians of processor milliseconds per trial and epoch, and of the ratios to the loop of
-the same repeat. Choices of `backend="auto"` rest on this table: "auto" is one of the ways.
+trains K trials, at most so many side by side, under schedules drawn from the default space
+(`--rates drawn`: keep rates differ within a group, as in a search) or at one keep rate, with the
+evaluation after each epoch; making the networks and the first epochs are not counted. The digits
+are themselves, MNIST and CIFAR-10 are ten mini-batches of random pixels in their shapes. The ways
+take turns, so that each repeat compares them under the same load; medians of processor
+milliseconds per trial and epoch, and of the ratios to the loop of the same repeat. Choices of
+`backend="auto"` rest on this table: "auto" is one of the ways.
 
 Runs found in `--out` are not repeated; `--limit` ends a call, and the next one goes on.
 """
@@ -32,12 +33,18 @@ import torch
 from torch import nn
 
 from optuna_s2e import ScheduleSpace
-from optuna_s2e.coteaching import NoisyData, TrainingConfig, load_data, train_batch
+from optuna_s2e.coteaching import (
+    Metrics,
+    NoisyData,
+    TrainingConfig,
+    load_data,
+    train_batch,
+)
 from optuna_s2e.coteaching.networks import Network, Shape, find_network
 
-EPOCHS = 10  # of a run on the digits
+EPOCHS = 8  # of a run on the digits with one trial, shared by more of them
 WIDTHS = (1, 2, 4, 8, 16, 32, 64)
-FEW = (1, 2, 4, 6)
+FEW = (1, 2, 4)
 
 
 class Case(NamedTuple):
@@ -114,7 +121,7 @@ CASES = {
     "digits-skip": Case("digits", _Skip, ("loop", "fused"), (1, 2, 4, 8, 16)),
 }
 SHAPES = {"mnist": (1, 28, 28), "cifar10": (3, 32, 32)}
-N_STEPS = 20
+N_STEPS = 10
 
 
 def make_data(name: str) -> tuple[NoisyData, TrainingConfig, int]:
@@ -127,41 +134,47 @@ def make_data(name: str) -> tuple[NoisyData, TrainingConfig, int]:
     x = rng.integers(0, 256, (n + n_val, *SHAPES[name]), dtype=np.uint8)
     y = np.arange(n + n_val) % 10
     data = NoisyData.from_arrays(x[:n], y[:n], x[n:], y[n:], clean_labels=y[:n])
-    return data, TrainingConfig(), 1
+    return data, TrainingConfig(), 3
 
 
 def draw_rates(rates: str, n_trials: int, n_epochs: int) -> np.ndarray:
     """Return R(t) of the trials, (K, T)."""
     if rates != "drawn":
         return np.full((n_trials, n_epochs), float(rates))
-    space = ScheduleSpace(max(2, n_epochs))
+    space = ScheduleSpace(n_epochs)
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
-    drawn = [space.suggest(study.ask()).keep_rates for _ in range(n_trials)]
-    return np.stack(drawn)[:, -n_epochs:]  # of one epoch: the last, where R has fallen
+    return np.stack([space.suggest(study.ask()).keep_rates for _ in range(n_trials)])
 
 
 def run(case: Case, backend: str, width: int, rates: str) -> float:
-    """Train a group; return processor milliseconds per trial and epoch."""
+    """Train a group; return processor milliseconds per trial and epoch, first epochs left out."""
     data, config, n_epochs = make_data(case.data)
-    keep_rates = draw_rates(rates, width, n_epochs)
+    keep_rates = draw_rates(rates, width, max(3, n_epochs // width))
     network = case.network
     if backend == "compiled":
         backend, network = "loop", partial(_compiled, network)
-    start = time.process_time()
+    seconds, last = 0.0, 0.0
+
+    def on_epoch(k: int, epoch: int, metrics: Metrics) -> None:
+        nonlocal seconds, last
+        now = time.process_time()
+        if epoch:
+            seconds += now - last
+        last = now
+
     results = train_batch(
         keep_rates, range(width), data=data, network=network, config=config, device="cpu",
-        backend=backend, fused_width=None if backend == "auto" else width,
+        backend=backend, fused_width=None if backend == "auto" else width, on_epoch=on_epoch,
     )  # fmt: skip
-    seconds = time.process_time() - start
     assert all(result.failure is None for result in results), results[0].failure
-    return 1e3 * seconds / keep_rates.size
+    return 1e3 * seconds / keep_rates[:, 1:].size
 
 
 def ways_of(case: Case) -> dict[str, tuple[str, int]]:
     """Return the ways by name: backend and trials side by side."""
     ways = {name: (name, 1) for name in case.backends if name != "fused"}
     ways |= {f"fused x{k}": ("fused", k) for k in case.widths}
-    return ways | {"auto x1": ("auto", 1), "auto x6": ("auto", 6), "auto x30": ("auto", 30)}
+    return ways | {"auto x1": ("auto", 1), "auto x6": ("auto", 6)}
 
 
 def print_table(name: str, runs: dict[str, list[float]]) -> None:

@@ -278,3 +278,36 @@ def test_graphs_on_cuda_train_as_the_loop_on_the_cpu(network):
             np.testing.assert_allclose(
                 getattr(a.curves, name), getattr(b.curves, name), rtol=0, atol=1e-8, err_msg=name
             )
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA device")
+def test_what_cuda_cannot_record_runs_as_it_is():
+    def waiting(x):
+        return (x * x.sum().item(),)
+
+    inputs = [(torch.full((2, 3), value, device="cuda"),) for value in (1.0, 2.0, 3.0)]
+    with pytest.warns(RuntimeWarning, match="cannot be recorded as a CUDA graph"):
+        outputs = GraphSteps()(waiting, inputs)
+    again = GraphSteps()(lambda x: (x * x.sum(),), inputs)
+    for (x,), (waited,), (replayed,) in zip(inputs, outputs, again, strict=True):
+        assert torch.equal(waited, x * x.sum())
+        assert torch.equal(replayed, x * x.sum())
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(
+    torch.cuda.device_count() < 2, reason="torch finds fewer than two CUDA devices"
+)
+def test_one_process_may_record_on_several_devices():
+    setting = _setting("mlp")
+    results = [
+        train_batch(
+            RATES, [0, 1], data=setting.data, config=setting.config, device=device,
+            backend="graphs",
+        )
+        for device in ("cuda:0", "cuda:1")
+    ]  # fmt: skip
+    for a, b in zip(*results, strict=True):
+        assert a.failure is b.failure is None
+        np.testing.assert_allclose(a.curves.loss, b.curves.loss, rtol=0, atol=1e-8)
