@@ -192,13 +192,14 @@ class Bench:
             for index in order.to(self.device).split(self.config.batch_size)[: self.n_steps]
         ]
 
-    def floor(self, *, evaluates: bool) -> int:
+    def floor(self, *, evaluates: bool, epochs: int | None = None) -> int:
         """Train on gathered mini-batches; the gathering is not timed."""
+        epochs = epochs or self.case.epochs
         nets, batches = self.nets(), self.batches()
         adam = torch.optim.Adam([p for net in nets for p in net.parameters()], 1e-3, fused=True)
         parts = to_input(self.data.x_val, torch.float32).split(1024)
         start = _clock(self.device)
-        for _ in range(self.case.epochs):
+        for _ in range(epochs):
             for batch in batches:
                 _bare_step(nets, adam, *batch)
             if evaluates:
@@ -207,7 +208,7 @@ class Bench:
                         for part in parts:
                             net(part)
         self.timed = _since(start, self.device)
-        return self.case.epochs
+        return epochs
 
     def authors(self) -> int:
         """Train one trial with DataLoaders."""
@@ -261,12 +262,23 @@ def _random_pixels(name: str) -> NoisyData:
 
 
 def _part(data: NoisyData, share: float) -> NoisyData:
-    n, n_val = (max(1, round(share * len(x))) for x in (data.x, data.x_val))
-    y, clean = data.noisy_labels[:n], data.clean_labels
+    rows, rows_val = (
+        _spread(y.numpy(), max(data.n_classes, round(share * len(y))))
+        for y in (data.noisy_labels, data.y_val)
+    )
+    clean = data.clean_labels
     return NoisyData.from_arrays(
-        data.x[:n], y, data.x_val[:n_val], data.y_val[:n_val],
-        clean_labels=None if clean is None else clean[:n], n_classes=data.n_classes,
+        data.x[rows], data.noisy_labels[rows], data.x_val[rows_val], data.y_val[rows_val],
+        clean_labels=None if clean is None else clean[rows], n_classes=data.n_classes,
     )  # fmt: skip
+
+
+def _spread(labels: np.ndarray, n: int) -> np.ndarray:
+    """Return n positions, in order, whose labels are spread as evenly as they can be."""
+    order = np.argsort(labels, kind="stable")
+    rank = np.empty_like(order)  # the how-manieth of its label
+    rank[order] = np.arange(len(order)) - np.searchsorted(labels[order], labels[order])
+    return np.sort(np.argsort(rank, kind="stable")[:n])
 
 
 def _bare_step(
@@ -444,7 +456,7 @@ def main() -> None:
         except FileNotFoundError as error:
             print(f"\n{name} is left out: {error}")
             continue
-        part = "" if args.share == 1 else f" {args.share:.0%} of the data"
+        part = "" if args.share == 1 else f" {100 * args.share:g}% of the data"
         part += " random pixels" if args.synthetic and bench.case.data in SHAPES else ""
         part += f" {args.epochs} epochs" if args.epochs else ""
         key = f"{name} R={args.keep_rate:g} {bench.device}{part}"
@@ -454,7 +466,7 @@ def main() -> None:
         )
         for way in ways:
             entry["runs"].setdefault(way, [])
-        bench.floor(evaluates=True)  # warms up
+        bench.floor(evaluates=True, epochs=1)  # warms up
         for repeat in range(args.repeats):
             for way, train in ways.items():
                 if len(entry["runs"][way]) > repeat or way not in (args.ways or ways):
