@@ -10,14 +10,16 @@ imports, sampler, storage and the dashboard's pictures count. The ways take turn
     auto        the command as it is
     batch       the command with `--batch`: the K = 6 trials of a generation in one call
 
-Printed and written are wall and processor seconds, and their ratios to the loop's of the same
-repeat. Runs found in `--out` are not repeated.
+Printed and written are wall and processor seconds, and how many times those of the loop in the
+same repeat they go into. Runs found in `--out` are not repeated; `--limit` ends a call, and the
+next one goes on.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import resource
 import statistics
@@ -68,25 +70,27 @@ def main() -> None:
     parser.add_argument("--way", choices=WAYS, help="run one search here, and nothing else")
     parser.add_argument("--trials", type=int, default=60, help="of a search")
     parser.add_argument("--repeats", type=int, default=5, help="searches of each way")
+    parser.add_argument("--limit", type=float, default=math.inf, help="start no run after (s)")
     parser.add_argument("--out", type=Path, help="JSON file to go on with and to write")
     args = parser.parse_args()
     if args.way:
         sys.exit(search(args.way, args.trials))
+    start = time.monotonic()
     runs: dict[str, list[dict[str, float]]] = {way: [] for way in WAYS}
     if args.out and args.out.exists():
         runs = json.loads(args.out.read_text())["runs"]
     for repeat in range(args.repeats):
         for way in WAYS:
-            if len(runs[way]) == repeat:
+            if len(runs[way]) == repeat and time.monotonic() - start < args.limit:
                 runs[way].append({**measure(way, args.trials), "load": os.getloadavg()[0]})
                 document = {"trials": args.trials, "runs": runs}
                 if args.out:
                     args.out.write_text(json.dumps(document, indent=1) + "\n")
     for clock in ("wall", "cpu"):
-        for way in WAYS:
+        for way in (way for way in WAYS if runs[way]):
             seconds = [run[clock] for run in runs[way]]
             loop = [run[clock] for run in runs["loop"]]
-            ratios = [slow / fast for slow, fast in zip(loop, seconds, strict=True)]
+            ratios = [slow / fast for slow, fast in zip(loop, seconds, strict=False)]
             print(
                 f"{clock:5}{way:6}{statistics.median(seconds):8.1f} s"
                 f" ({min(seconds):.1f} .. {max(seconds):.1f})"
