@@ -33,7 +33,7 @@ _NEEDS = {
 }
 _CPU_CACHE = 16 * 2**20  # bytes
 _CPU_WIDTH = 32
-_CPU_SMALL = 100_000  # products
+_CPU_SMALL = 20_000  # products
 _CUDA_WIDTH = 64
 _LANES_WIDTH = 16
 
