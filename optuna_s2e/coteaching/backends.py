@@ -33,7 +33,7 @@ _NEEDS = {
 }
 _CPU_CACHE = 16 * 2**20  # bytes
 _CPU_WIDTH = 32
-_CPU_SMALL = 20_000  # products
+_CPU_SMALL = 20_000  # products with weights, per image
 _CUDA_WIDTH = 64
 _LANES_WIDTH = 16
 
@@ -96,8 +96,8 @@ def _suitable(name: str, setting: Setting, probe: nn.Module, width: int | None) 
         return _fused(name, StackedMlps, width or _stacked_width(setting, sizes))
     # measured on CPUs: rows are faster than the loop, grouped convolutions slower, unless they
     # are small: of one lane, since of several their rounding depends on how many they are
-    is_small = _most_products(probe, setting.data.input_shape) <= _CPU_SMALL
-    if name == "auto" and on_cpu and is_small and is_fusible(probe):
+    n_products = _most_products(probe, setting.data.input_shape) if is_fusible(probe) else math.inf
+    if name == "auto" and on_cpu and n_products <= _CPU_SMALL:
         return _fused(name, ChannelLanes, width or 1)
     if name == "rows" or (name == "auto" and on_cpu):
         return Backend(_or_loop(RowPeers), 1) if has_rules(probe) and one_dtype else None
@@ -139,7 +139,8 @@ def _or_loop(make_lanes: MakeLanes) -> MakeLanes:
 
 
 def _most_products(network: nn.Module, input_shape: Sequence[int]) -> int:
-    """Return at least how many products a convolutional network makes of one image."""
+    """Return a bound on the products with weights that a convolutional network makes of an image:
+    its convolutions seen at every pixel."""
     pixels = math.prod(input_shape[1:])
     return sum(w.numel() * (pixels if w.ndim == 4 else 1) for w in network.parameters())
 

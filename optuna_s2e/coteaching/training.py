@@ -67,7 +67,7 @@ class TrainingResult:
         n_epochs: Epochs trained to their end.
         seconds: Wall time; of trials trained side by side, an equal share each.
         failure: None, or why training ended early: a FloatingPointError if a loss became NaN or
-            infinite, else the exception that the training raised.
+            infinite, else the exception that the training raised, its traceback as a note.
     """
 
     seed: int
@@ -128,8 +128,9 @@ def train_batch(
             "graphs": as "fused", with the steps of an epoch replayed from a CUDA graph; not
             chosen by "auto", for it could not be tried yet.
             "auto": "fused" for networks as "mlp", "rows" (on a CPU) or "fused" (on a GPU) for
-            those as "cnn2", "fused" on a GPU for those as "cnn7" and "cnn9", "loop" for any
-            other; as measured on CPUs, docs/speed.md.
+            those as "cnn2", "fused" on a GPU for those as "cnn7" and "cnn9", "fused" one by one
+            on a CPU for small ones of these, "loop" for any other; as measured on CPUs,
+            docs/speed.md.
         fused_width: Fused trials side by side, at most; default: by their size. A group that
             runs out of memory is trained again in halves.
 
@@ -269,7 +270,7 @@ def _without_frames(error: Exception) -> Exception:
     a trial that runs out of memory would keep that memory from those that follow."""
     error.add_note("In the training:\n" + "".join(traceback.format_exception(error)))
     link: BaseException | None = error
-    while link is not None:
+    while link is not None and link.__traceback__ is not None:  # a chain may be a ring
         link.__traceback__ = None
         link = link.__cause__ or link.__context__
     return error
