@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import sqlite3
 import time
 import warnings
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
@@ -16,7 +18,7 @@ import sqlalchemy
 import tenacity
 from optuna.exceptions import ExperimentalWarning, StorageInternalError
 from optuna.storages import BaseStorage, RDBStorage
-from optuna.storages.journal import JournalFileBackend
+from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 from sqlalchemy.engine import Engine, ExceptionContext
 
 from optuna_s2e.patient_storage import (
@@ -69,6 +71,7 @@ def open_storage(
     - Many writers on one SQLite file: a write-ahead log, so that readers never block writers, a
       timeout of a minute, and transactions that take the lock before they read what they change.
     - Forks and pickling: each process opens the storage for itself.
+    - A journal file whose last line was cut by a full disk.
 
     What cannot be reached when it is opened is an error at once; a server that answers, but is
     starting, stopping or has no connection left, is waited for.
@@ -105,9 +108,10 @@ def open_storage(
     scheme = url.partition(":")[0] if "://" in url else ""
     if heartbeat_interval is not None and scheme in ("journal", "grpc"):
         raise ValueError(f"heartbeat_interval must be None for {scheme}: it needs a database.")
+    connect: Callable[[], Backend]
     if scheme == "journal":
-        return _open_journal(url)
-    if scheme == "grpc":
+        name, connect = url, partial(_connect_journal, url)
+    elif scheme == "grpc":
         host, port = _grpc_address(url)
         name, connect = f"grpc://{host}:{port}", partial(_connect_grpc, host, port)
     else:
@@ -137,12 +141,43 @@ def hide_passwords(text: str) -> str:
     return re.sub(r"([?&]password=)[^&\s'\"]*", r"\1***", text)
 
 
-def _open_journal(url: str) -> BaseStorage:
+# --- journal files ---------------------------------------------------------------------------
+
+
+class _MendingLock(JournalFileSymlinkLock):
+    """The lock of a journal file, which a full disk or a power failure may have cut in a line.
+
+    Nobody was told that such a line was written. Behind it, the next one would be unreadable.
+    """
+
+    def __init__(self, path: str) -> None:
+        super().__init__(path)
+        self._path = path
+
+    def acquire(self) -> bool:
+        """Wait for the lock, then remove the end of the file that is no whole line."""
+        taken = super().acquire()
+        try:
+            with open(self._path, "r+b") as file:
+                end = file.seek(0, os.SEEK_END)
+                file.seek(max(0, end - 1))
+                if file.read() not in (b"", b"\n"):
+                    file.seek(0)
+                    file.truncate(file.read().rfind(b"\n") + 1)
+        except BaseException:
+            self.release()
+            raise
+        return taken
+
+
+def _connect_journal(url: str) -> Backend:
+    path = url.removeprefix("journal:///")
     try:
-        backend = JournalFileBackend(url.removeprefix("journal:///"))
+        backend = JournalFileBackend(path, lock_obj=_MendingLock(path))
     except OSError as error:
         raise ConnectionError(f"The storage {url} cannot be opened: {error}") from error
-    return optuna.storages.JournalStorage(backend)
+    storage = optuna.storages.JournalStorage(backend)
+    return Backend(storage, _nothing, _nothing, lambda error: False)
 
 
 # --- gRPC ------------------------------------------------------------------------------------
@@ -178,7 +213,7 @@ def _connect_grpc(host: str, port: int) -> Backend:
 
 
 def _nothing() -> None:
-    """Leave the parent's channel alone."""
+    """Leave it open."""
 
 
 def _is_grpc_away(error: Exception) -> bool:

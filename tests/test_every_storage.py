@@ -62,6 +62,10 @@ def work_on(pickled: bytes, n_trials: int) -> None:
     pickle.loads(pickled).optimize(objective, n_trials=n_trials)
 
 
+def work_in_a_fork(study: optuna.Study, n_trials: int) -> None:
+    study.optimize(objective, n_trials=n_trials)
+
+
 def assert_sound(study: optuna.Study, n_trials: int) -> None:
     assert [t.state for t in study.trials] == [TrialState.COMPLETE] * n_trials
     assert len({tuple(t.params.values()) for t in study.trials}) == n_trials
@@ -78,22 +82,24 @@ def assert_sound(study: optuna.Study, n_trials: int) -> None:
 
 def test_search_with_processes_threads_and_asks_ahead(url: str) -> None:
     study = make_study(url)
-    context = multiprocessing.get_context("spawn")
+    study.optimize(objective, n_trials=2)  # connections are open when the children come
+    spawn, fork = (multiprocessing.get_context(method) for method in ("spawn", "fork"))
     children = [
-        context.Process(target=work, args=(url, 10)),
-        context.Process(target=work_on, args=(pickle.dumps(study), 10)),
+        spawn.Process(target=work, args=(url, 10)),
+        spawn.Process(target=work_on, args=(pickle.dumps(study), 10)),
+        fork.Process(target=work_in_a_fork, args=(study, 10)),
     ]
     for child in children:
         child.start()
     study.optimize(objective, n_trials=12, n_jobs=3)
     for child in children:
         child.join(120)
-    assert [child.exitcode for child in children] == [0, 0]
+    assert [child.exitcode for child in children] == [0, 0, 0]
     asked = [study.ask() for _ in range(2 * K)]  # before any of them is told
     values = [objective(trial) for trial in asked]
     for trial, value in zip(asked, values, strict=True):
         study.tell(trial, value)
-    assert_sound(study, 32 + 2 * K)
+    assert_sound(study, 44 + 2 * K)
 
 
 def test_one_worker_draws_the_same_on_every_storage(url: str) -> None:

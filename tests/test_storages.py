@@ -1,10 +1,13 @@
+import os
 import sqlite3
+import time
 from pathlib import Path
 from typing import Any
 
 import optuna
 import pytest
 import sqlalchemy
+from optuna.storages.journal import JournalFileBackend
 
 from optuna_s2e import S2ESampler, generations, open_storage
 
@@ -71,3 +74,46 @@ def test_what_cannot_be_opened_is_one_clear_line(
         open_storage(url)
     assert "secret" not in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+def test_forked_workers_never_take_one_trial_of_a_journal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Optuna tells them apart by their thread, which is the same after a fork."""
+    study = optuna.create_study(storage=open_storage(f"journal:///{tmp_path}/s.log"))
+    append = JournalFileBackend.append_logs
+
+    def slow(self: JournalFileBackend, logs: Any) -> None:
+        append(self, logs)
+        time.sleep(0.3)  # the others write, before this one reads which trial is its own
+
+    monkeypatch.setattr(JournalFileBackend, "append_logs", slow)
+    pids = []
+    for _ in range(3):
+        if (pid := os.fork()) == 0:
+            try:
+                os._exit(study.ask().number)
+            finally:
+                os._exit(255)
+        pids.append(pid)
+    codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
+    assert sorted(codes) == [0, 1, 2]
+
+
+def test_journal_that_a_full_disk_has_cut_in_a_line_goes_on(tmp_path: Path) -> None:
+    path = tmp_path / "s.log"
+
+    def work() -> optuna.Study:
+        study = optuna.create_study(
+            study_name="s", storage=open_storage(f"journal:///{path}"), load_if_exists=True
+        )
+        study.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=3)
+        return study
+
+    first = work()
+    with path.open("ab") as file:
+        file.write(b'{"op_code":4,"worker_id":"b9eb')
+    assert len(work().trials) == 6
+    assert len(first.trials) == 6  # it had read the file before
+    assert b"b9eb{" not in path.read_bytes()
