@@ -51,6 +51,8 @@ faults: .venv/.test
 	$(STORM) --storage journal --trials 200 --kills 15 --json $(FAULT_RESULTS)/journal.json
 	S2E_EXAMPLES=$(FAULT_EXAMPLES) $(BIN)/python -m pytest -q tests/test_state_machine.py \
 	    tests/test_batch_machine.py
+	S2E_EXAMPLES=40 S2E_STORAGE=sqlite:///:memory: $(BIN)/python -m pytest -q \
+	    tests/test_state_machine.py
 
 bench: .venv/.test
 	$(BIN)/python tests/benchmarks/bench_overhead.py

@@ -1,6 +1,7 @@
 """The bookkeeping under random interleavings of everything that can happen to a study.
 
-S2E_EXAMPLES sets how many random lives are tried (make faults: more).
+S2E_EXAMPLES sets how many random lives are tried (make faults: more), S2E_STORAGE a storage URL
+to try them on instead of memory.
 """
 
 import copy
@@ -19,7 +20,7 @@ from optuna.distributions import FloatDistribution
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import TrialState
 
-from optuna_s2e import S2ESampler, generations, replay
+from optuna_s2e import S2ESampler, generations, open_storage, replay
 from optuna_s2e.records import RECORD_KEY
 
 try:
@@ -29,6 +30,7 @@ except ImportError:  # before Optuna 4.9
 
 K, N_WORKERS, MAX_RETRIES = 2, 3, 2
 EXAMPLES = int(os.environ.get("S2E_EXAMPLES", "30"))
+URL = os.environ.get("S2E_STORAGE")  # of an empty database, such as sqlite:///:memory:
 workers = st.integers(0, N_WORKERS - 1)
 which = st.integers(0, 7)
 
@@ -55,7 +57,7 @@ class Life(RuleBasedStateMachine):
     @initialize(direction=st.sampled_from(["minimize", "maximize"]))
     def begin(self, direction: str) -> None:
         self.n_studies = 0
-        self.storage: Any = optuna.storages.InMemoryStorage()
+        self.storage: Any = optuna.storages.InMemoryStorage() if URL is None else open_storage(URL)
         self.direction = direction
         optuna.create_study(study_name="s0", storage=self.storage, direction=direction)
         self.enter("s0")

