@@ -204,8 +204,7 @@ class Drawing:
             head: Its head.
             key: Keys the draw.
             pending: Coordinates of the draws whose losses are not known yet, (P, d).
-            failed: Coordinates of draws that failed, (F, d); none for batches, whose failed slots
-                become members.
+            failed: Coordinates of draws that failed, (F, d).
         """
         ledger = self.ledger(study)
         parent = ledger.openers[head.parent] if head.parent is not None else None
@@ -236,8 +235,7 @@ class Drawing:
             settings: What `settings_of` returned.
             key: Keys the draw.
             pending: Coordinates of the draws whose losses are not known yet, (P, d).
-            failed: Coordinates of draws that failed, (F, d); none for batches, whose failed slots
-                become members.
+            failed: Coordinates of draws that failed, (F, d).
         """
         ledger, parent = self.ledger(study), chain.head
         in_force = split_settings(settings)[0]

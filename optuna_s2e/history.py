@@ -397,13 +397,21 @@ class Ledger:
                 x.append(record.x)
         return np.array(x, dtype=np.float64).reshape(-1, len(chain.space.names))
 
+    @property
+    def failures(self) -> list[Draw]:
+        """Draws that failed, in the order in which that was read; a retry may have completed."""
+        draws = [self.draws[n] for n in self._failed if n in self.draws]
+        return [d for d in draws if d.trial.state == TrialState.FAIL]
+
     def failed(self, chain: Chain) -> FloatArray:
         """Return x (F, d) of draws from a chain's space that failed, the newest `MAX_PENDING`."""
-        draws = [self.draws[n] for n in self._failed[-MAX_PENDING:] if n in self.draws]
-        failed = [d for d in draws if d.trial.state == TrialState.FAIL]  # a retry may complete
-        located = [self.coordinates(chain.space, d) for d in failed]
-        x = [coordinates for coordinates in located if coordinates is not None]
-        return np.array(x, dtype=np.float64).reshape(-1, len(chain.space.names))
+        return self.located(chain.space, self.failures[-MAX_PENDING:])
+
+    def located(self, space: SearchSpace, draws: Sequence[Draw]) -> FloatArray:
+        """Return x (F, d) of finished draws; those that are none from the space are left out."""
+        found = [self.coordinates(space, d) for d in draws]
+        x = [coordinates for coordinates in found if coordinates is not None]
+        return np.array(x, dtype=np.float64).reshape(-1, len(space.names))
 
     def damage(self) -> list[str]:
         """Return what of the records cannot be followed: one line per opener or draw."""

@@ -14,7 +14,7 @@ from optuna_s2e.history import Chain
 from optuna_s2e.keyed import Key, KeyedSampler
 from optuna_s2e.records import RECORD_KEY, Record, own_record
 from optuna_s2e.search_space import keyed_rng
-from optuna_s2e.slots import Batch, Slot, drawn_before, find_batch
+from optuna_s2e.slots import Batch, Slot, find_batch, known_before
 
 
 def next_batch(drawing: Drawing, study: Study, max_attempts: int) -> Batch:
@@ -60,13 +60,11 @@ def draw_slot(
         if chain is None or batch.generation == 0:
             record = Record(trial.number, 0, seed=seed, settings=settings)
         elif head is not None and open_generation == batch.generation:
-            pending = drawn_before(ledger, head, batch, slot)
-            record = drawing.join(study, trial.number, chain, head, key, pending, pending[:0])
+            known = known_before(ledger, chain, head, batch, slot)
+            record = drawing.join(study, trial.number, chain, head, key, *known)
         else:
-            pending = drawn_before(ledger, None, batch, slot)
-            record = drawing.open(
-                study, trial.number, chain, batch.members, settings, key, pending, pending[:0]
-            )
+            known = known_before(ledger, chain, None, batch, slot)
+            record = drawing.open(study, trial.number, chain, batch.members, settings, key, *known)
     record = replace(record, slot=slot.number, attempt=slot.attempt)
     _optuna.set_system_attr(study, trial, RECORD_KEY, record.to_attr())
     return True

@@ -8,7 +8,10 @@ A generation closes when its K slots are settled; its members are the slots' dra
 of the slots. So who ran what, when, and what died does not matter: a draw that a machine lost is
 drawn again under the same key. Only a failure of the objective moves a slot to its next attempt,
 another point; a slot whose attempts are used up counts as the worst among the draws of the
-update. If that is all of them, nothing is known, and all slots go on to further attempts.
+update. If that is all of them, nothing is known, and all slots go on to one more attempt.
+
+All slots make an attempt before any makes the next one: then what a draw may know, and keeps away
+from, is the same whatever ran or died meanwhile (`known_before`).
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 from optuna.trial import TrialState
 
-from optuna_s2e.history import Chain, Ledger, State, locate, space_of
+from optuna_s2e.history import MAX_PENDING, Chain, Ledger, State, locate, space_of
 from optuna_s2e.records import Draw, Record, failed_by_objective, slot_key
 from optuna_s2e.search_space import SearchSpace
 
@@ -79,13 +82,13 @@ def find_batch(
         number: _draws_of_slot(ledger, number, generation, head)
         for number in range(generation * size, (generation + 1) * size)
     }
-    settled = [d for d in (_settled(t, max_attempts) for t in tries.values()) if d is not None]
-    all_failed = len(settled) == size and all(failed_by_objective(d.trial) for d in settled)
-    pending = [
-        Slot(number, _next_attempt(draws))
-        for number, draws in tries.items()
-        if all_failed or _settled(draws, max_attempts) is None
-    ]
+    failures = {number: _next_attempt(draws) for number, draws in tries.items()}
+    enough = max(max_attempts, min(failures.values()) + 1)  # one more, if all slots have failed
+    found = {number: _settled(draws, enough) for number, draws in tries.items()}
+    unsettled = [Slot(number, failures[number]) for number, d in found.items() if d is None]
+    attempt = min((slot.attempt for slot in unsettled), default=0)
+    pending = [slot for slot in unsettled if slot.attempt == attempt]
+    settled = [d for d in found.values() if d is not None]
     space = chain.space if chain is not None and head is not None else SearchSpace({})
     members: Sequence[Draw] = ()
     if not pending:
@@ -99,28 +102,50 @@ def find_batch(
     return Batch(generation + 1, slots, next_size, space, tuple(members))
 
 
-def drawn_before(ledger: Ledger, head: Record | None, batch: Batch, slot: Slot) -> FloatArray:
-    """Return x (P, d) of the draws that a draw of a slot is to keep away from.
-
-    The first attempts of the slots before it in its generation, and the earlier attempts of its
-    own: what was recorded before, whatever ran or died meanwhile.
+def known_before(
+    ledger: Ledger, chain: Chain, head: Record | None, batch: Batch, slot: Slot
+) -> tuple[FloatArray, FloatArray]:
+    """Return what a draw of a slot is to keep away from, the same whatever ran or died meanwhile.
 
     Args:
         ledger: What the study's trials say.
-        head: The opener of the slot's generation; None if that draw is to open it.
+        chain: The chain that the generation belongs to, or continues.
+        head: The opener of the slot's generation; None if this draw is to open it.
         batch: The batch of the slot.
         slot: The slot that is to be drawn.
+
+    Returns:
+        x (P, d) of the draws of the generation that come before this one, attempt by attempt and
+        slot by slot, without failures; x (F, d) of the draws that the objective has failed, in
+        earlier generations and at earlier attempts, the newest `MAX_PENDING`.
     """
     first = batch.generation * batch.size
-    draws: list[Draw] = []
-    for number in range(first, slot.number):
-        tries = _draws_of_slot(ledger, number, batch.generation, head)
-        draws += [d for d in tries if d.record.attempt == 0][:1]
-    own = _draws_of_slot(ledger, slot.number, batch.generation, head)
-    earlier = {d.record.attempt: d for d in own if d.record.attempt < slot.attempt}
-    draws += [earlier[attempt] for attempt in sorted(earlier)]
-    x = [d.record.x for d in draws if d.record.x is not None]
-    return np.array(x, dtype=np.float64).reshape(-1, len(batch.space.names))
+    end = slot.number if slot.attempt == 0 else first + batch.size
+    pending: dict[tuple[int, int, int], Draw] = {}
+    failed: dict[tuple[int, int, int], Draw] = {}
+    for draw in ledger.failures:
+        if draw.record.generation < batch.generation and failed_by_objective(draw.trial):
+            failed.setdefault(_place(draw), draw)
+    for number in range(first, end):
+        for draw in _draws_of_slot(ledger, number, batch.generation, head):
+            if draw.record.attempt < slot.attempt and failed_by_objective(draw.trial):
+                failed.setdefault(_place(draw), draw)
+            elif (draw.record.attempt, number) < (slot.attempt, slot.number):
+                pending.setdefault(_place(draw), draw)
+    x = [pending[p].record.x for p in sorted(pending.keys() - failed.keys())]
+    known = [failed[p] for p in sorted(failed)[-MAX_PENDING:]]
+    return (
+        np.array([c for c in x if c is not None], dtype=np.float64).reshape(
+            -1, len(chain.space.names)
+        ),
+        ledger.located(chain.space, known),
+    )
+
+
+def _place(draw: Draw) -> tuple[int, int, int]:
+    """Return the same for a draw and for its repetition, after a machine had lost it."""
+    slot = draw.record.slot
+    return draw.record.generation, draw.record.attempt, -1 if slot is None else slot
 
 
 def _draws_of_slot(

@@ -485,6 +485,23 @@ def test_failed_attempts_are_other_points_and_theta_is_still_the_same(pool: Exec
     assert mean < 0.5  # away from where it fails
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_a_region_that_fails_is_left_and_ends_no_search(seed: int) -> None:
+    """Though losses fall towards it; draws know what failed at earlier attempts."""
+
+    def objective(trial: Trial) -> float:
+        x = [trial.suggest_float(f"x{i}", 0, 1) for i in range(4)]
+        if x[0] > 0.5:
+            raise ValueError("too large")
+        return sum((v - 0.8) ** 2 for v in x)
+
+    study = optuna.create_study(sampler=S2ESampler(seed=seed))
+    optimize_batch(study, objective, 60)
+    failed = [t for t in study.trials if t.state == TrialState.FAIL]
+    assert len(failed) < 45  # draws that know nothing of it fail twice as often
+    assert_sound(study)
+
+
 def test_an_exception_that_is_not_caught_ends_the_call_and_costs_no_point(
     pool: Executor, undisturbed: list[str]
 ) -> None:

@@ -28,9 +28,9 @@ EXAMPLES = int(os.environ.get("S2E_EXAMPLES", "30"))
 
 def objective(trial: Trial) -> float:
     x, kind = trial.suggest_float("x", 0, 1), trial.suggest_categorical("kind", ["a", "b"])
-    if x > 0.8:
-        raise ValueError("too large")
-    if 0.1 < x < 0.2:
+    if not 0.1 < x < 0.8:  # the loss falls towards it
+        raise ValueError("out of range")
+    if x < 0.2:
         trial.report(x, 0)
         raise optuna.TrialPruned
     return float("nan") if kind == "b" and x > 0.7 else x + (kind == "b")
@@ -51,9 +51,9 @@ class Lossy:
         return future
 
 
-def new_study(storage: Any, name: str) -> optuna.Study:
+def new_study(storage: Any, name: str, estimator: str) -> optuna.Study:
     sampler = S2ESampler(
-        population_size=K, seed=0, estimator="natural", consider_pruned_trials=True
+        population_size=K, seed=0, estimator=estimator, consider_pruned_trials=True
     )
     return optuna.create_study(
         study_name=name, storage=storage, sampler=sampler, load_if_exists=True
@@ -64,10 +64,19 @@ def thetas(study: optuna.Study) -> list[bytes]:
     return [g.theta.tobytes() for g in generations(study)]
 
 
+def drive(study: optuna.Study, n: int, lost: list[bool] | None = None) -> None:
+    try:
+        optimize_batch(study, objective, n, executor=Lossy(lost or []), max_attempts=MAX_ATTEMPTS)
+    except RuntimeError as error:  # it gives up, with one error
+        if not re.match(r"Nothing came back of 2 batches|\d+ trials in a row", str(error)):
+            raise
+
+
 @cache
-def undisturbed() -> list[bytes]:
-    study = new_study(None, "calm")
-    optimize_batch(study, objective, 300, max_attempts=MAX_ATTEMPTS)
+def undisturbed(estimator: str) -> list[bytes]:
+    study = new_study(None, "calm", estimator)
+    while len(study.trials) < 300:
+        drive(study, 300)
     return thetas(study)
 
 
@@ -81,25 +90,20 @@ def dead_drivers_are_known_at_once() -> Iterator[None]:
 class BatchLife(RuleBasedStateMachine):
     """One search, one driver after the other."""
 
-    @initialize()
-    def begin(self) -> None:
+    @initialize(estimator=st.sampled_from(["natural", "surrogate"]))
+    def begin(self, estimator: str) -> None:
+        self.estimator = estimator
         self.n_studies, self.n_enqueued = 0, 0
         self.storage = DyingStorage(NEVER, after=False)
         self.name = "s0"
 
     @property
     def study(self) -> optuna.Study:
-        return new_study(self.storage, self.name)
+        return new_study(self.storage, self.name, self.estimator)
 
     @rule(n=st.integers(1, 2 * K), lost=st.lists(st.booleans(), max_size=K))
-    def drive(self, n: int, lost: list[bool]) -> None:
-        try:
-            optimize_batch(
-                self.study, objective, n, executor=Lossy(lost), max_attempts=MAX_ATTEMPTS
-            )
-        except RuntimeError as error:  # it gives up, with one error
-            if not re.match(r"Nothing came back of 2 batches|\d+ trials in a row", str(error)):
-                raise
+    def drive_and_lose(self, n: int, lost: list[bool]) -> None:
+        drive(self.study, n, lost)
         assert TrialState.RUNNING not in {t.state for t in self.study.trials}
 
     @rule(n=st.integers(1, 2 * K), writes=st.integers(1, 40), after=st.booleans())
@@ -145,7 +149,7 @@ class BatchLife(RuleBasedStateMachine):
     def look(self) -> None:
         found = thetas(self.study)
         if len(found) > 1:
-            assert found == undisturbed()[: len(found)]
+            assert found == undisturbed(self.estimator)[: len(found)]
         self.attempts_are_bounded_and_settled_once()
 
     def attempts_are_bounded_and_settled_once(self) -> None:
@@ -165,7 +169,7 @@ class BatchLife(RuleBasedStateMachine):
         if hasattr(self, "storage"):
             n = len(generations(self.study))
             while len(generations(self.study)) < n + 2:
-                optimize_batch(self.study, objective, K, max_attempts=MAX_ATTEMPTS)
+                drive(self.study, K)
             self.look()
             assert_sound(self.study)
 
