@@ -9,6 +9,7 @@ Notation
 from __future__ import annotations
 
 import copy
+import json
 import os
 import threading
 import time
@@ -167,6 +168,13 @@ class PatientStorage(BaseStorage, _optuna.BaseHeartbeat):
                     if found is None:
                         raise
                     return found
+            except json.JSONDecodeError as error:
+                raise ValueError(
+                    f"The storage {self._name} holds something that is no JSON, and Optuna cannot "
+                    f"read its study: {error}. Restore it from a backup, or delete what is "
+                    "damaged: a row's value_json in the tables of attributes, a line of a journal "
+                    "file."
+                ) from error
             except Exception as error:
                 if not self._is_lost(error):
                     raise

@@ -178,6 +178,18 @@ def test_read_only_database_can_be_analysed(tmp_path: Path) -> None:
     assert "readonly" in str(caught.value.__cause__ or caught.value)
 
 
+def test_attribute_that_is_no_json_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    url = f"sqlite:///{tmp_path}/s.db"
+    make_study(url).optimize(objective, n_trials=3)
+    with sqlite3.connect(tmp_path / "s.db") as connection:
+        connection.execute("UPDATE trial_system_attributes SET value_json = '{\"v\": 1, '")
+    connection.close()
+    assert main(["status", "--storage", url]) == 2
+    assert "no JSON, and Optuna cannot read its study" in capsys.readouterr().err
+
+
 # --- what people do --------------------------------------------------------------------------
 
 
