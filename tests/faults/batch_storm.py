@@ -5,7 +5,7 @@ workers and its driver are killed at random moments, and compares every theta wi
 undisturbed run in one process. The objective is noisy (by the seed of the slot) and fails at some
 points. Prints a table; exit code 1 if any run differs.
 
-    python tests/faults/batch_storm.py --seconds 600 [--json FILE]
+    python tests/faults/batch_storm.py --seconds 600 [--only grpc ray] [--json FILE]
 """
 
 from __future__ import annotations
@@ -237,7 +237,7 @@ def storages(folder: Path) -> Iterator[Callable[[str, int], str]]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])  # type: ignore[union-attr]
     parser.add_argument("--seconds", type=float, default=600, help="no run begins after that")
-    parser.add_argument("--runs", type=int, default=len(RUNS), help="only so many")
+    parser.add_argument("--only", nargs="+", help="runs of these executors and storages")
     parser.add_argument("--kills", type=int, default=6, help="at most, in one run")
     parser.add_argument("--seed", type=int, default=None, help="of the kills")
     parser.add_argument("--json", type=Path, help="also write the results to this file")
@@ -260,9 +260,10 @@ def main() -> int:
           f"{'starts':>6} {'trials':>6} {'seconds':>7}  thetas")  # fmt: skip
     same, total, tolls, rows = 0, 0, [], []
     with tempfile.TemporaryDirectory() as name, storages(Path(name)) as make:
-        for n, run in enumerate(RUNS[: args.runs]):
+        runs = [r for r in RUNS if not args.only or {r.executor, r.storage} & set(args.only)]
+        for n, run in enumerate(runs):
             if time.monotonic() > end:
-                print(f"Out of time: {min(args.runs, len(RUNS)) - n} runs were not made.")
+                print(f"Out of time: {len(runs) - n} runs were not made.")
                 break
             started, url = time.monotonic(), make(run.storage, n)
             toll = storm(url, run, args.kills, end + 120)
