@@ -397,15 +397,15 @@ class Ledger:
                 x.append(record.x)
         return np.array(x, dtype=np.float64).reshape(-1, len(chain.space.names))
 
-    @property
-    def failures(self) -> list[Draw]:
-        """Draws that failed, in the order in which that was read; a retry may have completed."""
-        draws = [self.draws[n] for n in self._failed if n in self.draws]
-        return [d for d in draws if d.trial.state == TrialState.FAIL]
+    def failures(self, newest: int | None = None) -> list[Draw]:
+        """Return the draws that failed, of more than `newest` the last ones that were read."""
+        numbers = self._failed if newest is None else self._failed[-newest:]
+        draws = [self.draws[n] for n in numbers if n in self.draws]
+        return [d for d in draws if d.trial.state == TrialState.FAIL]  # a retry may complete
 
     def failed(self, chain: Chain) -> FloatArray:
         """Return x (F, d) of draws from a chain's space that failed, the newest `MAX_PENDING`."""
-        return self.located(chain.space, self.failures[-MAX_PENDING:])
+        return self.located(chain.space, self.failures(MAX_PENDING))
 
     def located(self, space: SearchSpace, draws: Sequence[Draw]) -> FloatArray:
         """Return x (F, d) of finished draws; those that are none from the space are left out."""

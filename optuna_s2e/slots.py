@@ -123,7 +123,7 @@ def known_before(
     end = slot.number if slot.attempt == 0 else first + batch.size
     pending: dict[tuple[int, int, int], Draw] = {}
     failed: dict[tuple[int, int, int], Draw] = {}
-    for draw in ledger.failures:
+    for draw in ledger.failures():
         if draw.record.generation < batch.generation and failed_by_objective(draw.trial):
             failed.setdefault(_place(draw), draw)
     for number in range(first, end):
@@ -132,14 +132,11 @@ def known_before(
                 failed.setdefault(_place(draw), draw)
             elif (draw.record.attempt, number) < (slot.attempt, slot.number):
                 pending.setdefault(_place(draw), draw)
-    x = [pending[p].record.x for p in sorted(pending.keys() - failed.keys())]
+    places = sorted(pending.keys() - failed.keys())
+    x = [c for c in (pending[p].record.x for p in places) if c is not None]
+    running = np.array(x, dtype=np.float64).reshape(-1, len(chain.space.names))
     known = [failed[p] for p in sorted(failed)[-MAX_PENDING:]]
-    return (
-        np.array([c for c in x if c is not None], dtype=np.float64).reshape(
-            -1, len(chain.space.names)
-        ),
-        ledger.located(chain.space, known),
-    )
+    return running, ledger.located(chain.space, known)
 
 
 def _place(draw: Draw) -> tuple[int, int, int]:
