@@ -36,6 +36,7 @@ from servers import GrpcProxy, PostgresServer, new_database
 
 from optuna_s2e import S2ESampler, generations, open_storage, replay
 from optuna_s2e.patient_storage import PatientStorage
+from optuna_s2e.timeline import count_forks
 
 MAX_CONNECTIONS = 500  # of the server; PostgreSQL's default is 100
 PROCESSES = 4  # that the clients of the proxy share
@@ -66,11 +67,10 @@ def prepare() -> None:
     PatientStorage._run = timed  # type: ignore[assignment, method-assign]
 
 
-def worker(url: str, n_trials: int, train: float, found: Any) -> None:
+def worker(url: str, estimator: str, n_trials: int, train: float, found: Any) -> None:
     time.sleep(random.random() * train)  # a cluster does not start all at once either
-    study = optuna.load_study(
-        study_name="load", storage=open_storage(url), sampler=S2ESampler(seed=0)
-    )
+    sampler = S2ESampler(seed=0, estimator=estimator)
+    study = optuna.load_study(study_name="load", storage=open_storage(url), sampler=sampler)
     for _ in range(n_trials):
         begin, stored = time.perf_counter(), CLOCK.stored
         trial = study.ask()
@@ -93,7 +93,9 @@ def threads_of_workers(n: int, *args: Any) -> None:
         thread.join()
 
 
-def load(n_workers: int, n_trials: int, train: float, *, grpc: bool) -> dict[str, Any]:
+def load(
+    n_workers: int, n_trials: int, train: float, estimator: str, *, grpc: bool
+) -> dict[str, Any]:
     """Let workers loose and measure."""
     server, proxy = PostgresServer(), None
     try:
@@ -109,14 +111,14 @@ def load(n_workers: int, n_trials: int, train: float, *, grpc: bool) -> dict[str
         if grpc:
             proxy = GrpcProxy(url, n_threads=20)
             address = proxy.url
-            args = (n_workers // PROCESSES, address, n_trials, train, found)
+            args = (n_workers // PROCESSES, address, estimator, n_trials, train, found)
             processes = [
                 context.Process(target=threads_of_workers, args=args) for _ in range(PROCESSES)
             ]
         else:
             prepare()
             processes = [
-                context.Process(target=worker, args=(address, n_trials, train, found))
+                context.Process(target=worker, args=(address, estimator, n_trials, train, found))
                 for _ in range(n_workers)
             ]
         start = time.time()
@@ -127,6 +129,7 @@ def load(n_workers: int, n_trials: int, train: float, *, grpc: bool) -> dict[str
         study = optuna.load_study(study_name="load", storage=open_storage(url))
         return report(study, results, n_workers * n_trials) | {
             "workers": n_workers,
+            "estimator": estimator,
             "as": "clients of the gRPC proxy" if grpc else "processes",
             "mean_trial_s": train,
             "processes_died": sum(code != 0 for code in codes),
@@ -179,6 +182,7 @@ def report(study: optuna.Study, results: list[Any], n: int) -> dict[str, Any]:
         "complete": sum(t.state == TrialState.COMPLETE for t in trials),
         "duplicated_points": len(points) - len(set(points)),
         "thetas": len(pairs),
+        "forks": count_forks(study),
         "thetas_that_fail_to_replay": sum(not np.array_equal(a.theta, b.theta) for a, b in pairs),
         "trials_per_s": round(0.8 * len(done) / (middle[1] - middle[0]), 2),
         "ask_wall": quantiles(asked),
@@ -195,13 +199,14 @@ def main() -> None:
     parser.add_argument("--workers", type=int, help="default 128; 256 clients of the proxy")
     parser.add_argument("--trials", type=int, default=3, help="of each worker")
     parser.add_argument("--train", type=float, help="mean seconds of a trial; default W / 5")
+    parser.add_argument("--estimator", default=S2ESampler().settings["estimator"])
     parser.add_argument("--json", type=Path, help="also write the results to this file")
     args = parser.parse_args()
     n_workers = args.workers or (256 if args.grpc else 128)
     train = n_workers / 5 if args.train is None else args.train
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     warnings.simplefilter("ignore")
-    row = load(n_workers, args.trials, train, grpc=args.grpc)
+    row = load(n_workers, args.trials, train, args.estimator, grpc=args.grpc)
     print(shown(row))
     save(args.json, [row])
 
