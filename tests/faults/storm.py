@@ -236,7 +236,8 @@ def main() -> int:
                 proxy.kill()
             if server is not None:
                 server.remove()
-    report = {"storage": args.storage, "workers": args.workers, **report}
+    estimator = S2ESampler().settings["estimator"]
+    report = {"storage": args.storage, "estimator": estimator, "workers": args.workers, **report}
     for key, value in report.items():
         print(f"{key + ':':34}{value}")
     save(args.json, [report])
