@@ -262,13 +262,17 @@ class _Driver:
             room -= 1
         slots = batch.slots if batch is not None else [None] * room
         for slot in slots[:room]:
-            trial_id = self._new_trial(slot)
-            if slot is not None and batch is not None and self._drawing is not None:
-                trial = _optuna.frozen(self._study, trial_id)
-                if not slot_draws.draw_slot(self._drawing, self._study, trial, batch, slot):
-                    self._fail(trial, "machine", "Another process opened the next generation.")
-                    return
-            yield self._place(trial_id, slot, past)
+            try:
+                trial_id = self._new_trial(slot)
+                if slot is not None and batch is not None and self._drawing is not None:
+                    trial = _optuna.frozen(self._study, trial_id)
+                    if not slot_draws.draw_slot(self._drawing, self._study, trial, batch, slot):
+                        self._fail(trial, "machine", "Another process opened the next generation.")
+                        return
+                place = self._place(trial_id, slot, past)
+            except UpdateFinishedTrialError:
+                continue  # another driver has failed it as that of a dead one
+            yield place
 
     def _new_trial(self, slot: Slot | None) -> int:
         attrs = {} if slot is None else {SEED_ATTR: self._seed_of(slot)}
