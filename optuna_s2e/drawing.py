@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -35,6 +35,22 @@ from optuna_s2e.settings import UpdateSettings
 FloatArray = npt.NDArray[np.float64]
 
 _logger = optuna.logging.get_logger(__name__)
+
+
+class Request(NamedTuple):
+    """What is to be drawn.
+
+    Attributes:
+        number: Of the trial that is drawn.
+        key: Keys the draw.
+        pending: Coordinates of the draws whose losses are not known yet, (P, d).
+        failed: Coordinates of draws that failed, (F, d).
+    """
+
+    number: int
+    key: Key
+    pending: FloatArray
+    failed: FloatArray
 
 
 @dataclass
@@ -185,59 +201,34 @@ class Drawing:
 
     # --- drawing -----------------------------------------------------------------------------
 
-    def join(
-        self,
-        study: Study,
-        number: int,
-        chain: Chain,
-        head: Record,
-        key: Key,
-        pending: FloatArray,
-        failed: FloatArray,
-    ) -> Record:
-        """Draw from the theta of a chain's head.
-
-        Args:
-            study: The study.
-            number: Of the trial that is drawn.
-            chain: A chain of the study.
-            head: Its head.
-            key: Keys the draw.
-            pending: Coordinates of the draws whose losses are not known yet, (P, d).
-            failed: Coordinates of draws that failed, (F, d).
-        """
+    def join(self, study: Study, chain: Chain, head: Record, request: Request) -> Record:
+        """Draw from the theta of a chain's head."""
         ledger = self.ledger(study)
         parent = ledger.openers[head.parent] if head.parent is not None else None
         members = [ledger.draws[n] for n in head.members if n in ledger.draws]
         in_force = split_settings(head.settings or {})[0]
         model = self._model(study, chain, head.trial, parent, members, in_force)
-        x = _sample(chain, head.generation, chain.theta, model, key, pending, failed)
-        return Record(number, head.generation, opener=head.trial, x=tuple(x.tolist()))
+        x = _sample(chain, head.generation, chain.theta, model, request)
+        return Record(request.number, head.generation, opener=head.trial, x=tuple(x.tolist()))
 
     def open(
         self,
         study: Study,
-        number: int,
         chain: Chain,
         members: Sequence[Draw],
         settings: Mapping[str, Any],
-        key: Key,
-        pending: FloatArray,
-        failed: FloatArray,
+        request: Request,
     ) -> Record:
         """Move theta and draw from it: open the next generation.
 
         Args:
             study: The study.
-            number: Of the trial that is drawn.
             chain: The chain that it continues.
             members: The draws that the update uses, in order.
             settings: What `settings_of` returned.
-            key: Keys the draw.
-            pending: Coordinates of the draws whose losses are not known yet, (P, d).
-            failed: Coordinates of draws that failed, (F, d).
+            request: What is to be drawn.
         """
-        ledger, parent = self.ledger(study), chain.head
+        ledger, parent, number = self.ledger(study), chain.head, request.number
         in_force = split_settings(settings)[0]
         model = self._model(study, chain, number, parent, members, in_force)
         thetas = partial(timeline.recorded_theta, ledger)
@@ -249,7 +240,7 @@ class Drawing:
                 "among the draws of an update.",
             )
         generation = parent.generation + 1 if parent is not None else 1
-        x = _sample(chain, generation, update.theta, model, key, pending, failed)
+        x = _sample(chain, generation, update.theta, model, request)
         _logger.debug(
             f"Trial {number} opens generation {generation}: KL {update.kl:.3f}, effective "
             f"sample size {update.effective_sample_size:.1f}."
@@ -302,14 +293,12 @@ def _sample(
     generation: int,
     theta: FloatArray,
     model: Model | None,
-    key: Key,
-    pending: FloatArray,
-    failed: FloatArray,
+    request: Request,
 ) -> FloatArray:
-    rng = keyed_rng(key.seed, 1, generation, key.number)
+    rng = keyed_rng(request.key.seed, 1, generation, request.key.number)
     if model is None:
         return chain.space.sample(theta, rng)
-    return assisted.propose(theta, model, pending, failed, generation, rng)
+    return assisted.propose(theta, model, request.pending, request.failed, generation, rng)
 
 
 def _later_release(study: Study, number: int) -> str:

@@ -18,7 +18,7 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
 from optuna_s2e import _optuna
-from optuna_s2e.drawing import Drawing
+from optuna_s2e.drawing import Drawing, Request
 from optuna_s2e.history import Chain, State
 from optuna_s2e.keyed import Key, draw_independent
 from optuna_s2e.records import FAILURE_KEY, RECORD_KEY, Record, own_record
@@ -289,14 +289,13 @@ class S2ESampler(BaseSampler):
         if chain is None or not (opens or chain.head):
             return Record(trial.number, 0, seed=key.seed, settings=settings), {}
         if not opens and chain.head is not None:
-            pending, failed = ledger.pending(chain), ledger.failed(chain)
-            record = drawing.join(study, trial.number, chain, chain.head, key, pending, failed)
+            request = Request(trial.number, key, ledger.pending(chain), ledger.failed(chain))
+            record = drawing.join(study, chain, chain.head, request)
         else:
             members = state.pool[: self.population_size]
-            pending, failed = ledger.pending(chain, members), ledger.failed(chain)
-            record = drawing.open(
-                study, trial.number, chain, members, settings, key, pending, failed
-            )
+            pending = ledger.pending(chain, members)
+            request = Request(trial.number, key, pending, ledger.failed(chain))
+            record = drawing.open(study, chain, members, settings, request)
         return record, chain.space.decode(np.array(record.x))
 
     def _warn_outside_theta(

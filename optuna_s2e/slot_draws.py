@@ -9,7 +9,7 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial
 
 from optuna_s2e import _optuna
-from optuna_s2e.drawing import Drawing
+from optuna_s2e.drawing import Drawing, Request
 from optuna_s2e.history import Chain
 from optuna_s2e.keyed import Key, KeyedSampler
 from optuna_s2e.records import RECORD_KEY, Record, own_record
@@ -61,10 +61,11 @@ def draw_slot(
             record = Record(trial.number, 0, seed=seed, settings=settings)
         elif head is not None and open_generation == batch.generation:
             known = known_before(ledger, chain, head, batch, slot)
-            record = drawing.join(study, trial.number, chain, head, key, *known)
+            record = drawing.join(study, chain, head, Request(trial.number, key, *known))
         else:
             known = known_before(ledger, chain, None, batch, slot)
-            record = drawing.open(study, trial.number, chain, batch.members, settings, key, *known)
+            request = Request(trial.number, key, *known)
+            record = drawing.open(study, chain, batch.members, settings, request)
     record = replace(record, slot=slot.number, attempt=slot.attempt)
     _optuna.set_system_attr(study, trial, RECORD_KEY, record.to_attr())
     return True
