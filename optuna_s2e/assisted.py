@@ -11,7 +11,9 @@ Two things are done with it. `update` minimises :math:`E_{p_\theta}[\hat f]` fro
 steps whose gradient (Eq 7) and Hessian (Proposition 1) are averages over virtual draws, inside
 the trust region around theta_m. `propose` draws candidates, half of them from p_theta and half
 uniformly (a defensive mixture: p_theta, a product, cannot follow a bent valley, and may be
-wrong), and takes the one with the lowest :math:`\hat f - \kappa_m \tilde\sigma`, where
+wrong). In more than six dimensions, where none of these comes near the best draws, a third of the
+candidates lie between one of the best draws and a candidate of the other kinds. Trained is the one
+with the lowest :math:`\hat f - \kappa_m \tilde\sigma`, where
 
 .. math:: \tilde\sigma = \sigma^2 / \sqrt{\sigma^2 + \tau^2}
 
@@ -44,6 +46,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+from optuna.distributions import CategoricalDistribution
 from scipy.spatial.distance import cdist
 
 from optuna_s2e import newton, surrogate
@@ -61,6 +64,9 @@ N_STEPS = 6  # Newton steps of one update
 LEAST_SCALE = 0.01  # of a step inside the trust region, after which no other is tried
 N_VIRTUAL = 400
 N_CANDIDATES = 800
+FEW_PARAMETERS = 6  # up to these, candidates lie densely enough
+N_BASES = 3  # draws of least expected loss, near which candidates lie in more dimensions
+LEAST_SHARE = 0.03  # of the way from such a draw to another
 N_NEAREST = 5  # draws that say whether a training at a point will fail
 
 
@@ -70,12 +76,14 @@ class Model:
 
     Attributes:
         space: What theta describes.
+        x: Coordinates of the draws that it was fitted to, (N, d).
         conditions: Which of its parameters the objective asks for where.
         factors: How much each feature matters, (n_features,).
         surrogate: Fitted to the losses over `features`.
     """
 
     space: SearchSpace
+    x: FloatArray
     conditions: Conditions
     factors: FloatArray
     surrogate: Surrogate
@@ -98,7 +106,7 @@ class Model:
         z = features(space, x, asked)
         factors = relevance(z, surrogate.standardize(losses)[0], groups(space))
         fitted = surrogate.fit(z * factors, losses)
-        return cls(space, conditions_of(space, x, asked), factors, fitted)
+        return cls(space, x, conditions_of(space, x, asked), factors, fitted)
 
     def features(self, x: FloatArray, asked: npt.NDArray[np.bool_] | None = None) -> FloatArray:
         """Return the features of draws, scaled by how much they matter, (N, n_features).
@@ -177,12 +185,15 @@ def propose(
         rng: Draws the candidates.
     """
     space, distribution = model.space, model.space.distribution
-    n_own = N_CANDIDATES // 2
+    n_near = N_CANDIDATES // 3 if len(space.names) > FEW_PARAMETERS else 0
+    n_own = (N_CANDIDATES - n_near) // 2
     points = np.concatenate([
         distribution.sample(theta, rng, n_own),
-        distribution.sample(distribution.uniform_theta(), rng, N_CANDIDATES - n_own),
+        distribution.sample(distribution.uniform_theta(), rng, N_CANDIDATES - n_near - n_own),
     ])  # fmt: skip
     x = space.coordinates(points)
+    if n_near:
+        x = np.concatenate([x, _near_the_best(model, x, n_near, rng)])
     known = model.features(pending) if len(pending) else None
     z = model.features(x)
     mean, deviation = model.surrogate.predict(z, known)
@@ -194,6 +205,22 @@ def propose(
         bound = (1.0 - risk) * bound + risk * model.surrogate.mean(completed).max()
     chosen: FloatArray = x[int(np.argmin(bound))]
     return chosen
+
+
+def _near_the_best(model: Model, x: FloatArray, n: int, rng: np.random.Generator) -> FloatArray:
+    """Return candidates (n, d) between the best draws and some of the candidates x (N, d).
+
+    Each goes a share w of the way, log-uniform in [`LEAST_SHARE`, 1]; a category goes over with
+    probability w.
+    """
+    order = np.argsort(model.surrogate.mean(model.surrogate.features), kind="stable")
+    bases = model.x[rng.choice(order[:N_BASES], n)]
+    others = x[rng.choice(len(x), n)]
+    w = np.exp(rng.uniform(np.log(LEAST_SHARE), 0.0, (n, 1)))
+    go_over = np.where(rng.random(bases.shape) < w, others, bases)
+    distributions = model.space.distributions.values()
+    is_category = [isinstance(d, CategoricalDistribution) for d in distributions]
+    return np.where(is_category, go_over, bases + w * (others - bases))
 
 
 def share_failed(z: FloatArray, completed: FloatArray, failed: FloatArray) -> FloatArray:

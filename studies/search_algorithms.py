@@ -7,16 +7,19 @@ Tasks:     studies/tasks.py. Settings were chosen on digits and synthetic data; 
 Measure:   test error of the pick, mean of 8 fresh trainings; differences paired by seed (same
            wrong labels, same split, same seeds of the fresh trainings); validation error of the
            last generation's trials, above the best known: the lowest smoothed error of any pick
-           of the same task and seed.
+           of the same task and seed, or, from search 40 on, the pick that is best in half of 8
+           fresh trainings, valued by the other half (not lower than what it is worth).
 Budget:    60 trials of T epochs; Hyperband, which prunes, gets as many epochs in all.
 Run:       python studies/search_algorithms.py --seeds 40 --jobs 2 --minutes 60      (it resumes)
+           ... --seeds 120 --algorithms random TPE S2E                              (more of some)
 Read:      studies/results/search_algorithms.json, --report (tables, and the picture)
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +34,9 @@ from optuna.samplers import BaseSampler, CmaEsSampler, GPSampler, RandomSampler,
 
 from optuna_s2e import S2ESampler, ScheduleSpace, recommend
 from optuna_s2e.coteaching import (
+    Evaluation,
     Metrics,
+    NoisyData,
     evaluate_schedules,
     fixed_schedules,
     last_epochs_mean,
@@ -125,10 +130,16 @@ def run(job: runs.Job) -> dict[str, Any]:
     if algorithm == "random":  # once per task and seed: the baselines
         fixed = fixed_schedules(task.n_epochs, task.noise_rate)
         schedules |= {name: schedule.keep_rates for name, schedule in fixed.items()}
-    evaluations = evaluate_schedules(
-        schedules, search.data, network=tasks.mlp64, config=task.config, n_repeats=N_REPEATS,
-        seed=search.seed, device="cpu",
-    )  # fmt: skip
+
+    def retrained(schedules: dict[str, np.ndarray], data: NoisyData) -> dict[str, Evaluation]:
+        return evaluate_schedules(
+            schedules, data, network=tasks.mlp64, config=task.config, n_repeats=N_REPEATS,
+            seed=search.seed, device="cpu",
+        )  # fmt: skip
+
+    evaluations = retrained(schedules, search.data)
+    validation = replace(search.data, x_test=search.data.x_val, y_test=search.data.y_val)
+    known = retrained({"smoothed": schedules["smoothed"]}, validation)["smoothed"]
     complete = [t for t in study.trials if t.state == optuna.trial.TrialState.COMPLETE]
     values = np.array([t.value for t in complete])
     return {
@@ -138,6 +149,7 @@ def run(job: runs.Job) -> dict[str, Any]:
         "expected": {r: [round(v, 5) for v in (p.expected_loss, *p.interval)]
                      for r, p in picks.items()},
         "values": [round(float(v), 5) for v in values],
+        "validation": [round(float(1 - a), 5) for a in known.final_accuracy],
         "n_trials": len(study.trials),
     }  # fmt: skip
 
@@ -178,6 +190,7 @@ def report(results: runs.Results, n: int) -> None:
     compare_rules(results, n)
     for part in ("tune", "report"):
         compare(results, part, n)
+        compare_last(results, part, n)
 
 
 def compare_rules(results: runs.Results, n: int) -> None:
@@ -227,6 +240,46 @@ def compare(results: runs.Results, part: str, n: int) -> None:
             sizes = "+".join(str(len(d)) for d in pairs_of)
             print(f"  {other:28}{mean:+.2f} [{low:+.2f}, {high:+.2f}]  last: {np.mean(excess):.2f}"
                   f"   ({len(pairs_of)} tasks, {sizes} searches)")  # fmt: skip
+
+
+def retrained_best(rows: Sequence[dict[str, Any]]) -> float:
+    """Return the validation error of the best of several picks, from 8 fresh trainings of each.
+
+    The pick that is lowest in one half of the trainings is valued by the other half, both ways,
+    so that its luck does not count.
+    """
+    halves = np.array([r["validation"] for r in rows]).reshape(len(rows), 2, -1).mean(axis=2)
+    return float(np.mean([halves[np.argmin(halves[:, half]), 1 - half] for half in (0, 1)]))
+
+
+def compare_last(results: runs.Results, part: str, n: int) -> None:
+    """Print the excess of the last generation where all picks of a search were retrained."""
+    excess = []  # per task, (searches, algorithms)
+    for name in (t for t in tasks.TASKS if tasks.TASKS[t].part == part):
+        cells = [rows_of(results, name, algorithm, n) for algorithm in MAIN]
+        rows = [row for row in zip(*cells, strict=False) if all("validation" in r for r in row)]
+        last = [[np.mean(r["values"][-K:]) for r in row] for row in rows]
+        if len(rows) > 1:
+            best = np.array([retrained_best(row) for row in rows])
+            excess.append(100 * (np.array(last) - best[:, None]))
+    if not excess:
+        return
+    sizes = "+".join(str(len(e)) for e in excess)
+    print(f"\nLast 6 trials, {part}: points of validation error above the best retrained pick "
+          f"({sizes} searches)")  # fmt: skip
+    table = np.array([e.mean(axis=0) for e in excess])  # (tasks, algorithms)
+    for algorithm, cells in zip(MAIN, table.T, strict=True):
+        print(f"  {algorithm:10}{cells.mean():6.2f}   {'  '.join(f'{c:.2f}' for c in cells)}")
+    rng = np.random.default_rng(0)
+    means = np.array([
+        np.mean([rng.choice(e, len(e)).mean(axis=0) for e in excess], axis=0) for _ in range(2000)
+    ])  # fmt: skip
+    own = MAIN.index("S2E")
+    for other in (a for a in range(len(MAIN)) if a != own):
+        share = table[:, own].mean() / table[:, other].mean()
+        low, high = np.percentile(means[:, own] / means[:, other], [2.5, 97.5])
+        print(f"  S2E's as a share of that of {MAIN[other]}: {share:.2f} "
+              f"[{low:.2f}, {high:.2f}]")  # fmt: skip
 
 
 def picture(results: runs.Results, n: int) -> Figure:
@@ -289,6 +342,10 @@ def main() -> None:
     """Run what is missing, save after each search, report."""
     args = runs.parser(__doc__, seeds=40)
     args.add_argument("--part", choices=["tune", "report"], help="only these tasks")
+    args.add_argument(
+        "--algorithms", nargs="+", choices=ALGORITHMS, default=ALGORITHMS, metavar="NAME",
+        help=f"only these: {', '.join(ALGORITHMS)}",
+    )  # fmt: skip
     options = args.parse_args()
     names = [n for n, t in tasks.TASKS.items()
              if t.available and options.part in (None, t.part)]  # fmt: skip
@@ -296,7 +353,7 @@ def main() -> None:
         (task, algorithm, seed)
         for seed in range(options.seeds)
         for task in names
-        for algorithm in ALGORITHMS
+        for algorithm in options.algorithms
         if algorithm in ASKED or 4 * seed < options.seeds
     ]
     jobs.sort(key=lambda j: (j[1] not in MAIN, j[1] not in ASKED, j[2]))  # what decides first
