@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import optuna
 import pytest
-from optuna.distributions import FloatDistribution
+from optuna.distributions import CategoricalDistribution, FloatDistribution
 
 from optuna_s2e import (
     S2ESampler,
@@ -81,6 +81,49 @@ def test_proposals_are_good_and_differ_from_the_pending_ones() -> None:
     ]
     spread = [np.linalg.norm(np.std(x, axis=0)) for x in (pending, alone)]
     assert spread[0] > 1.5 * spread[1]  # without the pending ones, all ask for the same place
+
+
+def test_in_many_dimensions_a_proposal_is_near_the_best_draws(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    space = SearchSpace.of(
+        {f"x{i:02d}": FloatDistribution(0, 1) for i in range(20)}
+        | {f"z{i}": CategoricalDistribution("abc") for i in range(2)}
+    )
+    theta, asked = space.distribution.uniform_theta(), np.ones((60, 22), dtype=bool)
+    x = space.coordinates(space.distribution.sample(theta, np.random.default_rng(0), 60))
+    losses = ((x[:, :20] - 0.4) ** 2).sum(axis=1) + (x[:, 20:] != 1).sum(axis=1)
+    model = assisted.Model.fit(space, x, asked, losses)
+
+    def expected() -> float:
+        """Mean of the model at eight proposals that explore little."""
+        none = np.empty((0, 22))
+        found = [
+            assisted.propose(theta, model, none, none, 36, np.random.default_rng(seed))
+            for seed in range(8)
+        ]
+        return float(model.surrogate.mean(model.features(np.array(found))).mean())
+
+    near = expected()
+    monkeypatch.setattr(assisted, "FEW_PARAMETERS", 22)
+    assert near < expected() - 0.1 * losses.std()
+
+
+def test_candidates_near_the_best_lie_on_the_way_to_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    space = SearchSpace.of({"a": FloatDistribution(0, 1), "z": CategoricalDistribution("abcd")})
+    x = np.array([[0.1, 0.0], [0.5, 2.0], [0.9, 0.0], [0.2, 0.0]])
+    losses = np.array([1.0, 0.0, 1.0, 1.0])
+    model = assisted.Model.fit(space, x, np.ones(x.shape, dtype=bool), losses)
+    monkeypatch.setattr(assisted, "N_BASES", 1)
+    other = np.array([[0.7, 3.0]])
+    found = assisted._near_the_best(model, other, 4000, np.random.default_rng(0))
+    way = (found[:, 0] - 0.5) / 0.2
+    assert 0.03 - 1e-9 <= way.min() <= way.max() <= 1.0
+    assert np.median(way) == pytest.approx(np.sqrt(0.03), rel=0.1)  # log-uniform
+    assert set(found[:, 1]) == {2.0, 3.0}
+    assert np.mean(found[:, 1] == 3.0) == pytest.approx(way.mean(), abs=0.03)
 
 
 def test_deviation_after_pending_draws_is_that_of_a_model_that_knows_them() -> None:
