@@ -131,6 +131,41 @@ def settings_of_a_net(trial: optuna.Trial) -> float:
     return noisy(trial, float(value), 0.05 + 0.1 * float(value))
 
 
+def rosenbrock_in_fifteen(trial: optuna.Trial) -> float:
+    """Rosenbrock's bent valley in 15 coordinates."""
+    x = floats(trial, 15, -2, 2)
+    return float(np.sum(100 * (x[1:] - x[:-1] ** 2) ** 2 + (1 - x[:-1]) ** 2))
+
+
+def ackley_in_twenty(trial: optuna.Trial) -> float:
+    """Ackley's function of 20 coordinates, off the centre."""
+    x = floats(trial, 20, -5, 5) - 1.3
+    wells = np.exp(np.mean(np.cos(2 * np.pi * x)))
+    return float(20 * (1 - np.exp(-0.2 * np.sqrt(np.mean(x**2)))) + np.e - wells)
+
+
+def ellipsoid_in_thirty(trial: optuna.Trial) -> float:
+    """Thirty coordinates of growing weight."""
+    x = floats(trial, 30, -1, 1) - np.linspace(-0.5, 0.5, 30)
+    return float(np.sum(np.geomspace(1, 100, 30) * x**2))
+
+
+def noisy_bowl_in_twenty(trial: optuna.Trial) -> float:
+    """A bowl in 20 coordinates, and noise."""
+    return noisy(trial, float(np.sum((floats(trial, 20) - 0.65) ** 2)), 0.3)
+
+
+def six_categories_and_floats(trial: optuna.Trial) -> float:
+    """Six categories of four choices, ten floats."""
+    effects = np.random.default_rng(5).exponential(size=(6, 4))
+    effects -= effects.min(axis=1, keepdims=True)
+    value = sum(
+        row["abcd".index(trial.suggest_categorical(f"c{i}", "abcd"))]
+        for i, row in enumerate(effects)
+    )
+    return float(value + 3 * np.sum((floats(trial, 10) - 0.3) ** 2))
+
+
 def rosenbrock(trial: optuna.Trial) -> float:
     """A bent valley in four dimensions."""
     x = np.array([trial.suggest_float(f"x{i}", -2, 2) for i in range(4)])
@@ -274,6 +309,47 @@ def five_branches(trial: optuna.Trial) -> float:
     return 0.02 * i + (x - 0.15 * i) ** 2 + (1 + i) * (y - 0.8) ** 2
 
 
+def levy_in_eighteen(trial: optuna.Trial) -> float:
+    """Levy's function of 18 coordinates: waves in a valley."""
+    w = 1 + (floats(trial, 18, -8, 8) - 1) / 4
+    value = np.sin(np.pi * w[0]) ** 2 + (w[-1] - 1) ** 2 * (1 + np.sin(2 * np.pi * w[-1]) ** 2)
+    return float(value + np.sum((w[:-1] - 1) ** 2 * (1 + 10 * np.sin(np.pi * w[:-1] + 1) ** 2)))
+
+
+def zakharov(trial: optuna.Trial) -> float:
+    """Zakharov's function of 16 coordinates: a narrow valley across all axes."""
+    x = floats(trial, 16, -3, 3) - 0.7
+    along = float(np.sum(0.5 * np.arange(1, 17) * x)) / 16
+    return float(np.sum(x**2)) + along**2 + along**4
+
+
+def half_of_twenty_four(trial: optuna.Trial) -> float:
+    """Twelve of 24 coordinates matter, unequally, and noise."""
+    x = floats(trial, 24)
+    goal = np.random.default_rng(21).uniform(0.1, 0.9, 12)
+    return noisy(trial, float(np.sum(np.geomspace(0.2, 5, 12) * (x[::2] - goal) ** 2)), 0.2)
+
+
+def edges_of_twenty(trial: optuna.Trial) -> float:
+    """The minimum of 20 coordinates lies on edges of the cube; neighbours act together."""
+    x = floats(trial, 20)
+    return float(np.sum(x[:10]) + np.sum(1 - x[10:]) + 2 * np.sum(x[:9] * x[1:10]))
+
+
+def pipeline(trial: optuna.Trial) -> float:
+    """Six categories, eight logarithmic floats and four ints, and noise."""
+    value = 0.0
+    for i in range(6):
+        choice = trial.suggest_categorical(f"step{i}", ["none", "a", "b", "c"])
+        value += 0.3 * (choice != ("a", "none", "c", "none", "b", "none")[i])
+    for i in range(8):
+        rate = np.log10(trial.suggest_float(f"rate{i}", 1e-6, 1.0, log=True))
+        value += (0.02 + 0.02 * i) * (rate + 1.5 + 0.4 * i) ** 2
+    for i in range(4):
+        value += 0.05 * abs(trial.suggest_int(f"size{i}", 1, 12) - 3 - 2 * i)
+    return noisy(trial, float(value), 0.1)
+
+
 TASKS: dict[str, dict[str, Callable[[optuna.Trial], float]]] = {
     "tune": {
         "quadratic": quadratic,
@@ -290,6 +366,11 @@ TASKS: dict[str, dict[str, Callable[[optuna.Trial], float]]] = {
         "valley": valley,
         "integers": integers,
         "settings of a net": settings_of_a_net,
+        "Rosenbrock in fifteen": rosenbrock_in_fifteen,
+        "Ackley in twenty": ackley_in_twenty,
+        "ellipsoid in thirty": ellipsoid_in_thirty,
+        "noisy bowl in twenty": noisy_bowl_in_twenty,
+        "six categories and floats": six_categories_and_floats,
     },
     "held out": {
         "rosenbrock": rosenbrock,
@@ -316,5 +397,12 @@ TASKS: dict[str, dict[str, Callable[[optuna.Trial], float]]] = {
         "kernels": kernels,
         "nested": nested,
         "five branches": five_branches,
+    },
+    "many dimensions": {
+        "Levy in eighteen": levy_in_eighteen,
+        "Zakharov": zakharov,
+        "half of 24, noisy": half_of_twenty_four,
+        "edges of twenty": edges_of_twenty,
+        "pipeline": pipeline,
     },
 }
