@@ -47,6 +47,7 @@ RESULTS = Path(__file__).parent / "results" / "search_algorithms.json"
 PICTURE = Path(__file__).parents[1] / "docs" / "images" / "search-algorithms.png"
 COLORS = [*TABLEAU_COLORS, "black", "gold", "navy", "teal"]
 K, N_TRIALS, N_REPEATS, FIRST_SEED = 6, 60, 8, 2000
+FEW = 10  # searches: with fewer an algorithm is not drawn
 RULES = ("smoothed", "best", "theta")
 MAIN = ("random", "TPE", "S2E")  # the first to run, and those whose rules are compared
 ASKED = (*MAIN, "CMA-ES", "GP")  # --seeds searches each; the others a quarter as many
@@ -290,7 +291,7 @@ def picture(results: runs.Results, n: int) -> Figure:
     names = [t for t in tasks.TASKS if tasks.TASKS[t].part == "report"]
     names = [t for t in names if rows_of(results, t, "S2E", n)]
     best = {t: best_known(results, t, n) for t in names}
-    enough = [a for a in ALGORITHMS if min(len(rows_of(results, t, a, n)) for t in names) * 4 >= n]
+    enough = [a for a in ALGORITHMS if min(len(rows_of(results, t, a, n)) for t in names) >= FEW]
     compared = [a for a in enough if a != "Hyperband"]  # its trials are of unequal length
     for color, algorithm in zip(COLORS, compared, strict=False):
         width = 2.2 if algorithm in MAIN else 1.0

@@ -41,6 +41,21 @@ def test_best_known_is_the_lowest_expected_of_any_algorithm_per_seed():
     assert search_algorithms.best_known(results, "a", 2).tolist() == [0.2, 0.4]
 
 
+def test_the_best_retrained_pick_is_valued_by_trainings_that_did_not_choose_it() -> None:
+    lucky_first = {"validation": [0.1] * 4 + [0.5] * 4}
+    lucky_last = {"validation": [0.5] * 4 + [0.1] * 4}
+    good = {"validation": [0.2] * 8}
+    assert search_algorithms.retrained_best([lucky_first, lucky_last]) == pytest.approx(0.5)
+    assert search_algorithms.retrained_best([good]) == pytest.approx(0.2)
+    rng = np.random.default_rng(0)
+    same = [
+        search_algorithms.retrained_best([{"validation": rng.normal(size=8)} for _ in range(5)])
+        for _ in range(400)
+    ]
+    assert abs(np.mean(same)) < 4 * np.std(same) / 20  # the least of five is at -1.16 / sqrt(8)
+    assert np.std(same) < 0.5
+
+
 def test_pooled_differences_weigh_tasks_equally():
     mean, low, high = runs.pooled([np.array([1.0, 3.0]), np.array([5.0, 5.0, 5.0])], scale=1.0)
     assert mean == 3.5
