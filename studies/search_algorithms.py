@@ -285,7 +285,7 @@ def compare_last(results: runs.Results, part: str, n: int) -> None:
 
 def picture(results: runs.Results, n: int) -> Figure:
     """Draw the mean error of each generation, the best so far, and the paired differences."""
-    figure = Figure(figsize=(13, 4.2), layout="constrained")
+    figure = Figure(figsize=(13, 4.6), layout="constrained")
     FigureCanvasAgg(figure)
     means, incumbents, forest = figure.subplots(1, 3, width_ratios=[1, 1, 1.3])
     names = [t for t in tasks.TASKS if tasks.TASKS[t].part == "report"]
@@ -306,7 +306,8 @@ def picture(results: runs.Results, n: int) -> Figure:
         incumbents.plot(np.arange(1, N_TRIALS + 1), curve, color=color, lw=width)
     means.set(xlabel="generation of 6", ylabel="points above the best known",
               title="validation error, mean of a generation", ylim=(0, None))  # fmt: skip
-    means.legend(fontsize=7, ncols=2)
+    figure.legend(*means.get_legend_handles_labels(), fontsize=8, ncols=7,
+                  loc="outside lower center")  # fmt: skip
     incumbents.axhline(0.0, color="black", lw=0.8)
     incumbents.set(xlabel="trials", title="lowest validation error so far (lucky)")
     offsets = {"random": -0.18, "TPE": 0.18}
@@ -322,6 +323,7 @@ def picture(results: runs.Results, n: int) -> Figure:
     forest.set_yticks(range(len(names) + 1), [*names, "pooled"], fontsize=8)
     forest.invert_yaxis()
     forest.set(xlabel="points; left: S2E is better", title="test error of the pick, fresh seeds")
+    forest.locator_params(axis="x", nbins=7)
     forest.legend(fontsize=8)
     return figure
 
