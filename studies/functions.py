@@ -67,11 +67,15 @@ def wide_bowl(trial: optuna.Trial) -> float:
     return float(np.sum((floats(trial, 25) - np.linspace(0.2, 0.8, 25)) ** 2))
 
 
-def ackley(trial: optuna.Trial) -> float:
-    """Ackley's function of six coordinates, off the centre."""
-    x = floats(trial, 6, -5, 5) - 1.3
-    wells = np.exp(np.mean(np.cos(2 * np.pi * x)))
-    return float(20 * (1 - np.exp(-0.2 * np.sqrt(np.mean(x**2)))) + np.e - wells)
+def ackley(n: int) -> Callable[[optuna.Trial], float]:
+    """Return Ackley's function of n coordinates, off the centre."""
+
+    def value(trial: optuna.Trial) -> float:
+        x = floats(trial, n, -5, 5) - 1.3
+        wells = np.exp(np.mean(np.cos(2 * np.pi * x)))
+        return float(20 * (1 - np.exp(-0.2 * np.sqrt(np.mean(x**2)))) + np.e - wells)
+
+    return value
 
 
 def noisy_levy(trial: optuna.Trial) -> float:
@@ -81,13 +85,17 @@ def noisy_levy(trial: optuna.Trial) -> float:
     return noisy(trial, float(np.sin(np.pi * w[0]) ** 2 + middle + (w[-1] - 1) ** 2), 1.5)
 
 
-def categories_and_floats(trial: optuna.Trial) -> float:
-    """Eight categories of four, each with an effect of its own, and three floats."""
-    effects = np.random.default_rng(5).exponential(size=(8, 4))
+def categories_and_floats(n_categories: int, n_floats: int) -> Callable[[optuna.Trial], float]:
+    """Return categories of four, each with an effect of its own, and a bowl of floats."""
+    effects = np.random.default_rng(5).exponential(size=(n_categories, 4))
     effects -= effects.min(axis=1, keepdims=True)
-    chosen = [trial.suggest_categorical(f"c{i}", "abcd") for i in range(8)]
-    value = sum(row["abcd".index(c)] for row, c in zip(effects, chosen, strict=True))
-    return float(value + 3 * np.sum((floats(trial, 3) - 0.3) ** 2))
+
+    def value(trial: optuna.Trial) -> float:
+        chosen = [trial.suggest_categorical(f"c{i}", "abcd") for i in range(n_categories)]
+        total = sum(row["abcd".index(c)] for row, c in zip(effects, chosen, strict=True))
+        return float(total + 3 * np.sum((floats(trial, n_floats) - 0.3) ** 2))
+
+    return value
 
 
 def rotated_eight(trial: optuna.Trial) -> float:
@@ -137,13 +145,6 @@ def rosenbrock_in_fifteen(trial: optuna.Trial) -> float:
     return float(np.sum(100 * (x[1:] - x[:-1] ** 2) ** 2 + (1 - x[:-1]) ** 2))
 
 
-def ackley_in_twenty(trial: optuna.Trial) -> float:
-    """Ackley's function of 20 coordinates, off the centre."""
-    x = floats(trial, 20, -5, 5) - 1.3
-    wells = np.exp(np.mean(np.cos(2 * np.pi * x)))
-    return float(20 * (1 - np.exp(-0.2 * np.sqrt(np.mean(x**2)))) + np.e - wells)
-
-
 def ellipsoid_in_thirty(trial: optuna.Trial) -> float:
     """Thirty coordinates of growing weight."""
     x = floats(trial, 30, -1, 1) - np.linspace(-0.5, 0.5, 30)
@@ -153,17 +154,6 @@ def ellipsoid_in_thirty(trial: optuna.Trial) -> float:
 def noisy_bowl_in_twenty(trial: optuna.Trial) -> float:
     """A bowl in 20 coordinates, and noise."""
     return noisy(trial, float(np.sum((floats(trial, 20) - 0.65) ** 2)), 0.3)
-
-
-def six_categories_and_floats(trial: optuna.Trial) -> float:
-    """Six categories of four choices, ten floats."""
-    effects = np.random.default_rng(5).exponential(size=(6, 4))
-    effects -= effects.min(axis=1, keepdims=True)
-    value = sum(
-        row["abcd".index(trial.suggest_categorical(f"c{i}", "abcd"))]
-        for i, row in enumerate(effects)
-    )
-    return float(value + 3 * np.sum((floats(trial, 10) - 0.3) ** 2))
 
 
 def rosenbrock(trial: optuna.Trial) -> float:
@@ -358,19 +348,19 @@ TASKS: dict[str, dict[str, Callable[[optuna.Trial], float]]] = {
         "mixed": mixed,
         "few of twenty": few_of_twenty,
         "wide bowl": wide_bowl,
-        "Ackley": ackley,
+        "Ackley": ackley(6),
         "noisy Levy": noisy_levy,
-        "categories and floats": categories_and_floats,
+        "categories and floats": categories_and_floats(8, 3),
         "rotated eight": rotated_eight,
         "Branin among ten": branin_among_ten,
         "valley": valley,
         "integers": integers,
         "settings of a net": settings_of_a_net,
         "Rosenbrock in fifteen": rosenbrock_in_fifteen,
-        "Ackley in twenty": ackley_in_twenty,
+        "Ackley in twenty": ackley(20),
         "ellipsoid in thirty": ellipsoid_in_thirty,
         "noisy bowl in twenty": noisy_bowl_in_twenty,
-        "six categories and floats": six_categories_and_floats,
+        "six categories and floats": categories_and_floats(6, 10),
     },
     "held out": {
         "rosenbrock": rosenbrock,

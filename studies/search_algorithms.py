@@ -7,8 +7,8 @@ Tasks:     studies/tasks.py. Settings were chosen on digits and synthetic data; 
 Measure:   test error of the pick, mean of 8 fresh trainings; differences paired by seed (same
            wrong labels, same split, same seeds of the fresh trainings); validation error of the
            last generation's trials, above the best known: the lowest smoothed error of any pick
-           of the same task and seed, or, from search 40 on, the pick that is best in half of 8
-           fresh trainings, valued by the other half (not lower than what it is worth).
+           of the same task and seed, or, where the picks were retrained on the validation part,
+           the pick that is best in half of 8 fresh trainings, valued by the other half.
 Budget:    60 trials of T epochs; Hyperband, which prunes, gets as many epochs in all.
 Run:       python studies/search_algorithms.py --seeds 40 --jobs 2 --minutes 60      (it resumes)
            ... --seeds 120 --algorithms random TPE S2E                              (more of some)
@@ -50,6 +50,7 @@ K, N_TRIALS, N_REPEATS, FIRST_SEED = 6, 60, 8, 2000
 FEW = 10  # searches: with fewer an algorithm is not drawn
 RULES = ("smoothed", "best", "theta")
 MAIN = ("random", "TPE", "S2E")  # the first to run, and those whose rules are compared
+OURS = ("S2E", "S2E, Table 1")  # compared with all others
 ASKED = (*MAIN, "CMA-ES", "GP")  # --seeds searches each; the others a quarter as many
 
 ALGORITHMS: dict[str, Callable[[int], BaseSampler]] = {
@@ -190,7 +191,8 @@ def report(results: runs.Results, n: int) -> None:
                       f"{last:>18}{len(rows):9}")  # fmt: skip
     compare_rules(results, n)
     for part in ("tune", "report"):
-        compare(results, part, n)
+        for ours in OURS:
+            compare(results, part, n, ours)
         compare_last(results, part, n)
 
 
@@ -219,24 +221,26 @@ def best_known(results: runs.Results, task: str, n: int) -> np.ndarray:
     ])  # fmt: skip
 
 
-def compare(results: runs.Results, part: str, n: int) -> None:
-    """Print S2E minus each other algorithm, smoothed picks, pooled over the tasks of a part."""
-    print(f"\nS2E minus ..., {part}: test error of the smoothed pick, points, [95 % interval];")
-    print("    excess of the last 6 trials over the best known, as a share of the other's")
+def compare(results: runs.Results, part: str, n: int, ours: str) -> None:
+    """Print ours minus each other algorithm, smoothed picks, pooled over the tasks of a part."""
     names = [t for t in tasks.TASKS if tasks.TASKS[t].part == part]
+    if not any(rows_of(results, t, ours, n) for t in names):
+        return
+    print(f"\n{ours} minus ..., {part}: test error of the smoothed pick, points, [95 % interval];")
+    print("    excess of the last 6 trials over the best known, as a share of the other's")
     best = {t: best_known(results, t, n) for t in names}
     for other in ALGORITHMS:
         excess = []
-        pairs_of = differences(results, names, other, n)
+        pairs_of = differences(results, names, other, n, ours)
         for name in names:
-            ours, theirs = rows_of(results, name, "S2E", n), rows_of(results, name, other, n)
-            pairs = list(zip(ours, theirs, strict=False))
-            if len(pairs) < 2 or other == "S2E":
+            own, theirs = rows_of(results, name, ours, n), rows_of(results, name, other, n)
+            pairs = list(zip(own, theirs, strict=False))
+            if len(pairs) < 2 or other == ours:
                 continue
             last = np.array([[np.mean(r["values"][-K:]) for r in pair] for pair in pairs])
             over = (last - best[name][: len(pairs), None]).mean(axis=0)
             excess.append(over[0] / over[1])
-        if pairs_of and other != "S2E":
+        if pairs_of and other != ours:
             mean, low, high = runs.pooled(pairs_of)
             sizes = "+".join(str(len(d)) for d in pairs_of)
             print(f"  {other:28}{mean:+.2f} [{low:+.2f}, {high:+.2f}]  last: {np.mean(excess):.2f}"
@@ -295,8 +299,8 @@ def picture(results: runs.Results, n: int) -> Figure:
     compared = [a for a in enough if a != "Hyperband"]  # its trials are of unequal length
     for color, algorithm in zip(COLORS, compared, strict=False):
         width = 2.2 if algorithm in MAIN else 1.0
-        values = {t: np.array([r["values"][:N_TRIALS] for r in rows_of(results, t, algorithm, n)])
-                  for t in names}  # fmt: skip
+        first = {t: rows_of(results, t, algorithm, FEW) for t in names}  # the same of each
+        values = {t: np.array([r["values"][:N_TRIALS] for r in rows]) for t, rows in first.items()}
         over = [100 * (v - best[t][: len(v), None]).mean(axis=0) for t, v in values.items()]
         generation = np.mean(over, axis=0).reshape(-1, K).mean(axis=1)
         means.plot(np.arange(len(generation)), generation, color=color, lw=width, label=algorithm)
@@ -328,12 +332,14 @@ def picture(results: runs.Results, n: int) -> Figure:
     return figure
 
 
-def differences(results: runs.Results, names: list[str], other: str, n: int) -> list[np.ndarray]:
-    """Return S2E minus another algorithm, test errors of smoothed picks, per task by seed."""
+def differences(
+    results: runs.Results, names: list[str], other: str, n: int, ours: str = "S2E"
+) -> list[np.ndarray]:
+    """Return ours minus another algorithm, test errors of smoothed picks, per task by seed."""
     found = []
     for name in names:
         pairs = zip(
-            rows_of(results, name, "S2E", n), rows_of(results, name, other, n), strict=False
+            rows_of(results, name, ours, n), rows_of(results, name, other, n), strict=False
         )
         found.append(np.array(
             [a["test_error"]["smoothed"] - b["test_error"]["smoothed"] for a, b in pairs]
