@@ -20,7 +20,7 @@ FAULT_SECONDS ?= 600
 FAULT_EXAMPLES ?= 300
 FAULT_RESULTS ?= build/faults
 STORM := $(BIN)/python tests/faults/storm.py --seconds $(FAULT_SECONDS)
-OPTUNA48_TESTS := $(wildcard tests/test_*.py)
+OPTUNA48_TESTS := tests --ignore tests/coteaching --ignore tests/dashboard
 
 demo: .venv/.demo
 	mkdir -p demo
@@ -39,7 +39,7 @@ lint: .venv/.dev
 	$(BIN)/lint-imports
 
 ray: .venv/.ray
-	$(BIN)/python -m pytest -q tests/test_ray.py
+	$(BIN)/python -m pytest -q tests/parallel/test_ray.py
 
 faults: .venv/.test
 	$(BIN)/python tests/faults/outage.py --json $(FAULT_RESULTS)/outage.json
@@ -49,10 +49,10 @@ faults: .venv/.test
 	$(STORM) --storage postgresql --crashes --json $(FAULT_RESULTS)/postgresql.json
 	$(STORM) --storage grpc --trials 200 --kills 15 --json $(FAULT_RESULTS)/grpc.json
 	$(STORM) --storage journal --trials 200 --kills 15 --json $(FAULT_RESULTS)/journal.json
-	S2E_EXAMPLES=$(FAULT_EXAMPLES) $(BIN)/python -m pytest -q tests/test_state_machine.py \
-	    tests/test_batch_machine.py
+	S2E_EXAMPLES=$(FAULT_EXAMPLES) $(BIN)/python -m pytest -q tests/sampler/test_state_machine.py \
+	    tests/parallel/test_batch_machine.py
 	S2E_EXAMPLES=40 S2E_STORAGE=sqlite:///:memory: $(BIN)/python -m pytest -q \
-	    tests/test_state_machine.py
+	    tests/sampler/test_state_machine.py
 
 bench: .venv/.test
 	$(BIN)/python tests/benchmarks/bench_overhead.py

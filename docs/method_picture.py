@@ -19,9 +19,9 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
 from optuna_s2e import Schedule, generations, recommend
-from optuna_s2e.assisted import Model
-from optuna_s2e.records import read_tags
-from optuna_s2e.search_space import SearchSpace
+from optuna_s2e.distributions._search_space import SearchSpace
+from optuna_s2e.estimators.surrogate_newton import Model
+from optuna_s2e.history._record import read_tags
 
 OUT = Path(__file__).parent / "images" / "method.png"
 EARLY = 5  # epoch

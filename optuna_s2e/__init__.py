@@ -1,8 +1,8 @@
 """optuna_s2e: search sample-selection schedules, and anything else, with Optuna."""
 
-from optuna_s2e.batch import optimize_batch
-from optuna_s2e.executors import RayExecutor
-from optuna_s2e.recommend import Recommendation, recommend
+from optuna_s2e.analysis import Generation, Recommendation, generations, recommend, replay
+from optuna_s2e.distributions import simplex_params, suggest_simplex
+from optuna_s2e.parallel import RayExecutor, optimize_batch
 from optuna_s2e.sampler import S2ESampler
 from optuna_s2e.schedules import (
     Schedule,
@@ -11,9 +11,7 @@ from optuna_s2e.schedules import (
     standard_schedule,
     table1_schedule,
 )
-from optuna_s2e.simplex import simplex_params, suggest_simplex
 from optuna_s2e.storages import open_storage
-from optuna_s2e.timeline import Generation, generations, replay
 
 __all__ = [
     "Generation",

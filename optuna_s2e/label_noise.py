@@ -15,8 +15,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-FloatArray = npt.NDArray[np.float64]
-IntArray = npt.NDArray[np.int64]
+from optuna_s2e._typing import FloatArray, IntArray
 
 NOISES = ("none", "symmetric", "pair")
 

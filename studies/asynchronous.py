@@ -30,7 +30,7 @@ from optuna.samplers import BaseSampler, CmaEsSampler, RandomSampler, TPESampler
 
 from optuna_s2e import S2ESampler, Schedule, ScheduleSpace, generations, recommend, surrogate
 from optuna_s2e.coteaching import last_epochs_mean, train_batch
-from optuna_s2e.features import N_POINTS
+from optuna_s2e.surrogate import N_POINTS
 
 RESULTS = Path(__file__).parent / "results" / "asynchronous.json"
 N_TRIALS, N_LAST, N_TABLE, N_NEAR, FIRST_SEED = 60, 12, 480, 8, 7000

@@ -13,7 +13,12 @@ from functools import cached_property
 import numpy as np
 from scipy.special import digamma, gammaln, zeta
 
-from optuna_s2e.search_distribution import Beta, Dirichlet, Family, SearchDistribution
+from optuna_s2e.distributions import (
+    Beta,
+    Dirichlet,
+    Family,
+    SearchDistribution,
+)
 
 Array = np.ndarray
 

@@ -20,10 +20,9 @@ from optuna.distributions import FloatDistribution
 from scipy.optimize import least_squares
 
 from optuna_s2e import ScheduleSpace, surrogate
-from optuna_s2e.bases import basis_function
-from optuna_s2e.features import N_POINTS
-from optuna_s2e.schedules import MIN_KEEP_RATE
-from optuna_s2e.simplex import weights_from_unit
+from optuna_s2e.distributions import weights_from_unit
+from optuna_s2e.schedules import MIN_KEEP_RATE, basis_function
+from optuna_s2e.surrogate import N_POINTS
 
 Array = npt.NDArray[np.float64]
 

@@ -22,8 +22,8 @@ from matplotlib.figure import Figure
 from polynomials import PROBLEMS, Array, Polynomial
 from scipy.optimize import lsq_linear
 
-from optuna_s2e import newton
-from optuna_s2e.settings import UpdateSettings
+from optuna_s2e.estimators import newton
+from optuna_s2e.estimators.settings import UpdateSettings
 
 RESULTS = Path(__file__).parent / "results" / "theory.json"
 PICTURE = Path(__file__).parents[1] / "docs" / "images" / "theory.png"

@@ -11,18 +11,13 @@ except ModuleNotFoundError as error:
         'Install it with: pip install "optuna-s2e[coteaching]"'
     ) from error
 
-from optuna_s2e.coteaching._sources import DATA_SETS
-from optuna_s2e.coteaching.config import TrainingConfig
-from optuna_s2e.coteaching.data import NoisyData, load_data
-from optuna_s2e.coteaching.methods import Evaluation, evaluate_schedules, fixed_schedules
-from optuna_s2e.coteaching.networks import NETWORKS, make_network
-from optuna_s2e.coteaching.objective import CoteachingObjective
-from optuna_s2e.coteaching.training import (
-    Metrics,
-    TrainingResult,
-    last_epochs_mean,
-    train_batch,
-)
+from optuna_s2e.coteaching._config import TrainingConfig
+from optuna_s2e.coteaching._evaluation import Evaluation, evaluate_schedules, fixed_schedules
+from optuna_s2e.coteaching._evaluation_report import evaluation_table, save_evaluation
+from optuna_s2e.coteaching._networks import NETWORKS, make_network
+from optuna_s2e.coteaching._objective import CoteachingObjective
+from optuna_s2e.coteaching._training import Metrics, TrainingResult, last_epochs_mean, train_batch
+from optuna_s2e.coteaching.data import DATA_SETS, NoisyData, load_data
 
 __all__ = [
     "DATA_SETS",
@@ -34,9 +29,11 @@ __all__ = [
     "TrainingConfig",
     "TrainingResult",
     "evaluate_schedules",
+    "evaluation_table",
     "fixed_schedules",
     "last_epochs_mean",
     "load_data",
     "make_network",
+    "save_evaluation",
     "train_batch",
 ]

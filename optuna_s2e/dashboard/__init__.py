@@ -11,10 +11,10 @@
 pages.
 """
 
-from optuna_s2e.dashboard.artifacts import ArtifactFolder
-from optuna_s2e.dashboard.folders import default_artifact_dir, find_artifact_dir
-from optuna_s2e.dashboard.reporter import DashboardReporter, is_available
-from optuna_s2e.dashboard.server import serve
+from optuna_s2e.dashboard._artifacts import ArtifactFolder
+from optuna_s2e.dashboard._folders import default_artifact_dir, find_artifact_dir
+from optuna_s2e.dashboard._reporter import DashboardReporter, is_available
+from optuna_s2e.dashboard._server import serve
 
 __all__ = [
     "ArtifactFolder",

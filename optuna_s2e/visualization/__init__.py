@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 
 from optuna.study import Study
 
+from optuna_s2e.analysis import Story
 from optuna_s2e.schedules import Schedule
 from optuna_s2e.visualization import figures
-from optuna_s2e.visualization.story import Story
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go

@@ -15,11 +15,11 @@ import numpy as np
 import numpy.typing as npt
 from optuna.trial import FrozenTrial
 
-from optuna_s2e import simplex
-from optuna_s2e.curves import Curves
+from optuna_s2e._attributes import Curves
+from optuna_s2e._typing import FloatArray
+from optuna_s2e.analysis import Marginal, Shares, Story
+from optuna_s2e.distributions import decode, find_simplexes, simplex_params, weights_from_unit
 from optuna_s2e.schedules import Schedule, ScheduleSpace, find_space
-from optuna_s2e.search_space import decode
-from optuna_s2e.visualization.story import Marginal, Shares, Story
 
 Figure = dict[str, Any]
 Trace = dict[str, Any]
@@ -251,7 +251,7 @@ def basis_functions(schedule: Schedule, label: str = "R(t)") -> Figure:
     n_points = min(space.n_epochs, 2 * MAX_POINTS)
     t = np.linspace(0.0, space.n_epochs - 1.0, n_points)
     searched = {n: d for n, d in space.distributions.items() if not d.single()}
-    groups = simplex.find_simplexes(searched)
+    groups = find_simplexes(searched)
     layout = _layout("Basis functions", "epoch t", "R(t), share of samples kept")
     layout["yaxis"]["range"] = [0, 1.03]
     layout["margin"]["t"] = 90
@@ -276,8 +276,8 @@ def _bases(
 ) -> list[Trace]:
     k = len(group) + 1
     name = group[0].partition(".simplex")[0]
-    weights = simplex.weights_from_unit(np.array([params[n] for n in group]))
-    corners = [{**params, **simplex.simplex_params(name, np.eye(k)[i])} for i in range(k)]
+    weights = weights_from_unit(np.array([params[n] for n in group]))
+    corners = [{**params, **simplex_params(name, np.eye(k)[i])} for i in range(k)]
     columns = {n: [p[n] for p in corners] for n in params}
     curves = space.curves(columns, np.size(t))
     return [
@@ -328,7 +328,7 @@ def _tile(layout: dict[str, Any], traces: Sequence[Trace], names: Sequence[str])
 # --- parts of the figures ----------------------------------------------------------------------
 
 
-def _crowd(story: Story, t: npt.NDArray[np.float64]) -> list[Trace]:
+def _crowd(story: Story, t: FloatArray) -> list[Trace]:
     """Draw one thin line per schedule, coloured by its generation (else by its age)."""
     numbers = sorted(story.schedules)
     numbers = [numbers[i] for i in _thinned(len(numbers), MAX_CURVES)]
@@ -518,7 +518,7 @@ def _line(
     }
 
 
-def _at(schedule: Schedule, t: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+def _at(schedule: Schedule, t: FloatArray) -> FloatArray:
     return np.interp(t, np.arange(schedule.n_epochs), schedule.keep_rates)
 
 

@@ -37,9 +37,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from reports import D, objective, quantiles, save, shown
 
 from optuna_s2e import S2ESampler, generations, open_storage
-from optuna_s2e.history import Ledger
-from optuna_s2e.records import RECORD_KEY, Record, Rules
-from optuna_s2e.search_space import SearchSpace
+from optuna_s2e.distributions._search_space import SearchSpace
+from optuna_s2e.history._ledger import Ledger
+from optuna_s2e.history._record import RECORD_KEY, Record, Rules
 
 K, OWN = 6, 10_000
 SAMPLERS: dict[str, Callable[[], optuna.samplers.BaseSampler]] = {

@@ -35,8 +35,8 @@ from reports import objective, quantiles, save, shown
 from servers import GrpcProxy, PostgresServer, new_database
 
 from optuna_s2e import S2ESampler, generations, open_storage, replay
-from optuna_s2e.patient_storage import PatientStorage
-from optuna_s2e.timeline import count_forks
+from optuna_s2e.analysis._generations import count_forks
+from optuna_s2e.storages._retry import PatientStorage
 
 MAX_CONNECTIONS = 500  # of the server; PostgreSQL's default is 100
 PROCESSES = 4  # that the clients of the proxy share

@@ -34,8 +34,8 @@ WAYS = ("loop", "auto", "batch")
 
 def search(way: str, n_trials: int) -> int:
     """Run the demo's search in this process and the current folder; return its exit status."""
-    from optuna_s2e import cli
-    from optuna_s2e.coteaching import training
+    from optuna_s2e.cli import _main as cli
+    from optuna_s2e.coteaching import _training as training
 
     if way == "loop":
         find = training.find_backend

@@ -23,7 +23,7 @@ import optuna
 import scipy
 
 from optuna_s2e import S2ESampler, ScheduleSpace, coteaching_schedule, generations
-from optuna_s2e.settings import DEFAULTS
+from optuna_s2e.estimators.settings import DEFAULTS
 
 TARGET = coteaching_schedule(40, 0.5, 10).keep_rates
 Suggest = Callable[[optuna.Trial], float]

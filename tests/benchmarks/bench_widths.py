@@ -40,7 +40,7 @@ from optuna_s2e.coteaching import (
     load_data,
     train_batch,
 )
-from optuna_s2e.coteaching.networks import Network, Shape, find_network
+from optuna_s2e.coteaching._networks import Network, Shape, find_network
 
 EPOCHS = 8  # of a run on the digits with one trial, shared by more of them
 WIDTHS = (1, 2, 4, 8, 16, 32, 64)

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from optuna_s2e.coteaching import make_network
-from optuna_s2e.coteaching.networks import seeded_generators
+from optuna_s2e.coteaching._networks import seeded_generators
 
 
 def _weights(net):

@@ -20,7 +20,7 @@ from optuna_s2e.coteaching import (
     load_data,
     train_batch,
 )
-from optuna_s2e.schedules import Schedule
+from optuna_s2e.schedules._schedule import Schedule
 
 NUMBERS = ("validation_error", "validation_loss", "label_precision", "train_accuracy")
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from optuna_s2e.coteaching import selection
+from optuna_s2e.coteaching import _selection as selection
 
 
 def _smallest(losses, n_kept):

@@ -20,7 +20,7 @@ from optuna_s2e.coteaching import (
     make_network,
     train_batch,
 )
-from optuna_s2e.schedules import coteaching_schedule, standard_schedule
+from optuna_s2e.schedules._baselines import coteaching_schedule, standard_schedule
 
 RATES = np.array([1.0, 0.9, 0.62, 0.5, 0.5, 0.4])
 CONFIG = TrainingConfig(batch_size=5, learning_rate=0.02, dtype="float64")

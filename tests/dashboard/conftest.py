@@ -1,44 +1,17 @@
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import optuna
 import pytest
 
-from optuna_s2e import S2ESampler, ScheduleSpace, open_storage
-from optuna_s2e.dashboard import DashboardReporter
-
-Objective = Callable[[optuna.Trial], float]
+from optuna_s2e import S2ESampler, open_storage
 
 FLAGS = [
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
     "--disable-background-networking", "--disable-component-update", "--disable-sync",
 ]  # fmt: skip
-
-
-def make_objective(
-    reporter: DashboardReporter,
-    n_epochs: int = 8,
-    kind: str = "eq1",
-    on_epoch: Callable[[optuna.Trial, int], None] = lambda trial, epoch: None,
-) -> Objective:
-    """Return an objective as a user writes it: shows its trial after every epoch."""
-    space = ScheduleSpace(n_epochs, kind)
-
-    def objective(trial: optuna.Trial) -> float:
-        schedule = space.suggest(trial)
-        curves: dict[str, list[float]] = {"error": [], "label_precision": []}
-        reporter.show(trial, schedule, curves)
-        for epoch, rate in enumerate(schedule.keep_rates):
-            curves["error"].append(abs(float(rate) - 0.5) / (epoch + 1))
-            curves["label_precision"].append(1 - float(rate) / 2)
-            reporter.show(trial, schedule, curves)
-            on_epoch(trial, epoch)
-        reporter.show(trial, schedule, curves, final=True)
-        return curves["error"][-1]
-
-    return objective
 
 
 @pytest.fixture

@@ -10,12 +10,11 @@ from typing import Any
 import optuna
 import pytest
 from optuna_dashboard import save_note
+from reporting import make_objective
 
 from optuna_s2e import S2ESampler, ScheduleSpace, open_storage
 from optuna_s2e.dashboard import DashboardReporter, serve
-from optuna_s2e.dashboard import reporter as reporter_module
-
-from .conftest import make_objective
+from optuna_s2e.dashboard import _reporter as reporter_module
 
 pytestmark = pytest.mark.browser
 

@@ -18,15 +18,14 @@ import pytest
 from optuna.samplers import RandomSampler
 from optuna.trial import TrialState
 from optuna_dashboard import get_note, save_note
+from reporting import make_objective
 
 from optuna_s2e import S2ESampler, ScheduleSpace, open_storage, optimize_batch, suggest_simplex
-from optuna_s2e.bases import SPACES
-from optuna_s2e.cli import main
-from optuna_s2e.curves import CURVES_KEY
+from optuna_s2e._attributes import CURVES_KEY
+from optuna_s2e.cli._main import main
 from optuna_s2e.dashboard import DashboardReporter, serve
-from optuna_s2e.dashboard import reporter as reporter_module
-
-from .conftest import make_objective
+from optuna_s2e.dashboard import _reporter as reporter_module
+from optuna_s2e.schedules._formulas import SPACES
 
 PLOTS = {"s2e_1_schedules", "s2e_2_theta", "s2e_3_generations", "s2e_4_curves"}
 
@@ -217,7 +216,7 @@ def test_strings_of_the_database_are_inert(tmp_path: Path) -> None:
 
 
 def test_passwords_are_masked(tmp_path: Path) -> None:
-    from optuna_s2e.dashboard.notes import masked, shown_command
+    from optuna_s2e.dashboard._notes import masked, shown_command
 
     url = "postgresql+psycopg://me:s3cret@db/s2e?password=s3cret&sslmode=require"
     assert masked(url) == "postgresql+psycopg://me:***@db/s2e?password=***&sslmode=require"
@@ -402,12 +401,12 @@ def test_two_workers_at_once_leave_sound_pages(tmp_path: Path) -> None:
     optuna.create_study(study_name="s", storage=open_storage(url))
     code = f"""
 import sys, warnings
-sys.path.insert(0, {str(Path(__file__).parents[1])!r})
+sys.path.insert(0, {str(Path(__file__).parent)!r})
 warnings.simplefilter("error")
 import optuna
 from optuna_s2e import S2ESampler, open_storage
 from optuna_s2e.dashboard import DashboardReporter
-from dashboard.conftest import make_objective
+from reporting import make_objective
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 reporter = DashboardReporter({str(tmp_path / "pictures")!r}, n_trials=24)
 study = optuna.load_study(

@@ -22,8 +22,9 @@ import optuna
 import pytest
 from optuna.artifacts import upload_artifact
 from optuna.artifacts.exceptions import ArtifactNotFound
+from reporting import make_objective
 
-from optuna_s2e.cli import main
+from optuna_s2e.cli._main import main
 from optuna_s2e.dashboard import (
     ArtifactFolder,
     DashboardReporter,
@@ -31,8 +32,6 @@ from optuna_s2e.dashboard import (
     find_artifact_dir,
     serve,
 )
-
-from .conftest import make_objective
 
 UUID = "c0ffee00-0000-4000-8000-000000000000"
 

@@ -37,7 +37,7 @@ from reports import save
 from servers import GrpcProxy, PostgresServer, new_database
 
 from optuna_s2e import RayExecutor, S2ESampler, generations, open_storage, optimize_batch
-from optuna_s2e.status import verify
+from optuna_s2e.analysis._status import verify
 
 K, GENERATIONS = 6, 7
 N_TRIALS = K * (GENERATIONS - 1) + 1  # the last one opens the last generation

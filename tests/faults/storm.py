@@ -32,10 +32,10 @@ from reports import save
 from servers import GrpcProxy, PostgresServer, new_database
 
 from optuna_s2e import S2ESampler, open_storage
-from optuna_s2e.history import Ledger
-from optuna_s2e.progress import measure_progress
-from optuna_s2e.records import Rules
-from optuna_s2e.timeline import _replayed_thetas, compare, count_forks
+from optuna_s2e.analysis._generations import _replayed_thetas, compare, count_forks
+from optuna_s2e.analysis._progress import measure_progress
+from optuna_s2e.history._ledger import Ledger
+from optuna_s2e.history._record import Rules
 
 WORKER = Path(__file__).with_name("worker.py")
 STUDY, K = "storm", 6

@@ -1,0 +1,124 @@
+"""The result of `s2e evaluate` as a table, a JSON file and a picture."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from optuna_s2e.coteaching._evaluation import Evaluation
+from optuna_s2e.schedules import Schedule
+
+TITLES = {"standard": "Standard", "coteaching": "Co-teaching", "searched": "Searched (S2E)"}
+COLORS = {"standard": "#777777", "coteaching": "#d9822b", "searched": "#2b6cb0"}
+
+
+def evaluation_table(evaluations: Mapping[str, Evaluation]) -> str:
+    """Return test accuracies in percent: mean and standard deviation over the seeds.
+
+    The last column is the mean paired difference to Standard with its standard error.
+    """
+    standard = evaluations["standard"].final_accuracy
+    lines = [f"{'method':16}{'test accuracy':>18}{'best, worst seed':>20}{'over Standard':>18}"]
+    for name, evaluation in evaluations.items():
+        accuracy = 100 * evaluation.final_accuracy
+        gain = accuracy - 100 * standard
+        error = gain / np.sqrt(len(gain))
+        over = "" if name == "standard" else f"{gain.mean():+.2f}{_spread(error)}"
+        lines.append(
+            f"{TITLES.get(name, name):16}{f'{accuracy.mean():.2f}{_spread(accuracy)}':>18}"
+            f"{f'{accuracy.max():.2f}, {accuracy.min():.2f}':>20}{over:>18}"
+        )
+    lines.append(
+        f"Test accuracy in %, both networks, last 10 % of the epochs, {len(standard)} fresh seeds "
+        "(± standard deviation; differences ± standard error)."
+    )
+    return "\n".join(lines)
+
+
+def _spread(values: np.ndarray) -> str:
+    return f" ± {values.std(ddof=1):.2f}" if len(values) > 1 else ""
+
+
+def save_evaluation(
+    folder: Path,
+    schedules: Mapping[str, Schedule],
+    evaluations: Mapping[str, Evaluation],
+    *,
+    settings: Mapping[str, Any],
+    study_name: str,
+) -> None:
+    """Write evaluation.json, evaluation.png and schedule.json into a folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    schedules["searched"].save(folder / "schedule.json")
+    packages = ["optuna-s2e", "optuna", "torch", "numpy", "scipy"]
+    document = {
+        "study": study_name,
+        "settings": dict(settings),
+        "versions": {"python": platform.python_version(), **{p: version(p) for p in packages}},
+        "methods": {
+            name: {
+                "keep_rates": schedules[name].keep_rates.tolist(),
+                "params": schedules[name].params,
+                "seeds": list(evaluation.seeds),
+                "final_accuracy": np.round(evaluation.final_accuracy, 6).tolist(),
+                "test_accuracy": np.round(evaluation.test_accuracy, 5).tolist(),
+                "label_precision": _finite(evaluation.label_precision),
+            }
+            for name, evaluation in evaluations.items()
+        },
+    }
+    (folder / "evaluation.json").write_text(json.dumps(document, indent=1) + "\n")
+    _draw(folder / "evaluation.png", schedules, evaluations, settings)
+
+
+def _finite(curves: np.ndarray) -> list[list[float]] | None:
+    return np.round(curves, 5).tolist() if np.isfinite(curves).all() else None
+
+
+def _draw(
+    path: Path,
+    schedules: Mapping[str, Schedule],
+    evaluations: Mapping[str, Evaluation],
+    settings: Mapping[str, Any],
+) -> None:
+    """Draw R(t), test accuracy and label precision over the epochs; bands are min and max."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(12, 4), layout="constrained")
+    FigureCanvasAgg(figure)  # no display, no global state
+    axes = figure.subplots(1, 3)
+    for name, evaluation in evaluations.items():
+        style = {"color": COLORS.get(name), "label": TITLES.get(name, name)}
+        axes[0].plot(schedules[name].keep_rates, lw=2, **style)
+        for axis, curves in (
+            (axes[1], 100 * evaluation.test_accuracy),
+            (axes[2], 100 * evaluation.label_precision),
+        ):
+            if np.isfinite(curves).any():
+                epochs = np.arange(curves.shape[1])
+                axis.plot(epochs, curves.mean(axis=0), lw=2, **style)
+                axis.fill_between(
+                    epochs, curves.min(axis=0), curves.max(axis=0), color=style["color"], alpha=0.2
+                )
+    data = settings["data"]
+    axes[0].set(title="Schedule R(t): share trained on", ylim=(0, 1.03))
+    axes[1].set(title="Test accuracy (%)")
+    axes[2].set(title="Right labels among those trained on (%)")
+    for axis in axes:
+        axis.set_xlabel("epoch")
+        axis.grid(alpha=0.3)
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0].legend(frameon=False, loc="best")
+    n_repeats = len(next(iter(evaluations.values())).seeds)
+    figure.suptitle(
+        f"{data['name']}, {100 * data['noise_rate']:g} % {data['noise']} noise, "
+        f"{settings['network']}: mean, minimum and maximum of {n_repeats} seeds"
+    )
+    figure.savefig(path, dpi=110)

@@ -1,0 +1,145 @@
+r"""Convolutional networks of many trials as one network whose channels lie side by side.
+
+Each convolution of M networks is one grouped convolution, their batch normalisations are one over
+all channels, their linear layers one batched product; autograd does the rest.
+
+On a CPU grouped convolutions are slower than a loop over the trials; they are meant for CUDA.
+Notation as in fused.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from optuna_s2e.coteaching._networks import flattens_once, is_plain
+from optuna_s2e.coteaching.backends._base import Setting, UnsuitableNetwork
+from optuna_s2e.coteaching.backends._fused import FusedLanes, RunSteps, Tensors, run_eagerly
+
+
+def is_fusible(network: nn.Module) -> bool:
+    """Whether a network is an `nn.Sequential` that starts with a convolution, of Conv2d,
+    BatchNorm2d, ReLU, LeakyReLU, MaxPool2d, AdaptiveAvgPool2d, Dropout2d, Flatten and Linear."""
+    return (
+        is_plain(network)
+        and flattens_once(network)
+        and isinstance(network[0], nn.Conv2d)
+        and all(map(_has_rule, network))
+    )
+
+
+def _has_rule(module: nn.Module) -> bool:
+    if isinstance(module, nn.Conv2d):
+        return module.padding_mode == "zeros"
+    if isinstance(module, nn.BatchNorm2d):
+        return module.affine and module.track_running_stats and module.momentum is not None
+    if isinstance(module, nn.Dropout2d):
+        return module.p < 1
+    if isinstance(module, nn.Linear):
+        return module.bias is not None
+    if isinstance(module, nn.MaxPool2d):
+        return not module.return_indices
+    return isinstance(module, nn.ReLU | nn.LeakyReLU | nn.AdaptiveAvgPool2d | nn.Flatten)
+
+
+class ChannelLanes(FusedLanes):
+    """K trials of plain convolutional networks in training (see `FusedLanes`)."""
+
+    def __init__(
+        self,
+        setting: Setting,
+        seeds: Sequence[int],
+        labels: Tensor,
+        *,
+        run_steps: RunSteps = run_eagerly,
+    ) -> None:
+        super().__init__(setting, seeds, labels, run_steps=run_steps)
+        self._dropouts = [torch.Generator(self._x.device).manual_seed(seed) for seed in seeds]
+
+    def _join(self, networks: list[nn.Module]) -> tuple[list[Tensor], list[Tensor]]:
+        if len({str(net) for net in networks}) > 1 or not all(map(is_fusible, networks)):
+            raise UnsuitableNetwork("networks must be plain convolutional networks of one shape.")
+        self._modules = list(networks[0].children())
+        if getattr(self._modules[-1], "out_features", None) != self._setting.data.n_classes:
+            raise UnsuitableNetwork("networks must end with a linear layer to the classes.")
+        # one entry for each module: its parameters and its running statistics, network by network
+        self._parameters_of: list[dict[str, Tensor]] = [
+            {
+                name: nn.Parameter(
+                    torch.cat([net.get_parameter(f"{i}.{name}").detach() for net in networks])
+                )
+                for name, _ in module.named_parameters()
+            }
+            for i, module in enumerate(self._modules)
+        ]
+        self._statistics_of = [
+            {
+                name: torch.cat([net.get_buffer(f"{i}.{name}") for net in networks])
+                for name, buffer in module.named_buffers()
+                if buffer.ndim
+            }
+            for i, module in enumerate(self._modules)
+        ]
+        parameters, statistics = (
+            [tensor for of_module in everything for tensor in of_module.values()]
+            for everything in (self._parameters_of, self._statistics_of)
+        )
+        return parameters, statistics
+
+    def keep(self, lanes: Sequence[int]) -> None:
+        """Go on with these lanes alone (see `Lanes`)."""
+        super().keep(lanes)
+        self._dropouts = [self._dropouts[lane] for lane in lanes]
+
+    def _logits(self, x: Tensor, masks: Sequence[Tensor] | None) -> Tensor:
+        x = x.transpose(0, 1).flatten(1, 2)  # (B, channels, ..), or (B, K * channels, ..)
+        n_networks = 2 * self._n_lanes
+        left = iter(masks or [])
+        for i, module in enumerate(self._modules):
+            parameters = self._parameters_of[i]
+            if isinstance(module, nn.Conv2d):
+                # both networks of a lane read the same channels, in the first layer
+                copies = n_networks if i else x.shape[1] // module.in_channels
+                x = F.conv2d(
+                    x, parameters["weight"], parameters.get("bias"), module.stride,
+                    module.padding, module.dilation, copies * module.groups,
+                )  # fmt: skip
+            elif isinstance(module, nn.BatchNorm2d):
+                x = F.batch_norm(
+                    x, **self._statistics_of[i], **parameters, training=masks is not None,
+                    momentum=module.momentum or 0.0, eps=module.eps,
+                )  # fmt: skip
+            elif isinstance(module, nn.Dropout2d):
+                x = x * next(left).to(x.dtype) if masks is not None else x
+            elif isinstance(module, nn.Flatten):
+                x = x.view(len(x), n_networks, -1).transpose(0, 1)
+            elif isinstance(module, nn.Linear):
+                weight = parameters["weight"].view(n_networks, module.out_features, -1)
+                bias = parameters["bias"].view(n_networks, 1, -1)
+                x = torch.baddbmm(bias, x, weight.transpose(1, 2))
+            else:
+                x = module(x)
+        return x.transpose(1, 2)
+
+    def _draw_masks(self) -> Tensors:
+        """Draw the masks (B, M * channels, 1, 1) of each dropout layer, in the loop's order."""
+        layers: list[tuple[float, int]] = []
+        channels = 0
+        for module in self._modules:
+            if isinstance(module, nn.Conv2d):
+                channels = module.out_channels
+            elif isinstance(module, nn.Dropout2d):
+                layers.append((1 - module.p, channels))
+        masks: list[list[Tensor]] = [[] for _ in layers]
+        for generator in self._dropouts if layers else []:
+            for _ in range(2):
+                for of_layer, (share, n_channels) in zip(masks, layers, strict=True):
+                    mask = torch.empty(
+                        (self._setting.batch_size, n_channels, 1, 1),
+                        dtype=self._setting.dtype, device=self._x.device,
+                    )  # fmt: skip
+                    of_layer.append(mask.bernoulli_(share, generator=generator).div_(share))
+        return tuple(torch.cat(of_layer, dim=1) for of_layer in masks)

@@ -1,0 +1,89 @@
+"""Any networks of many trials side by side: `torch.vmap` over their stacked parameters.
+
+Nothing is known of these networks but what they compute. So a group is first tried: if the mapped
+networks do not give the logits of each network alone, in training and in evaluation, they are
+refused, and the loop trains them. That is so if they draw random numbers (dropout: the loop's
+generator cannot be followed), if control flow depends on values, or if they keep numbers outside
+of parameters and buffers. Batch normalisation agrees: its running statistics are stacked, too.
+Notation as in fused.py.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, stack_module_state
+
+from optuna_s2e.coteaching.backends._base import Setting, UnsuitableNetwork
+from optuna_s2e.coteaching.backends._fused import FusedLanes
+from optuna_s2e.coteaching.data import to_input
+
+_TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-9}
+_TOLERANCE_BFLOAT16 = 0.1
+
+
+def is_mappable(setting: Setting) -> bool:
+    """Whether `MappedLanes` trains networks of this kind."""
+    try:
+        MappedLanes(setting, [0], setting.data.noisy_labels)
+    except Exception:  # also what the user's function raises: the trials will meet it
+        return False
+    return True
+
+
+class MappedLanes(FusedLanes):
+    """K trials of any networks of one shape in training (see `FusedLanes`)."""
+
+    def _join(self, networks: list[nn.Module]) -> tuple[list[Tensor], list[Tensor]]:
+        try:
+            self._stack(copy.deepcopy(networks))  # batch normalisation changes its statistics
+            self._check(copy.deepcopy(networks))
+            self._stack(networks)
+        except Exception as error:
+            raise UnsuitableNetwork(f"networks cannot be mapped: {error}") from error
+        return list(self._parameters_of.values()), list(self._buffers_of.values())
+
+    def _stack(self, networks: list[nn.Module]) -> None:
+        self._network = networks[0]
+        self._parameters_of, self._buffers_of = stack_module_state(networks)
+
+    @torch.no_grad()
+    def _check(self, networks: list[nn.Module]) -> None:
+        """Compare an epoch of one step with that of each network alone.
+
+        Raises:
+            AssertionError: If they differ by more than rounding.
+        """
+        x = to_input(self._x[: self._setting.batch_size], self._setting.dtype)
+        is_exact = self._setting.config.dtype != "bfloat16"
+        tolerance = _TOLERANCE[x.dtype] if is_exact else _TOLERANCE_BFLOAT16
+        for masks in ((), None):
+            mapped = self._forward(x[None], masks)
+            for i, net in enumerate(networks):
+                net.train(masks is not None)
+                with self._setting.precision():
+                    alone = net(x).to(x.dtype)
+                expected = (self._setting.data.n_classes, len(x))
+                if alone.t().shape != expected or mapped[i].shape != expected:
+                    raise ValueError(f"logits must have shape {expected[::-1]}")
+                torch.testing.assert_close(
+                    mapped[i], alone.t(), rtol=tolerance, atol=tolerance, equal_nan=True
+                )
+
+    def _logits(self, x: Tensor, masks: Sequence[Tensor] | None) -> Tensor:
+        self._network.train(masks is not None)
+        # both networks of a lane read the same inputs
+        x, dim = (x[0], None) if len(x) == 1 else (x.repeat_interleave(2, dim=0), 0)
+        logits: Tensor = torch.vmap(self._call, in_dims=(0, 0, dim), randomness="error")(
+            self._parameters_of, self._buffers_of, x
+        )
+        return logits.transpose(1, 2)
+
+    def _call(
+        self, parameters: dict[str, Tensor], buffers: dict[str, Tensor], x: Tensor
+    ) -> Tensor:
+        logits: Tensor = functional_call(self._network, (parameters, buffers), (x,))
+        return logits

@@ -1,0 +1,179 @@
+"""The launcher: optuna-dashboard on a storage and its pictures, for as long as a block runs."""
+
+from __future__ import annotations
+
+import base64
+import hmac
+import json
+import re
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from socketserver import ThreadingMixIn
+from typing import TYPE_CHECKING, Any
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
+
+from optuna.storages import BaseStorage
+from optuna.study import Study
+
+from optuna_s2e import _optuna
+from optuna_s2e.dashboard._artifacts import ArtifactFolder
+from optuna_s2e.storages import open_storage
+
+if TYPE_CHECKING:
+    from optuna.artifacts._protocol import ArtifactStore
+
+App = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
+
+_STUDY_PATH = re.compile(r"/api/studies/\d+")
+LOOPBACK = ("127.0.0.1", "localhost", "::1", "[::1]")
+# a picture is shown, a document that someone uploaded runs nothing
+_ARTIFACT_HEADERS = [
+    ("Content-Security-Policy", "sandbox; default-src 'none'; style-src 'unsafe-inline'"),
+    ("X-Content-Type-Options", "nosniff"),
+]
+
+
+@contextmanager
+def serve(
+    storage: Study | BaseStorage | str,
+    artifact_store: ArtifactStore | str | Path | None = None,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 0,
+    read_only: bool = False,
+    password: str | None = None,
+) -> Iterator[str]:
+    """Run optuna-dashboard in the background while the block runs; yield its address.
+
+    Every request has a thread of its own; an unusual number of readers is for a real web server.
+
+    Args:
+        storage: A study, a storage or its URL.
+        artifact_store: Where the pictures are: a folder or an artifact store; as for the reporter.
+        host: Address to listen on; the default is this machine only.
+        port: Port to listen on; 0 takes a free one.
+        read_only: Refuse every change: notes, names, trials, studies.
+        password: Ask each visitor for it (any user name). It travels as plain text unless a
+            proxy adds TLS.
+
+    Raises:
+        ImportError: If optuna-dashboard is missing.
+        OSError: If the port is taken.
+
+    Example:
+        >>> import optuna, urllib.request
+        >>> from optuna_s2e.dashboard import serve
+        >>> optuna.logging.set_verbosity(optuna.logging.ERROR)
+        >>> study = optuna.create_study()
+        >>> with serve(study) as address:
+        ...     study.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=1)
+        ...     page = urllib.request.urlopen(address).read()
+        >>> b"<title>Optuna Dashboard" in page
+        True
+    """
+    try:
+        from optuna_dashboard import wsgi
+    except ImportError as error:
+        raise ImportError(
+            'optuna-dashboard is missing: pip install "optuna-s2e[dashboard]"'
+        ) from error
+    if isinstance(storage, Study):
+        storage = _optuna.storage_of(storage)
+    elif isinstance(storage, str):
+        storage = open_storage(storage)
+    if isinstance(artifact_store, str | Path):
+        artifact_store = ArtifactFolder(artifact_store)
+    hosts = LOOPBACK if host in LOOPBACK and password is None else None
+    app = _guarded(wsgi(storage, artifact_store), read_only, password, hosts)
+    try:
+        server = make_server(host, port, app, _Server, _Quiet)
+    except OSError as error:
+        raise OSError(
+            f"The dashboard cannot listen on {host}:{port} ({error.strerror or error}). "
+            "Choose another port; 0 takes a free one."
+        ) from error
+    thread = threading.Thread(
+        target=server.serve_forever, kwargs={"poll_interval": 0.1}, daemon=True
+    )
+    thread.start()
+    try:
+        shown = f"[{host}]" if ":" in host else host
+        yield f"http://{shown}:{server.server_port}/dashboard"
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+class _Server(ThreadingMixIn, WSGIServer):
+    daemon_threads = True
+    block_on_close = False  # a browser may hold its connection open for minutes
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Say nothing about visitors that hang up."""
+
+
+class _Quiet(WSGIRequestHandler):
+    def log_message(self, format: str, *args: Any) -> None:
+        """Log no requests: a dashboard asks every few seconds."""
+
+
+def _guarded(
+    app: App, read_only: bool, password: str | None, hosts: tuple[str, ...] | None
+) -> App:
+    """Wrap the dashboard: who may ask, what may change, what artifacts may do."""
+
+    def guarded(environ: dict[str, Any], start: Callable[..., Any]) -> Iterable[bytes]:
+        name = environ.get("HTTP_HOST", "").rpartition(":")[0] or environ.get("HTTP_HOST", "")
+        if hosts is not None and name not in hosts:  # a web page that had itself renamed
+            return _refuse(start, "403 Forbidden", f"This dashboard answers to {hosts[0]} only.")
+        if password is not None and not _knows(environ.get("HTTP_AUTHORIZATION", ""), password):
+            ask = ("WWW-Authenticate", 'Basic realm="optuna_s2e", charset="UTF-8"')
+            return _refuse(start, "401 Unauthorized", "The password is wrong or missing.", ask)
+        if read_only and environ["REQUEST_METHOD"] not in ("GET", "HEAD", "OPTIONS"):
+            return _refuse(start, "403 Forbidden", "This dashboard is read-only.")
+        path = environ.get("PATH_INFO", "")
+        if _STUDY_PATH.fullmatch(path):
+            return _in_order(app, environ, start)
+        if not path.startswith("/artifacts/"):
+            return app(environ, start)
+
+        def start_artifact(status: str, headers: list[Any], *rest: Any) -> Any:
+            return start(status, headers + _ARTIFACT_HEADERS, *rest)
+
+        return app(environ, start_artifact)
+
+    return guarded
+
+
+def _in_order(app: App, environ: dict[str, Any], start: Callable[..., Any]) -> list[bytes]:
+    """Answer with the plots of a study by name: the dashboard's own order is random."""
+    head: list[Any] = []
+    chunks = app(environ, lambda status, headers, *rest: head.extend((status, headers)))
+    body = b"".join(chunks)
+    status, headers = head
+    answer = json.loads(body) if environ["REQUEST_METHOD"] == "GET" and body else None
+    if isinstance(answer, dict) and isinstance(answer.get("plotly_graph_objects"), list):
+        answer["plotly_graph_objects"].sort(key=lambda plot: str(plot["id"]))
+        body = json.dumps(answer).encode()
+        headers = [(k, v) for k, v in headers if k.lower() != "content-length"]
+        headers.append(("Content-Length", str(len(body))))
+    start(status, headers)
+    return [body]
+
+
+def _knows(authorization: str, password: str) -> bool:
+    scheme, _, credentials = authorization.partition(" ")
+    try:
+        given = base64.b64decode(credentials, validate=True).partition(b":")[2]
+    except ValueError:
+        return False
+    return scheme.lower() == "basic" and hmac.compare_digest(given, password.encode())
+
+
+def _refuse(start: Callable[..., Any], status: str, reason: str, *more: Any) -> list[bytes]:
+    """Answer with the reason as JSON, which the dashboard's pages show."""
+    start(status, [("Content-Type", "application/json"), *more])
+    return [json.dumps({"reason": reason}).encode()]

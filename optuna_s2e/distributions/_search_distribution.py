@@ -1,0 +1,528 @@
+r"""The search distribution p_theta: Dirichlet, Beta and categorical blocks and their product.
+
+S2E minimises :math:`J(\theta) = E_{x \sim p_\theta}[f(x)]` (Eq 6) instead of f. Everything that
+the update rules of `optuna_s2e.estimators.newton` ask of p_theta is here, in closed form.
+
+Notation
+    ======================  ==========================================  =====================
+    theta                   all parameters of p_theta, > 0              (n_theta,)
+    X                       a batch of K points, one a row              (K, n_columns)
+    log_density             :math:`\log p_\theta(x)`                    (K,)
+    score                   :math:`\nabla_\theta \log p_\theta(x)`      (K, n_theta)
+    hessian                 :math:`\nabla^2_\theta \log p_\theta(x)`    (K, n_theta, n_theta)
+    fisher                  :math:`E[s s^T] = -E[\nabla^2 \log p]`      (n_theta, n_theta)
+    S                       the sum of theta over one block             scalar
+    :math:`\psi, \psi_1`    digamma, trigamma                           scalar
+    ======================  ==========================================  =====================
+
+theta = 1 is the uniform distribution in every block. A family computes on the columns and the
+theta of its own block and trusts their shapes; `SearchDistribution` checks them.
+
+References:
+    Yao, Yang, Han, Niu, Kwok. Searching to exploit memorization effect in learning with noisy
+    labels. ICML 2020.
+    Minka. Estimating a Dirichlet distribution. 2000 (score and Hessian).
+    Penny. KL-divergences of normal, gamma, Dirichlet and Wishart densities. 2001.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
+from typing import NamedTuple, final
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.special import digamma, gammaln, zeta
+
+FloatArray = NDArray[np.float64]
+
+EPSILON = 1e-6
+"""Draws keep this distance from the boundary, where the score of a Beta is infinite."""
+
+
+class Family(ABC):
+    """Describe one independent block of p_theta; the module's docstring has the notation."""
+
+    @property
+    @abstractmethod
+    def n_columns(self) -> int:
+        """Number of columns of X that the block owns."""
+
+    @property
+    @abstractmethod
+    def n_theta(self) -> int:
+        """Number of components of theta that the block owns."""
+
+    @abstractmethod
+    def sample(self, theta: FloatArray, rng: np.random.Generator, size: int) -> FloatArray:
+        """Draw `size` points and keep them off the boundary, (size, n_columns)."""
+
+    @abstractmethod
+    def log_density(self, theta: FloatArray, X: FloatArray) -> FloatArray:
+        """Return log p_theta of each row, (K,)."""
+
+    @abstractmethod
+    def score(self, theta: FloatArray, X: FloatArray) -> FloatArray:
+        """Return the gradient of log p_theta by theta for each row, (K, n_theta)."""
+
+    @abstractmethod
+    def hessian(self, theta: FloatArray, X: FloatArray) -> FloatArray:
+        """Return the Hessian of log p_theta by theta for each row, (K, n_theta, n_theta)."""
+
+    @abstractmethod
+    def fisher(self, theta: FloatArray) -> FloatArray:
+        """Return the Fisher information, (n_theta, n_theta)."""
+
+    @abstractmethod
+    def kl(self, theta: FloatArray, other: FloatArray) -> FloatArray:
+        """Return KL(p_theta || p_other) >= 0 in nats, (...,) for thetas (..., n_theta)."""
+
+    @abstractmethod
+    def mean(self, theta: FloatArray) -> FloatArray:
+        """Return the point that stands for p_theta, (n_columns,)."""
+
+    def project(self, theta: FloatArray, bounds: tuple[float, float]) -> FloatArray:
+        """Bring finite theta of any sign into the box [low, high] per component."""
+        return np.clip(theta, *bounds)
+
+    def free(
+        self, theta: FloatArray, gradient: FloatArray, bounds: tuple[float, float]
+    ) -> NDArray[np.bool_]:
+        """Return which components descent along -gradient does not push against the box."""
+        low, high = bounds
+        return ~(((theta <= low) & (gradient > 0.0)) | ((theta >= high) & (gradient < 0.0)))
+
+
+class _Concentration(Family):
+    r"""Share what Beta and Dirichlet have in common: a Beta is the Dirichlet of (x, 1 - x).
+
+    .. math:: \log p_\theta(x) = \sum_i (\theta_i - 1) \log w_i(x) - A(\theta), \qquad
+              A(\theta) = \sum_i \log\Gamma(\theta_i) - \log\Gamma(S)
+
+    An exponential family: score, Hessian, Fisher information and KL follow from A.
+    """
+
+    @abstractmethod
+    def _log_weights(self, X: FloatArray) -> FloatArray:
+        """Return the logarithms of the weights w that a point stands for, (K, n_theta)."""
+
+    def log_density(self, theta: FloatArray, X: FloatArray) -> FloatArray:
+        """Return the sum of (theta_i - 1) log w_i, less A(theta)."""
+        return _dot(self._log_weights(X), theta - 1.0) - _log_normaliser(theta)
+
+    def score(self, theta: FloatArray, X: FloatArray) -> FloatArray:
+        """Return log w - E[log w]."""
+        return self._log_weights(X) - _expected_log_weights(theta)
+
+    def hessian(self, theta: FloatArray, X: FloatArray) -> FloatArray:
+        """Return minus the Fisher information, whatever X (a read-only broadcast)."""
+        return np.broadcast_to(-self.fisher(theta), (len(X), self.n_theta, self.n_theta))
+
+    def fisher(self, theta: FloatArray) -> FloatArray:
+        """Return the Hessian of A: diag(psi_1(theta)) - psi_1(S)."""
+        # The trigamma function is Hurwitz's zeta(2, .), which scipy evaluates faster.
+        return np.diag(zeta(2.0, theta)) - float(zeta(2.0, _sum(theta)))
+
+    def kl(self, theta: FloatArray, other: FloatArray) -> FloatArray:
+        """Return A(other) - A(theta) - (other - theta) . grad A(theta), a Bregman divergence."""
+        slope = ((other - theta) * _expected_log_weights(theta)).sum(axis=-1)
+        kl = _log_normaliser(other) - _log_normaliser(theta) - slope
+        return np.asarray(np.maximum(0.0, kl))
+
+
+@final
+@dataclass(frozen=True)
+class Beta(_Concentration):
+    r"""Beta distribution of one column x in (0, 1), theta = (a, b).
+
+    .. math:: p_\theta(x) = \frac{\Gamma(a + b)}{\Gamma(a) \Gamma(b)} x^{a-1} (1 - x)^{b-1}
+
+    Example:
+        >>> import numpy as np
+        >>> from optuna_s2e.distributions import Beta
+        >>> Beta().mean(np.array([3.0, 1.0])).tolist()
+        [0.75]
+    """
+
+    n_columns = 1
+    n_theta = 2
+
+    def sample(self, theta: FloatArray, rng: np.random.Generator, size: int) -> FloatArray:
+        """Draw from Beta(a, b) and clip to [EPSILON, 1 - EPSILON], (size, 1)."""
+        return np.clip(rng.beta(theta[0], theta[1], size=(size, 1)), EPSILON, 1.0 - EPSILON)
+
+    def mean(self, theta: FloatArray) -> FloatArray:
+        """Return a / (a + b), (1,)."""
+        return theta[:1] / _sum(theta)
+
+    def _log_weights(self, X: FloatArray) -> FloatArray:
+        if not np.all((X > 0.0) & (X < 1.0)):
+            raise ValueError(_outside("a Beta", "strictly between 0 and 1", X))
+        return np.concatenate([np.log(X), np.log1p(-X)], axis=1)
+
+
+@final
+@dataclass(frozen=True)
+class Dirichlet(_Concentration):
+    r"""Dirichlet distribution of k columns, weights > 0 that sum to one; theta: k concentrations.
+
+    .. math:: p_\theta(w) = \frac{\Gamma(S)}{\prod_i \Gamma(\theta_i)} \prod_i w_i^{\theta_i - 1}
+
+    The density is with respect to Lebesgue measure of the first k - 1 weights.
+
+    Args:
+        k: Number of weights, at least 2.
+
+    Raises:
+        ValueError: If `k` is not an int >= 2.
+
+    Example:
+        >>> import numpy as np
+        >>> from optuna_s2e.distributions import Dirichlet
+        >>> Dirichlet(3).mean(np.array([2.0, 1.0, 1.0])).tolist()
+        [0.5, 0.25, 0.25]
+    """
+
+    k: int
+
+    def __post_init__(self) -> None:
+        _check_int("k", self.k, at_least=2)
+
+    @property
+    def n_columns(self) -> int:
+        """Number of weights."""
+        return self.k
+
+    @property
+    def n_theta(self) -> int:
+        """Number of concentrations."""
+        return self.k
+
+    def sample(self, theta: FloatArray, rng: np.random.Generator, size: int) -> FloatArray:
+        """Draw from Dirichlet(theta), raise to EPSILON, divide by the new sum, (size, k)."""
+        floored = np.maximum(rng.dirichlet(theta, size=size), EPSILON)
+        return np.asarray(floored / floored.sum(axis=1, keepdims=True))
+
+    def mean(self, theta: FloatArray) -> FloatArray:
+        """Return theta / S, (k,)."""
+        return theta / _sum(theta)
+
+    def _log_weights(self, X: FloatArray) -> FloatArray:
+        if not np.all(X > 0.0) or not np.all(np.abs(X.sum(axis=1) - 1.0) < 1e-6):
+            raise ValueError(_outside("a Dirichlet", "> 0 and sum to 1 in each row", X))
+        return np.log(X)
+
+
+@final
+@dataclass(frozen=True)
+class Categorical(Family):
+    r"""Categorical distribution of one column that holds the index 0..n-1 as a float.
+
+    .. math:: p_\theta(c) = \theta_c / S
+
+    Only the ratios of theta matter: :math:`p_{r\theta} = p_\theta` for r > 0. So the score is
+    orthogonal to theta and the Fisher information is singular along theta; an update must leave
+    that direction alone (`optuna_s2e.estimators.newton` whitens with a pseudo-inverse).
+
+    Args:
+        n: Number of categories, at least 1.
+
+    Raises:
+        ValueError: If `n` is not an int >= 1.
+
+    Example:
+        >>> import numpy as np
+        >>> from optuna_s2e.distributions import Categorical
+        >>> weights, first = np.array([2.0, 1.0, 1.0]), np.array([[0.0]])
+        >>> np.exp(Categorical(3).log_density(weights, first)).tolist()
+        [0.5]
+    """
+
+    n: int
+
+    n_columns = 1
+
+    def __post_init__(self) -> None:
+        _check_int("n", self.n, at_least=1)
+
+    @property
+    def n_theta(self) -> int:
+        """Number of categories."""
+        return self.n
+
+    def sample(self, theta: FloatArray, rng: np.random.Generator, size: int) -> FloatArray:
+        """Draw category indices, (size, 1)."""
+        return rng.choice(self.n, size=(size, 1), p=theta / _sum(theta)).astype(np.float64)
+
+    def log_density(self, theta: FloatArray, X: FloatArray) -> FloatArray:
+        """Return log(theta_c / S)."""
+        return np.asarray(np.log(theta / _sum(theta))[self._index(X)])
+
+    def score(self, theta: FloatArray, X: FloatArray) -> FloatArray:
+        """Return e_c / theta_c - 1 / S, with e_c the c-th unit vector."""
+        return self._one_hot(X) / theta - 1.0 / _sum(theta)
+
+    def hessian(self, theta: FloatArray, X: FloatArray) -> FloatArray:
+        """Return 1 / S^2 - e_c e_c' / theta_c^2."""
+        return 1.0 / _sum(theta) ** 2 - self._one_hot(X)[:, :, None] * np.diag(theta**-2.0)
+
+    def fisher(self, theta: FloatArray) -> FloatArray:
+        """Return diag(1 / (S theta)) - 1 / S^2, singular along theta."""
+        total = _sum(theta)
+        return np.diag(1.0 / (total * theta)) - 1.0 / total**2
+
+    def kl(self, theta: FloatArray, other: FloatArray) -> FloatArray:
+        """Return the sum of p log(p / q)."""
+        p, q = (t / t.sum(axis=-1, keepdims=True) for t in (theta, other))
+        return np.asarray(np.maximum(0.0, (p * np.log(p / q)).sum(axis=-1)))
+
+    def mean(self, theta: FloatArray) -> FloatArray:
+        """Return the most probable category, the lowest index among equals, (1,)."""
+        return np.array([np.argmax(theta)], dtype=np.float64)
+
+    def project(self, theta: FloatArray, bounds: tuple[float, float]) -> FloatArray:
+        """Bring theta into the box [low, high] and keep the ratios that fit into it.
+
+        Only components below low / high times the largest are raised; the rescaling that puts
+        the smallest component on `low` leaves the probabilities as they are.
+        """
+        low, high = bounds
+        floor = float(theta.max()) * (low / high)
+        if floor < np.finfo(np.float64).tiny:  # no component is positive: nothing to prefer
+            return np.full(self.n, low)
+        floored = np.maximum(theta, floor)
+        return np.clip(floored * (low / float(floored.min())), low, high)
+
+    def free(
+        self, theta: FloatArray, gradient: FloatArray, bounds: tuple[float, float]
+    ) -> NDArray[np.bool_]:
+        """Return True for all: with some held, the others' steps could run along theta."""
+        return np.ones(self.n, dtype=np.bool_)
+
+    def _index(self, X: FloatArray) -> NDArray[np.intp]:
+        if not np.isin(X, np.arange(self.n)).all():
+            raise ValueError(_outside("a Categorical", f"an index in 0..{self.n - 1}", X))
+        return X[:, 0].astype(np.intp)
+
+    def _one_hot(self, X: FloatArray) -> FloatArray:
+        return np.asarray(np.eye(self.n)[self._index(X)])
+
+
+class _Block(NamedTuple):
+    family: Family
+    columns: slice
+    theta: slice
+
+
+@dataclass(frozen=True)
+class SearchDistribution:
+    r"""Product of independent families, the p_theta of S2E.
+
+    .. math:: p_\theta(x) = \prod_b p_{\theta_b}(x_b)
+
+    The columns of X and the components of theta follow the order of `families`. The paper's
+    space is one `Dirichlet(4)` and sixteen `Beta()`: 20 columns, 36 components of theta.
+
+    Args:
+        families: The blocks, at least one.
+
+    Raises:
+        ValueError: If `families` is not a non-empty tuple of `Family`. Every method raises it
+            for an argument of another shape than its docstring says, for theta that is not
+            finite and > 0, and for points outside the support.
+
+    Example:
+        >>> import numpy as np
+        >>> from optuna_s2e.distributions import Beta, Dirichlet, SearchDistribution
+        >>> distribution = SearchDistribution((Dirichlet(4), Beta(), Beta()))
+        >>> distribution.n_columns, distribution.n_theta
+        (6, 8)
+        >>> theta = distribution.uniform_theta()
+        >>> X = distribution.sample(theta, np.random.default_rng(0), 5)
+        >>> X.shape, distribution.score(theta, X).shape
+        ((5, 6), (5, 8))
+    """
+
+    families: tuple[Family, ...]
+
+    def __post_init__(self) -> None:
+        families = self.families
+        if not isinstance(families, tuple) or not all(isinstance(f, Family) for f in families):
+            raise ValueError(f"families must be a tuple of Family, but got {families!r}.")
+        if not families:
+            raise ValueError("families must be non-empty, but got ().")
+
+    @cached_property
+    def n_columns(self) -> int:
+        """Number of columns of a point."""
+        return sum(family.n_columns for family in self.families)
+
+    @cached_property
+    def n_theta(self) -> int:
+        """Number of components of theta."""
+        return sum(family.n_theta for family in self.families)
+
+    def uniform_theta(self) -> FloatArray:
+        """Return theta = 1, the uniform distribution, (n_theta,)."""
+        return np.ones(self.n_theta)
+
+    def sample(self, theta: ArrayLike, rng: np.random.Generator, size: int) -> FloatArray:
+        """Draw `size` points, (size, n_columns), about EPSILON or more off the boundary."""
+        theta = self._checked_theta("theta", theta)
+        _check_int("size", size, at_least=0)
+        draws = [b.family.sample(theta[b.theta], rng, size) for b in self._blocks]
+        return np.concatenate(draws, axis=1)
+
+    def log_density(self, theta: ArrayLike, X: ArrayLike) -> FloatArray:
+        """Return log p_theta of each row, (K,); a row's bits do not depend on the other rows."""
+        theta, X = self._checked_theta("theta", theta), self._checked_points(X)
+        total = np.zeros(len(X))
+        for family, columns, block in self._blocks:
+            total += family.log_density(theta[block], X[:, columns])
+        return total
+
+    def score(self, theta: ArrayLike, X: ArrayLike) -> FloatArray:
+        """Return the gradient of log p_theta by theta for each row, (K, n_theta)."""
+        theta, X = self._checked_theta("theta", theta), self._checked_points(X)
+        scores = [b.family.score(theta[b.theta], X[:, b.columns]) for b in self._blocks]
+        return np.concatenate(scores, axis=1)
+
+    def hessian(self, theta: ArrayLike, X: ArrayLike) -> FloatArray:
+        """Return the Hessian of log p_theta for each row, (K, n_theta, n_theta)."""
+        theta, X = self._checked_theta("theta", theta), self._checked_points(X)
+        hessians = np.zeros((len(X), self.n_theta, self.n_theta))
+        for family, columns, block in self._blocks:
+            hessians[:, block, block] = family.hessian(theta[block], X[:, columns])
+        return hessians
+
+    def fisher(self, theta: ArrayLike) -> FloatArray:
+        """Return the Fisher information, block diagonal, (n_theta, n_theta)."""
+        theta = self._checked_theta("theta", theta)
+        fisher = np.zeros((self.n_theta, self.n_theta))
+        for family, _, block in self._blocks:
+            fisher[block, block] = family.fisher(theta[block])
+        return fisher
+
+    def kl(self, theta: ArrayLike, other: ArrayLike) -> float:
+        """Return KL(p_theta || p_other) >= 0 in nats."""
+        theta, other = self._checked_theta("theta", theta), self._checked_theta("other", other)
+        return sum(
+            float(family.kl(theta[at], other[at]).sum()) for family, at in self._alike.items()
+        )
+
+    def mean(self, theta: ArrayLike) -> FloatArray:
+        """Return the mean; the most probable category in a categorical column, (n_columns,)."""
+        theta = self._checked_theta("theta", theta)
+        return np.concatenate([b.family.mean(theta[b.theta]) for b in self._blocks])
+
+    def project(self, theta: ArrayLike, bounds: tuple[float, float]) -> FloatArray:
+        """Bring theta into the box [low, high] per component, (n_theta,).
+
+        Args:
+            theta: Finite numbers of any sign, (n_theta,): where a step has led.
+            bounds: (low, high) with 0 < low < high.
+        """
+        theta = self._checked_theta("theta", theta, positive=False)
+        _check_bounds(bounds)
+        return np.concatenate([b.family.project(theta[b.theta], bounds) for b in self._blocks])
+
+    def free(
+        self, theta: ArrayLike, gradient: ArrayLike, bounds: tuple[float, float]
+    ) -> NDArray[np.bool_]:
+        """Return which components descent along -gradient does not push against the box.
+
+        The other components sit on a bound and the descent would have them leave the box. A
+        categorical block, whose scale is no matter, is always free.
+
+        Args:
+            theta: Inside the box, (n_theta,).
+            gradient: Finite, (n_theta,).
+            bounds: (low, high) with 0 < low < high.
+
+        Returns:
+            Booleans, (n_theta,).
+        """
+        theta = self._checked_theta("theta", theta)
+        slope = self._checked_theta("gradient", gradient, positive=False)
+        _check_bounds(bounds)
+        free = [b.family.free(theta[b.theta], slope[b.theta], bounds) for b in self._blocks]
+        return np.concatenate(free)
+
+    @cached_property
+    def _blocks(self) -> tuple[_Block, ...]:
+        columns = list(accumulate((f.n_columns for f in self.families), initial=0))
+        thetas = list(accumulate((f.n_theta for f in self.families), initial=0))
+        return tuple(
+            _Block(family, slice(*columns[i : i + 2]), slice(*thetas[i : i + 2]))
+            for i, family in enumerate(self.families)
+        )
+
+    @cached_property
+    def _alike(self) -> dict[Family, NDArray[np.intp]]:
+        """Components of theta of the blocks of one family, (n_blocks, n_theta of the family)."""
+        of_block = [(b.family, np.arange(b.theta.start, b.theta.stop)) for b in self._blocks]
+        return {
+            family: np.stack([at for other, at in of_block if other == family])
+            for family in dict.fromkeys(self.families)
+        }
+
+    def _checked_theta(self, name: str, theta: ArrayLike, *, positive: bool = True) -> FloatArray:
+        array = np.asarray(theta, dtype=np.float64)
+        if array.shape != (self.n_theta,):
+            expected = f"(n_theta,) = ({self.n_theta},)"
+            raise ValueError(f"{name} must have shape {expected}, but got {array.shape}.")
+        good = np.isfinite(array) & (array > 0.0) if positive else np.isfinite(array)
+        if not good.all():
+            at, condition = int(np.argmin(good)), "finite and > 0" if positive else "finite"
+            raise ValueError(f"{name}[{at}] must be {condition}, but got {float(array[at])!r}.")
+        return array
+
+    def _checked_points(self, X: ArrayLike) -> FloatArray:
+        array = np.asarray(X, dtype=np.float64)
+        if array.ndim != 2 or array.shape[1] != self.n_columns:
+            rows = len(array) if array.ndim == 2 else "K"
+            expected = f"(K, n_columns) = ({rows}, {self.n_columns})"
+            raise ValueError(f"X must have shape {expected}, but got {array.shape}.")
+        return array
+
+
+def _dot(matrix: FloatArray, vector: FloatArray) -> FloatArray:
+    """Return matrix @ vector, summed column by column.
+
+    BLAS may treat the last rows of a batch differently; here a row's bits are the same in every
+    batch, so the importance weight of a draw from theta itself is exactly 1.
+    """
+    total = np.zeros(len(matrix))
+    for column, factor in zip(matrix.T, vector, strict=True):
+        total += factor * column
+    return total
+
+
+def _log_normaliser(theta: FloatArray) -> FloatArray:
+    return np.asarray(gammaln(theta).sum(axis=-1) - gammaln(theta.sum(axis=-1)))
+
+
+def _expected_log_weights(theta: FloatArray) -> FloatArray:
+    return np.asarray(digamma(theta) - digamma(theta.sum(axis=-1, keepdims=True)))
+
+
+def _sum(vector: FloatArray) -> float:
+    return float(vector.sum())
+
+
+def _outside(what: str, condition: str, X: FloatArray) -> str:
+    values = f"values in [{float(X.min())!r}, {float(X.max())!r}]"
+    return f"The columns of {what} must be {condition}, but got {values}."
+
+
+def _check_bounds(bounds: tuple[float, float]) -> None:
+    if not 0.0 < bounds[0] < bounds[1] < np.inf:
+        raise ValueError(f"bounds must be (low, high), 0 < low < high, but got {bounds!r}.")
+
+
+def _check_int(name: str, value: object, *, at_least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < at_least:
+        raise ValueError(f"{name} must be an int >= {at_least}, but got {value!r}.")

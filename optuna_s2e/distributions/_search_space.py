@@ -1,0 +1,274 @@
+r"""Optuna's parameters as coordinates of p_theta, both ways.
+
+Notation
+    d           number of searched parameters
+    x           one draw, one coordinate per parameter: in (0, 1), a category's index for
+                categorical parameters; this is what a trial records              (d,)
+    X           points of p_theta: simplexes as their weights, the rest as in x   (K, n_columns)
+
+Simplexes come first, then the other parameters; both ordered by name. Floats and ints, with or
+without log or step, are mapped to the unit interval so that theta = 1 is Optuna's own uniform
+distribution; a coordinate of a discrete parameter says more than its value does (the score of a
+draw needs the coordinate), which is why x is recorded and not derived.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Container, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, TypeVar
+
+import numpy as np
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+    distribution_to_json,
+)
+
+from optuna_s2e._typing import BoolArray, FloatArray
+from optuna_s2e.distributions._search_distribution import (
+    EPSILON,
+    Beta,
+    Categorical,
+    Dirichlet,
+    Family,
+    SearchDistribution,
+)
+from optuna_s2e.distributions._simplex import find_simplexes, unit_from_weights, weights_from_unit
+
+_Number = TypeVar("_Number", float, FloatArray)
+
+
+_TINY = 2.0**-53  # off 0 and 1, where the encoding of a simplex is not unique
+
+
+def decode(coordinate: float, distribution: BaseDistribution) -> Any:
+    """Return the value of a parameter at a coordinate: a pure Python float, int or choice."""
+    match distribution:
+        case CategoricalDistribution():
+            return distribution.choices[int(coordinate)]
+        case FloatDistribution(low=low, high=high, log=log, step=step):
+            if step is not None:
+                return min(low + step * _cell(coordinate, _n_values(distribution)), high)
+            if log:
+                value = math.exp(_between(math.log(low), math.log(high), coordinate))
+            else:
+                value = _between(low, high, coordinate)
+            return min(max(value, low), high)
+        case IntDistribution(low=low, high=high, log=log, step=step):
+            if log:
+                value = math.exp(_between(math.log(low - 0.5), math.log(high + 0.5), coordinate))
+                return min(max(round(value), low), high)
+            return low + step * _cell(coordinate, _n_values(distribution))
+    raise ValueError(f"Parameters of type {type(distribution).__name__} cannot be searched.")
+
+
+def decode_column(coordinates: FloatArray, distribution: BaseDistribution) -> FloatArray:
+    """Return the values of a numerical parameter at many coordinates, (K,)."""
+    match distribution:
+        case FloatDistribution(low=low, high=high, log=log, step=None):
+            if log:
+                values = np.exp(_between(math.log(low), math.log(high), coordinates))
+            else:
+                values = _between(low, high, coordinates)
+            return np.clip(values, low, high)
+    return np.array([decode(c, distribution) for c in coordinates.tolist()], dtype=np.float64)
+
+
+def encode(value: Any, distribution: BaseDistribution) -> float:
+    """Return the coordinate of a value; for discrete parameters the middle of its interval."""
+    internal = distribution.to_internal_repr(value)
+    match distribution:
+        case CategoricalDistribution():
+            return internal
+        case FloatDistribution(low=low, high=high, log=log, step=step):
+            if step is not None:
+                u = (round((internal - low) / step) + 0.5) / _n_values(distribution)
+            elif log:
+                u = _share(math.log(low), math.log(high), math.log(internal))
+            else:
+                u = _share(low, high, internal)
+        case IntDistribution(low=low, high=high, log=log, step=step):
+            if log:
+                u = _share(math.log(low - 0.5), math.log(high + 0.5), math.log(internal))
+            else:
+                u = ((internal - low) // step + 0.5) / _n_values(distribution)
+        case _:
+            raise ValueError(
+                f"Parameters of type {type(distribution).__name__} cannot be searched."
+            )
+    return min(max(u, EPSILON), 1.0 - EPSILON)
+
+
+def same_value(distribution: BaseDistribution, a: Any, b: Any) -> bool:
+    """Say whether two values of a parameter are one, up to another platform's rounding."""
+    # internal: categories by index (NaN is one), ints as the storage keeps them
+    x, y = distribution.to_internal_repr(a), distribution.to_internal_repr(b)
+    return math.isclose(x, y, rel_tol=1e-9, abs_tol=1e-12)
+
+
+@dataclass(frozen=True)
+class SearchSpace:
+    """The parameters that theta describes, in the order of its coordinates.
+
+    Attributes:
+        distributions: Optuna's distributions by name, in the order of the coordinates.
+        tags: Single-valued parameters that belong to the meaning of the others: the name,
+            version and number of epochs of a schedule space. Empty for other objectives.
+    """
+
+    distributions: Mapping[str, BaseDistribution]
+    tags: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls, distributions: Mapping[str, BaseDistribution], tags: Mapping[str, Any] | None = None
+    ) -> SearchSpace:
+        """Make a space of these parameters; single-valued ones are left out."""
+        free = {n: d for n, d in distributions.items() if not d.single()}
+        in_simplexes = [name for names in find_simplexes(free) for name in names]
+        others = sorted(free.keys() - set(in_simplexes))
+        return cls({name: free[name] for name in in_simplexes + others}, dict(tags or {}))
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """The parameters' names in the order of the coordinates, length d."""
+        return tuple(self.distributions)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """16 hex digits that name the parameters, their distributions and the tags."""
+        parameters = [[n, distribution_to_json(d)] for n, d in self.distributions.items()]
+        text = json.dumps([parameters, sorted(self.tags.items())])
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    @cached_property
+    def _simplexes(self) -> list[list[str]]:
+        return find_simplexes(self.distributions)
+
+    @cached_property
+    def distribution(self) -> SearchDistribution:
+        """p_theta over this space."""
+        families: list[Family] = [Dirichlet(len(names) + 1) for names in self._simplexes]
+        n_others = len(self.names) - sum(len(names) for names in self._simplexes)
+        for name in self.names[len(self.names) - n_others :]:
+            d = self.distributions[name]
+            if isinstance(d, CategoricalDistribution):
+                families.append(Categorical(len(d.choices)))
+            else:
+                families.append(Beta())
+        return SearchDistribution(tuple(families))
+
+    def points(self, x: FloatArray) -> FloatArray:
+        """Turn draws x (K, d) into points X (K, n_columns): break the sticks."""
+        columns, start = [], 0
+        for names in self._simplexes:
+            stop = start + len(names)
+            weights = np.maximum(weights_from_unit(x[:, start:stop]), EPSILON)
+            columns.append(weights / weights.sum(axis=1, keepdims=True))
+            start = stop
+        return np.concatenate([*columns, x[:, start:]], axis=1)
+
+    def coordinates(self, points: FloatArray) -> FloatArray:
+        """Turn points X (K, n_columns) into draws x (K, d): invert `points`."""
+        columns, start = [], 0
+        for names in self._simplexes:
+            stop = start + len(names) + 1
+            u = unit_from_weights(points[:, start:stop])
+            columns.append(np.clip(u, _TINY, 1.0 - _TINY))
+            start = stop
+        return np.concatenate([*columns, points[:, start:]], axis=1)
+
+    def decode(self, x: FloatArray) -> dict[str, Any]:
+        """Return the parameters at one draw x (d,), by name."""
+        coordinates = x.tolist()  # pure Python floats
+        return {
+            name: decode(c, d)
+            for c, (name, d) in zip(coordinates, self.distributions.items(), strict=True)
+        }
+
+    def encode(self, params: Mapping[str, Any]) -> FloatArray:
+        """Return the coordinates x (d,) of the parameters of a trial.
+
+        One that the trial does not have is in the middle of its range, or the first category.
+        """
+        return np.array([
+            encode(params[n], d) if n in params
+            else 0.0 if isinstance(d, CategoricalDistribution) else 0.5
+            for n, d in self.distributions.items()
+        ])  # fmt: skip
+
+    def asked(self, params: Container[str]) -> BoolArray:
+        """Return which parameters of the space a trial has, (d,)."""
+        return np.array([name in params for name in self.names], dtype=bool)
+
+    def unit_features(self, x: FloatArray, asked: BoolArray) -> FloatArray:
+        """Return draws x (K, d) as features in which distance means difference.
+
+        Weights of simplexes, numbers in the unit interval, categories one-hot (at distance 1).
+        What the objective does not ask for, by `asked` (K, d), is in the middle of its range.
+        """
+        points = self.points(x)
+        columns, start, at = [], 0, 0
+        for family in self.distribution.families:
+            block = points[:, start : start + family.n_columns]
+            middle = 0.5
+            if isinstance(family, Categorical):
+                block = (block == np.arange(family.n)) / math.sqrt(2.0)
+                middle = math.sqrt(0.5) / family.n
+            elif isinstance(family, Dirichlet):
+                middle = 1.0 / family.n_columns
+            columns.append(np.where(asked[:, at : at + 1], block, middle))
+            start += family.n_columns
+            at += family.n_columns - isinstance(family, Dirichlet)
+        return np.concatenate(columns, axis=1)
+
+    def sample(self, theta: FloatArray, rng: np.random.Generator) -> FloatArray:
+        """Draw one x (d,) from p_theta."""
+        x: FloatArray = self.coordinates(self.distribution.sample(theta, rng, 1))[0]
+        return x
+
+
+def intersection(
+    spaces: list[Mapping[str, BaseDistribution]],
+) -> dict[str, BaseDistribution]:
+    """Return the parameters that all of these trials share, with equal distributions."""
+    first, *rest = spaces
+    return {n: d for n, d in first.items() if all(s.get(n) == d for s in rest)}
+
+
+def union(spaces: list[Mapping[str, BaseDistribution]]) -> dict[str, BaseDistribution]:
+    """Return the parameters that any of these trials has, if all that have one agree on it.
+
+    None at all if there is no parameter that all share: they are not of one objective.
+    """
+    if not intersection(spaces):
+        return {}
+    found: dict[str, BaseDistribution] = {}
+    for space in spaces:
+        found = {**space, **found}
+    return {n: d for n, d in found.items() if all(s.get(n, d) == d for s in spaces)}
+
+
+def _n_values(d: FloatDistribution | IntDistribution) -> int:
+    assert d.step is not None
+    return round((d.high - d.low) / d.step) + 1
+
+
+def _cell(u: float, n: int) -> int:
+    return min(int(u * n), n - 1)
+
+
+def _between(low: float, high: float, u: _Number) -> _Number:
+    return low * (1.0 - u) + high * u  # no overflow for [-1e308, 1e308]; u itself for [0, 1]
+
+
+def _share(low: float, high: float, value: float) -> float:
+    # halved: the width of [-1e308, 1e308] is no float
+    return (value / 2 - low / 2) / (high / 2 - low / 2)

@@ -1,0 +1,447 @@
+r"""Where a search stands: the chain of openers and the pool, read from a study's trials.
+
+Notation
+    chain       the openers from generation 1 to the head
+    pool        completed draws that are not yet members on the chain, oldest first
+
+Nothing here is state: a ledger can be made anew from the trials at any time. The rules
+(docs/architecture.md): the head is the opener with the largest generation, ties to the lowest
+number; K completed draws in the pool, whatever theta they were drawn from, open the next
+generation; members are taken in the order (time of completion, number).
+"""
+
+from __future__ import annotations
+
+from bisect import insort
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, NamedTuple
+
+import numpy as np
+from optuna.distributions import BaseDistribution, CategoricalDistribution
+from optuna.trial import FrozenTrial, TrialState
+
+from optuna_s2e._typing import FloatArray
+from optuna_s2e.distributions import (
+    SearchSpace,
+    decode,
+    intersection,
+    keyed_coordinate,
+    same_value,
+    union,
+)
+from optuna_s2e.history._record import (
+    RECORD_KEY,
+    Draw,
+    Record,
+    Rules,
+    Tags,
+    is_of_later_release,
+    read_draw,
+)
+
+_NO_TAGS: Tags = {}
+MAX_PENDING = 256  # looked at per draw
+
+
+@dataclass(frozen=True)
+class Chain:
+    """The openers from generation 1 to a head, with the space that their thetas describe.
+
+    Attributes:
+        space: The searched parameters.
+        openers: Records of the openers, generation 1 first; empty in generation 0.
+        members: Numbers of all members on the chain.
+        n_counted: How many of them count by the rules of the reader, normally all.
+    """
+
+    space: SearchSpace
+    openers: tuple[Record, ...] = ()
+    members: frozenset[int] = frozenset()
+    n_counted: int = 0
+
+    @property
+    def head(self) -> Record | None:
+        """The opener of the largest generation; None in generation 0."""
+        return self.openers[-1] if self.openers else None
+
+    @property
+    def theta(self) -> FloatArray:
+        """The head's theta, or theta = 1."""
+        if self.head is None:
+            return self.space.distribution.uniform_theta()
+        return np.array(self.head.theta, dtype=np.float64)
+
+
+class State(NamedTuple):
+    """What a worker knows when it draws.
+
+    Attributes:
+        chain: The chain to go on with; None while no space is known (generation 0).
+        pool: Completed draws that the next update may use, in the order of membership.
+        left_behind: If none of the last K completed draws is from the chain's space, why the
+            last one is not.
+    """
+
+    chain: Chain | None
+    pool: list[Draw]
+    left_behind: str | None = None
+
+
+def space_of(members: Sequence[Draw], *, conditional: bool = True) -> SearchSpace:
+    """Return the space of a first generation: the parameters that its members were drawn with.
+
+    Args:
+        members: Completed draws of generation 0. Only parameters that were drawn count; one that
+            is fixed by `PartialFixedSampler` is none.
+        conditional: Whether parameters that not all of them have count, as they do in searches
+            that start with this release.
+    """
+    tags = members[0].tags
+    if any(d.tags != tags for d in members):
+        return SearchSpace({}, tags)
+    set_by_others = {n for d in members for n in d.trial.distributions if n not in d.uniform}
+    drawn: list[Mapping[str, BaseDistribution]] = [
+        {n: d.trial.distributions[n] for n in d.uniform if n not in set_by_others} for d in members
+    ]
+    return SearchSpace.of(union(drawn) if conditional else intersection(drawn), tags)
+
+
+def locate(draw: Draw, space: SearchSpace, openers: Mapping[int, Record]) -> FloatArray | str:
+    """Return the coordinates x (d,) of a draw from a space, or why it is none.
+
+    A parameter of the space that the objective did not ask for (another branch) was drawn all
+    the same, and counts.
+    """
+    trial, record = draw.trial, draw.record
+    if draw.tags != space.tags:
+        return f"its schedule space is {dict(draw.tags)}, not {dict(space.tags)}"
+    present = {n: trial.distributions[n] for n in space.names if n in trial.distributions}
+    for name, d in present.items():
+        if d != space.distributions[name]:
+            return f"parameter {name!r} is {d}, theta describes {space.distributions[name]}"
+    if not present:
+        return f"it has none of the parameters {list(space.names)}"
+    if record.generation == 0:
+        assert record.seed is not None
+        x = [keyed_coordinate(record.seed, record.key, n, d)
+             for n, d in space.distributions.items()]  # fmt: skip
+    else:
+        opener = openers.get(record.opener) if record.opener is not None else None
+        if opener is None or opener.space != space.fingerprint:
+            return "it was drawn from a theta of another space"
+        if record.x is None or not _in_cube(record.x, space):
+            return "its recorded coordinates are not in the space"
+        x = list(record.x)
+    for name, c in zip(space.names, x, strict=True):
+        d = space.distributions[name]
+        if name in present and not same_value(d, decode(c, d), trial.params[name]):
+            return f"parameter {name!r} was set by someone else"  # PartialFixedSampler, an edit
+    return np.array(x, dtype=np.float64)
+
+
+def _in_cube(x: Sequence[float], space: SearchSpace) -> bool:
+    if len(x) != len(space.names):
+        return False
+    return all(
+        float(c).is_integer() and 0 <= c < len(d.choices)
+        if isinstance(d, CategoricalDistribution)
+        else 0 < c < 1
+        for c, d in zip(x, space.distributions.values(), strict=True)
+    )
+
+
+class Ledger:
+    """The draws of one study, read incrementally: finished trials never change.
+
+    A new ledger that reads all trials at once knows the same as one that followed them. Not
+    thread-safe.
+
+    Attributes:
+        rules: Direction, and what counts.
+        draws: Draws by the trial number in their record. If two trials carry the same record (a
+            retry, a copied database), the first one that completed counts, else the last.
+        completed: The draws whose values count, in the order of membership.
+        openers: Records of the valid openers by trial number.
+        used: Numbers of the members of all valid openers, whichever chain they are on.
+        slots: Draws of a search by batches: by slot, then by trial number.
+        newest_tags: The schedule space that the newest draw names; empty for other objectives.
+        later_release: Number of a trial whose record only a later release can read.
+    """
+
+    def __init__(self, rules: Rules) -> None:
+        self.rules = rules
+        self._reset()
+
+    def _reset(self) -> None:
+        self.draws: dict[int, Draw] = {}
+        self.completed: list[Draw] = []
+        self.openers: dict[int, Record] = {}
+        self.used: set[int] = set()
+        self.slots: dict[int, dict[int, Draw]] = {}
+        self.newest_tags: Tags = {}
+        self.later_release: int | None = None
+        self._newest_tagged = -1
+        self._claimed: dict[int, Record] = {}  # openers that are not valid (yet)
+        self._spaces: dict[str | None, SearchSpace] = {}  # by fingerprint
+        self._heads: dict[str | None, Record] = {}  # of each space
+        self._newest: dict[str | None, int] = {}  # number of the last opener of each space
+        self._chains: dict[str | None, Chain] = {}  # the last one of each space
+        self._located: dict[tuple[str, int], FloatArray | str] = {}
+        self._n_seen = 0
+        self._unfinished: set[int] = set()
+        self._failed: list[int] = []
+        self._last_finished: FrozenTrial | None = None
+
+    def read(self, trials: Sequence[FrozenTrial]) -> Ledger:
+        """Take in all trials of the study, by number; returns itself."""
+        last = self._last_finished
+        if last is not None and not (
+            len(trials) >= self._n_seen
+            and (trials[last.number] is last or trials[last.number] == last)
+        ):
+            self._reset()  # another study under the same identifier
+        fresh = sorted(self._unfinished) + list(range(self._n_seen, len(trials)))
+        self._n_seen = len(trials)
+        for number in fresh:
+            trial = trials[number]
+            if trial.state.is_finished():
+                self._unfinished.discard(number)
+                self._last_finished = trial
+            else:
+                self._unfinished.add(number)
+            draw = read_draw(trial) if RECORD_KEY in trial.system_attrs else None
+            if draw is not None:
+                self._take(draw)
+                if trial.state == TrialState.FAIL:
+                    self._failed.append(draw.record.trial)
+            elif is_of_later_release(trial):
+                self.later_release = number
+        self._validate_openers()
+        return self
+
+    def _take(self, draw: Draw) -> None:
+        number = draw.record.trial
+        other = self.draws.get(number)
+        if other is not None and self.rules.counts(other.trial):
+            return
+        self.draws[number] = draw
+        if draw.record.slot is not None:
+            self.slots.setdefault(draw.record.slot, {})[number] = draw
+        if draw.record.is_opener and number not in self.openers:
+            self._claimed[number] = draw.record
+        if draw.tags and number >= self._newest_tagged:
+            self._newest_tagged, self.newest_tags = number, draw.tags
+        if self.rules.counts(draw.trial):
+            insort(self.completed, draw, key=lambda d: d.membership_order)
+
+    def _validate_openers(self) -> None:
+        """Accept the openers whose parents lead down to generation 1 in the same space.
+
+        Their members must exist. A member that cannot be read (any more) does not stop a search:
+        the recorded theta is the authority; only a replay fails.
+        """
+        for record in sorted(self._claimed.values(), key=lambda r: (r.generation, r.trial)):
+            if max(record.members) >= self._n_seen or record.trial in record.members:
+                continue
+            parent = self.openers.get(record.parent) if record.parent is not None else None
+            if record.generation == 1:
+                space = self._first_space(record) if record.parent is None else None
+            elif parent is not None and parent.generation == record.generation - 1:
+                space = self._spaces[parent.space]
+            else:
+                continue
+            if space is None or space.fingerprint != record.space:
+                continue
+            if space.distribution.n_theta == len(record.theta or ()):
+                self._lead(record)
+                self._spaces[record.space] = space
+                self.openers[record.trial] = record
+                self.used.update(record.members)
+                del self._claimed[record.trial]
+
+    def _first_space(self, record: Record) -> SearchSpace | None:
+        draws = [self.draws[n] for n in record.members if n in self.draws]
+        states = (TrialState.COMPLETE, TrialState.PRUNED)  # a failed one may lack parameters
+        draws = [d for d in draws if d.record.generation == 0 and d.trial.state in states]
+        for conditional in (True, False):  # as in 0.1 before conditional parameters were searched
+            space = space_of(draws, conditional=conditional) if draws else SearchSpace({})
+            if space.names and space.fingerprint == record.space:
+                return space
+        return None
+
+    def chains(self, tags: Tags) -> Iterator[Chain]:
+        """Yield the chain of each space with these tags, the space opened last first.
+
+        The head is the opener with the largest generation, ties to the lowest number.
+        """
+        for space in sorted(self._heads, key=lambda s: -self._newest[s]):
+            if self._spaces[space].tags == tags:
+                yield self._chain(self._heads[space])
+
+    def _lead(self, record: Record) -> None:
+        """Let an opener be the head of its space, if it is ahead of the others."""
+        head = self._heads.get(record.space)
+        if head is None or (record.generation, -record.trial) > (head.generation, -head.trial):
+            self._heads[record.space] = record
+        self._newest[record.space] = max(self._newest.get(record.space, -1), record.trial)
+
+    def _chain(self, head: Record) -> Chain:
+        """Return the chain that leads to a head; the last one of its space is extended."""
+        chain = self._chains.get(head.space, Chain(self._spaces[head.space]))
+        known = chain.head
+        new: list[Record] = []
+        record: Record | None = head
+        while record is not None and record is not known:
+            new.append(record)
+            record = self._parent(record)
+        if record is None:  # generation 0 was reached: another branch
+            chain = Chain(chain.space)
+        new.reverse()
+        members = [n for r in new for n in r.members]
+        counted = (self.rules.counts(self.draws[n].trial) for n in members if n in self.draws)
+        chain = Chain(
+            chain.space,
+            (*chain.openers, *new),
+            chain.members.union(members),
+            chain.n_counted + sum(counted),
+        )
+        self._chains[head.space] = chain
+        return chain
+
+    def _parent(self, record: Record) -> Record | None:
+        return self.openers[record.parent] if record.parent is not None else None
+
+    def last_openers(self, head: Record | None, n: int) -> list[Record]:
+        """Return the last n openers that lead to a head, the head included, oldest first."""
+        found: list[Record] = []
+        while head is not None and len(found) < n:
+            found.append(head)
+            head = self._parent(head)
+        return found[::-1]
+
+    def state(self, population_size: int, *, tags: Tags = _NO_TAGS, adopt: bool = False) -> State:
+        """Find the head, its chain and the pool.
+
+        Args:
+            population_size: K, for the first opening (the parameters that K draws have are its
+                space) and to see whether a chain was left behind.
+            tags: The schedule space that the asking trial names, if any; else the newest draw's.
+            adopt: Leave a chain whose space none of the last K completed draws has.
+        """
+        tags = tags or self.newest_tags
+        for chain in self.chains(tags):
+            left_behind = self._left_behind(chain, population_size)
+            if not adopt or left_behind is None:
+                assert chain.head is not None
+                pool = [
+                    d
+                    for d in self._unused(chain)
+                    if d.record.generation <= chain.head.generation
+                    and self.coordinates(chain.space, d) is not None
+                ]
+                return State(chain, pool, left_behind)
+        return self._first_generation(population_size, tags)
+
+    def _unused(self, chain: Chain) -> list[Draw]:
+        """Return the completed draws that are no members, from the end: members are the oldest."""
+        unused: list[Draw] = []
+        n_unused = len(self.completed) - chain.n_counted
+        for draw in reversed(self.completed):
+            if len(unused) == n_unused:
+                break
+            if draw.record.trial not in chain.members:
+                unused.append(draw)
+        return unused[::-1]
+
+    def _left_behind(self, chain: Chain, population_size: int) -> str | None:
+        """Return why the last K completed draws are not from the chain's space, None if one is."""
+        own_tags = (d for d in reversed(self.completed) if d.tags == chain.space.tags)
+        last = list(islice(own_tags, population_size))
+        if len(last) < population_size:
+            return None
+        reasons = [self._locate(chain.space, d) for d in last]
+        return reasons[0] if all(isinstance(r, str) for r in reasons) else None  # type: ignore[return-value]
+
+    def settings_in_force(self, chain: Chain | None) -> Mapping[str, Any] | None:
+        """Return the settings that the records name last; None if there is no record."""
+        if chain is not None and chain.head is not None:
+            return chain.head.settings
+        first = next((d.record for d in self.draws.values() if d.record.generation == 0), None)
+        return first.settings if first is not None else None
+
+    def coordinates(self, space: SearchSpace, draw: Draw) -> FloatArray | None:
+        """Return x (d,) of a finished draw from a space; None if it is none."""
+        x = self._locate(space, draw)
+        return None if isinstance(x, str) else x
+
+    def _locate(self, space: SearchSpace, draw: Draw) -> FloatArray | str:
+        key = (space.fingerprint, draw.record.trial)
+        if key in self._located:
+            return self._located[key]
+        found = locate(draw, space, self.openers)
+        if draw.record.opener is None or draw.record.opener in self.openers:
+            self._located[key] = found  # else its opener may still appear
+        return found
+
+    def pending(self, chain: Chain, members: Sequence[Draw] = ()) -> FloatArray:
+        """Return x (P, d) of draws whose losses the model of a generation does not know.
+
+        They still run, or have completed and wait in the pool; the newest `MAX_PENDING` count.
+
+        Args:
+            chain: The chain that the generation belongs to, or continues.
+            members: Of a generation that is being opened.
+        """
+        numbers = {*self._unfinished, *(d.record.trial for d in self._unused(chain))}
+        numbers -= {d.record.trial for d in members}
+        x = []
+        for number in sorted(numbers)[-MAX_PENDING:]:
+            record = self.draws[number].record if number in self.draws else None
+            if record is not None and record.x is not None and _in_cube(record.x, chain.space):
+                x.append(record.x)
+        return np.array(x, dtype=np.float64).reshape(-1, len(chain.space.names))
+
+    def failures(self, newest: int | None = None) -> list[Draw]:
+        """Return the draws that failed, of more than `newest` the last ones that were read."""
+        numbers = self._failed if newest is None else self._failed[-newest:]
+        draws = [self.draws[n] for n in numbers if n in self.draws]
+        return [d for d in draws if d.trial.state == TrialState.FAIL]  # a retry may complete
+
+    def failed(self, chain: Chain) -> FloatArray:
+        """Return x (F, d) of draws from a chain's space that failed, the newest `MAX_PENDING`."""
+        return self.located(chain.space, self.failures(MAX_PENDING))
+
+    def located(self, space: SearchSpace, draws: Sequence[Draw]) -> FloatArray:
+        """Return x (F, d) of finished draws; those that are none from the space are left out."""
+        found = [self.coordinates(space, d) for d in draws]
+        x = [coordinates for coordinates in found if coordinates is not None]
+        return np.array(x, dtype=np.float64).reshape(-1, len(space.names))
+
+    def damage(self) -> list[str]:
+        """Return what of the records cannot be followed: one line per opener or draw."""
+        lines = [f"Trial {n} records a theta that does not follow." for n in sorted(self._claimed)]
+        lines += [
+            f"Trial {d.trial.number} was drawn from a theta that no trial records."
+            for d in self.draws.values()
+            if d.record.opener is not None
+            and d.record.opener not in self.openers
+            and d.record.opener not in self._claimed
+        ]
+        return lines
+
+    def _first_generation(self, population_size: int, tags: Tags) -> State:
+        """Look for K completed draws of generation 0, in a row, that share parameters."""
+        pool = [
+            d
+            for d in self.completed
+            if d.record.generation == 0 and d.tags == tags and d.record.trial not in self.used
+        ]
+        pool = pool[-10 * population_size :]  # an objective may never repeat a parameter
+        for start in range(len(pool) - population_size + 1):
+            members = pool[start : start + population_size]
+            space = space_of(members)
+            if space.names:
+                return State(Chain(space), members)
+        return State(None, pool)

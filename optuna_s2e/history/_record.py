@@ -1,0 +1,330 @@
+r"""What one trial records of its draw, and how it is read back.
+
+Notation
+    record      the one system attribute of a drawn trial, key `s2e:draw`
+    draw        a trial with a valid record: a point x drawn from a known theta
+    opener      a draw that also records theta_m, its parent (the opener of generation m - 1) and
+                its members (the trials whose losses moved theta_{m-1} to theta_m)
+
+    slot        place of a draw in a search by batches (`optimize_batch`): generation m of K has
+                the slots m K .. m K + K - 1
+
+A record names its own trial, so that a copied one is never misread; what does not fit is
+ignored, never repaired. Generation 0 is theta = 1 and needs no opener: its draws are independent
+uniforms, one key per parameter, and are drawn again from the recorded seed. What keys a draw is
+the trial's number, or slot and attempt where there is a slot.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import Any, NamedTuple, TypeGuard
+
+from optuna.study import Study, StudyDirection
+from optuna.trial import FrozenTrial, TrialState
+
+from optuna_s2e import _optuna
+from optuna_s2e.distributions import decode, keyed_coordinate, same_value
+from optuna_s2e.estimators import UpdateSettings
+from optuna_s2e.schedules import PREFIX as TAG_PREFIX
+
+Tags = Mapping[str, Any]
+
+RECORD_KEY = "s2e:draw"
+FAILURE_KEY = "s2e:failure"  # why a trial of a batch failed: {"by": "objective", "reason": ...}
+VERSION = 1
+MAX_ATTEMPTS = 1000  # of one slot
+MAX_MEMBERS = 100_000
+MAX_COORDINATES = 100_000
+MAX_FLOAT = 1e308  # compared before any conversion: JSON has integers of any size
+
+
+@dataclass(frozen=True)
+class Record:
+    """The validated content of one `s2e:draw` attribute.
+
+    Attributes:
+        trial: Number of the trial that was drawn (a retry keeps its first try's record).
+        generation: m, the index of the theta that it was drawn from.
+        slot: Its place in a search by batches, None in any other.
+        attempt: How many draws of this slot have failed before, in [0, MAX_ATTEMPTS).
+        seed: Generation 0 only: the key of its independent draws.
+        settings: What theta depends on, as a dictionary: in full for openers, what was asked for
+            in generation 0, where the space is not known yet.
+        opener: Number of the trial that recorded theta_m; None in generation 0.
+        x: Coordinates of the draw, (d,); None in generation 0.
+        parent: Openers: number of the opener of generation m - 1; None if that is generation 0.
+        members: Openers: numbers of the trials behind the update, in the order of the update.
+        theta: Openers: theta_m, (n_theta,).
+        space: Openers: fingerprint of the space.
+    """
+
+    trial: int
+    generation: int
+    seed: int | None = None
+    settings: Mapping[str, Any] | None = None
+    opener: int | None = None
+    x: tuple[float, ...] | None = None
+    parent: int | None = None
+    members: tuple[int, ...] = ()
+    theta: tuple[float, ...] | None = None
+    space: str | None = None
+    slot: int | None = None
+    attempt: int = 0
+
+    @property
+    def key(self) -> int:
+        """What keys the draw, beside seed and generation."""
+        return self.trial if self.slot is None else slot_key(self.slot, self.attempt)
+
+    @property
+    def is_opener(self) -> bool:
+        """Whether this draw opened its generation."""
+        return self.theta is not None
+
+    def to_attr(self) -> dict[str, Any]:
+        """Return the attribute: finite numbers, strings, lists; nothing that does not apply."""
+        attr: dict[str, Any] = {"v": VERSION, "trial": self.trial, "generation": self.generation}
+        if self.slot is not None:
+            attr |= {"slot": self.slot, "attempt": self.attempt}
+        if self.generation == 0:
+            return attr | {"seed": self.seed, "settings": self.settings}
+        attr |= {"opener": self.opener, "x": self.x and list(self.x)}
+        if self.theta is not None:
+            attr |= {
+                "parent": self.parent,
+                "members": list(self.members),
+                "theta": list(self.theta),
+                "space": self.space,
+                "settings": self.settings,
+            }
+        return attr
+
+    @classmethod
+    def from_attr(cls, attr: Any) -> Record | None:
+        """Read an attribute; None if it is anything but a record of this version."""
+        if not isinstance(attr, dict) or attr.get("v") != VERSION:
+            return None
+        trial, generation = attr.get("trial"), attr.get("generation")
+        slot, attempt = attr.get("slot"), attr.get("attempt", 0)
+        if not (_is_number(trial) and _is_number(generation)):
+            return None
+        if not ((slot is None or _is_number(slot)) and _is_number(attempt)):
+            return None
+        if attempt >= MAX_ATTEMPTS:
+            return None
+        draw = cls(trial, generation, slot=slot, attempt=attempt)
+        if generation == 0:
+            seed, settings = attr.get("seed"), attr.get("settings")
+            if not (_is_number(seed) and _are_settings(settings)):
+                return None
+            return replace(draw, seed=seed, settings=settings)
+        opener, x = attr.get("opener"), attr.get("x")
+        if not (_is_number(opener) and _is_floats(x)):
+            return None
+        draw = replace(draw, opener=opener, x=tuple(x))
+        return draw if "theta" not in attr else cls._opener_from_attr(attr, draw)
+
+    @classmethod
+    def _opener_from_attr(cls, attr: Mapping[str, Any], draw: Record) -> Record | None:
+        parent, members, theta = attr.get("parent"), attr.get("members"), attr["theta"]
+        fits = (
+            draw.opener == draw.trial
+            and ((parent is None and draw.generation == 1) or _is_number(parent))
+            and isinstance(members, list)
+            and 1 <= len(members) <= MAX_MEMBERS
+            and all(map(_is_number, members))
+            and len(set(members)) == len(members)
+            and _is_floats(theta)
+            and _in_box(theta, attr.get("settings"))
+            and isinstance(attr.get("space"), str)
+        )
+        if not fits or members is None:
+            return None
+        return replace(
+            draw,
+            settings=attr["settings"],
+            parent=parent,
+            members=tuple(members),
+            theta=tuple(map(float, theta)),
+            space=attr["space"],
+        )
+
+
+def slot_key(slot: int, attempt: int) -> int:
+    """Return what keys the draw of a slot; at the first attempt the slot itself.
+
+    So an undisturbed search by batches draws what one worker draws whose trials are numbered so.
+    """
+    return slot + (attempt << 64)
+
+
+def _is_number(value: Any) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _in_box(theta: list[float], settings: Any) -> bool:
+    """Whether recorded settings are known ones and theta keeps within their bounds."""
+    if not _are_settings(settings):
+        return False
+    low, high = settings["theta_bounds"]
+    return bool(low <= min(theta) and max(theta) <= high)
+
+
+def _are_settings(settings: Any) -> TypeGuard[dict[str, Any]]:
+    """Whether recorded settings are ones that this release knows, and all of them."""
+    if not isinstance(settings, dict):
+        return False
+    try:
+        known, consider_pruned = split_settings(settings)
+    except (ValueError, TypeError, OverflowError):
+        return False
+    return settings.keys() == join_settings(known, consider_pruned).keys()
+
+
+def join_settings(settings: UpdateSettings, consider_pruned: bool) -> dict[str, Any]:
+    """Return all that theta depends on besides the space, as a record keeps it."""
+    return {**settings.to_dict(), "consider_pruned_trials": consider_pruned}
+
+
+def split_settings(recorded: Mapping[str, Any]) -> tuple[UpdateSettings, bool]:
+    """Invert `join_settings`.
+
+    Raises:
+        ValueError: If a value is out of range.
+        TypeError: If a name is unknown.
+    """
+    options = dict(recorded)
+    consider_pruned = options.pop("consider_pruned_trials", None)
+    if not isinstance(consider_pruned, bool):
+        raise ValueError(f"consider_pruned_trials must be a bool, but got {consider_pruned!r}.")
+    return UpdateSettings(**options), consider_pruned
+
+
+def _is_floats(value: Any) -> TypeGuard[list[float]]:
+    return (
+        isinstance(value, list)
+        and 1 <= len(value) <= MAX_COORDINATES
+        and all(isinstance(v, int | float) and abs(v) <= MAX_FLOAT for v in value)
+    )
+
+
+class Draw(NamedTuple):
+    """A trial with a valid record."""
+
+    trial: FrozenTrial
+    record: Record
+    tags: Tags
+    uniform: Mapping[str, float]  # generation 0: coordinates of the parameters really drawn
+
+    @property
+    def membership_order(self) -> tuple[datetime, int]:
+        """Order in which draws become members: (time of completion, number)."""
+        return (_optuna.completed_at(self.trial) or datetime.max, self.record.trial)
+
+
+def own_record(attrs: Mapping[str, Any], trial: FrozenTrial) -> Record | None:
+    """Return the record that a trial has: its own, or, in a retry, that of its first try.
+
+    Args:
+        attrs: The trial's system attributes, as the storage has them now.
+        trial: The trial.
+    """
+    record = Record.from_attr(attrs.get(RECORD_KEY))
+    if record is None:
+        return None
+    own = record.trial == trial.number or is_retry(attrs, record.trial)
+    return record if own else None
+
+
+def read_draw(trial: FrozenTrial) -> Draw | None:
+    """Read a trial's record; None if it has none, or one that is not its own."""
+    record = own_record(trial.system_attrs, trial)
+    if record is None:
+        return None
+    tags = read_tags(trial)
+    known = record.generation == 0 and trial.state.is_finished()  # while running, more may come
+    uniform = _uniform_coordinates(trial, record) if known else {}
+    return Draw(trial, record, tags, uniform)
+
+
+def is_of_later_release(trial: FrozenTrial) -> bool:
+    """Say whether a trial's record is of a version that this release does not know."""
+    attr = trial.system_attrs.get(RECORD_KEY)
+    return isinstance(attr, dict) and _is_number(attr.get("v")) and attr["v"] > VERSION
+
+
+def is_retry(attrs: Mapping[str, Any], first: int) -> bool:
+    """Say whether system attributes are those of a retry of this trial (RetryHeartbeat...)."""
+    history = attrs.get("retry_history")
+    return attrs.get("failed_trial") == first or (isinstance(history, list) and first in history)
+
+
+def failed_by_objective(trial: FrozenTrial) -> bool:
+    """Say whether a trial of a batch failed because its objective did, not a machine."""
+    mark = trial.system_attrs.get(FAILURE_KEY)
+    failed = trial.state == TrialState.FAIL
+    return failed and isinstance(mark, dict) and mark.get("by") == "objective"
+
+
+def read_tags(trial: FrozenTrial) -> dict[str, Any]:
+    """Return the parameters that name a schedule space (single-valued, `R.`) of a trial."""
+    return {
+        name: trial.params[name]
+        for name, d in trial.distributions.items()
+        if name.startswith(TAG_PREFIX) and d.single()
+    }
+
+
+def _uniform_coordinates(trial: FrozenTrial, record: Record) -> dict[str, float]:
+    """Draw the parameters of generation 0 again; keep those whose value the trial really has.
+
+    The others were set by someone else (PartialFixedSampler).
+    """
+    assert record.seed is not None
+    coordinates = {}
+    for name, d in trial.distributions.items():
+        if not d.single():
+            c = keyed_coordinate(record.seed, record.key, name, d)
+            if same_value(d, decode(c, d), trial.params[name]):
+                coordinates[name] = c
+    return coordinates
+
+
+@dataclass(frozen=True)
+class Rules:
+    """How a reader of the records counts.
+
+    Attributes:
+        maximize: Direction of the study.
+        consider_pruned: Whether a pruned trial counts, with its last reported value.
+    """
+
+    maximize: bool = False
+    consider_pruned: bool = False
+
+    @classmethod
+    def of(cls, study: Study, consider_pruned: bool = False) -> Rules:
+        """Take the direction from the study.
+
+        Raises:
+            ValueError: If the study has several objectives.
+        """
+        if len(study.directions) != 1:
+            raise ValueError("The study must have one objective: S2E is not multi-objective.")
+        return cls(study.direction == StudyDirection.MAXIMIZE, consider_pruned)
+
+    def counts(self, trial: FrozenTrial) -> bool:
+        """Whether a trial's value may enter an update."""
+        return trial.state == TrialState.COMPLETE or (
+            self.consider_pruned and trial.state == TrialState.PRUNED
+        )
+
+    def loss(self, trial: FrozenTrial) -> float:
+        """Return f(x), minimised; the worst for a pruned trial that reported nothing."""
+        if trial.value is None or math.isnan(trial.value):
+            return math.inf
+        return -trial.value if self.maximize else trial.value

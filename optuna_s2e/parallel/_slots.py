@@ -1,0 +1,224 @@
+r"""Which draws a search by batches needs next, read from its records.
+
+Notation
+    slot        n = m K + k, place k in generation m; its draws are keyed by (seed, m, n, attempt)
+    settled     a slot with a completed or pruned draw, or with `max_attempts` failed ones
+
+A generation closes when its K slots are settled; its members are the slots' draws in the order
+of the slots. So who ran what, when, and what died does not matter: a draw that a machine lost is
+drawn again under the same key. Only a failure of the objective moves a slot to its next attempt,
+another point; a slot whose attempts are used up counts as the worst among the draws of the
+update. If that is all of them, nothing is known, and all slots go on to one more attempt.
+
+All slots make an attempt before any makes the next one: then what a draw may know, and keeps away
+from, is the same whatever ran or died meanwhile (`known_before`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from optuna.trial import TrialState
+
+from optuna_s2e._typing import FloatArray
+from optuna_s2e.distributions import SearchSpace
+from optuna_s2e.history import (
+    MAX_PENDING,
+    Chain,
+    Draw,
+    Ledger,
+    Record,
+    State,
+    failed_by_objective,
+    locate,
+    slot_key,
+    space_of,
+)
+
+
+class Slot(NamedTuple):
+    """A slot and how many draws of it have failed before."""
+
+    number: int
+    attempt: int
+
+    @property
+    def key(self) -> int:
+        """What keys the draw, and the objective's seed."""
+        return slot_key(self.number, self.attempt)
+
+
+class Batch(NamedTuple):
+    """What to draw next.
+
+    Attributes:
+        generation: m of these draws.
+        slots: What is to be drawn, in order.
+        size: K, slots in the generation.
+        space: What theta describes; no parameters in generation 0.
+        members: Where the generation is not open yet: the draws that the update uses.
+    """
+
+    generation: int
+    slots: tuple[Slot, ...]
+    size: int
+    space: SearchSpace
+    members: tuple[Draw, ...] = ()
+
+
+def find_batch(
+    ledger: Ledger, state: State, size: int, next_size: int, max_attempts: int
+) -> Batch:
+    """Return the slots of the open generation that are not settled, or all of the next one.
+
+    Args:
+        ledger: What the study's trials say.
+        state: Where it stands.
+        size: K of the open generation.
+        next_size: K of the next one.
+        max_attempts: Draws of one slot that may fail, at least 1.
+
+    Raises:
+        ValueError: If all slots are settled and none of their values can be used.
+    """
+    chain = state.chain
+    head = chain.head if chain is not None else None
+    generation = head.generation if head is not None else 0
+    tries = {
+        number: _draws_of_slot(ledger, number, generation, head)
+        for number in range(generation * size, (generation + 1) * size)
+    }
+    failures = {number: _next_attempt(draws) for number, draws in tries.items()}
+    enough = max(max_attempts, min(failures.values()) + 1)  # one more, if all slots have failed
+    found = {number: _settled(draws, enough) for number, draws in tries.items()}
+    unsettled = [Slot(number, failures[number]) for number, d in found.items() if d is None]
+    attempt = min((slot.attempt for slot in unsettled), default=0)
+    pending = [slot for slot in unsettled if slot.attempt == attempt]
+    settled = [d for d in found.values() if d is not None]
+    space = chain.space if chain is not None and head is not None else SearchSpace({})
+    members: Sequence[Draw] = ()
+    if not pending:
+        space, members = _members(ledger, settled, chain if head is not None else None)
+    elif not any(tries.values()) and chain is not None and len(state.pool) >= size:
+        space, members = chain.space, state.pool[:size]  # left by workers of study.optimize
+    if not members:
+        return Batch(generation, tuple(pending), size, space)
+    first = (generation + 1) * next_size
+    slots = tuple(Slot(n, 0) for n in range(first, first + next_size))
+    return Batch(generation + 1, slots, next_size, space, tuple(members))
+
+
+def known_before(
+    ledger: Ledger, chain: Chain, head: Record | None, batch: Batch, slot: Slot
+) -> tuple[FloatArray, FloatArray]:
+    """Return what a draw of a slot is to keep away from, the same whatever ran or died meanwhile.
+
+    Args:
+        ledger: What the study's trials say.
+        chain: The chain that the generation belongs to, or continues.
+        head: The opener of the slot's generation; None if this draw is to open it.
+        batch: The batch of the slot.
+        slot: The slot that is to be drawn.
+
+    Returns:
+        x (P, d) of the draws of the generation that come before this one, attempt by attempt and
+        slot by slot, without failures; x (F, d) of the draws that the objective has failed, in
+        earlier generations and at earlier attempts, the newest `MAX_PENDING`.
+    """
+    first = batch.generation * batch.size
+    end = slot.number if slot.attempt == 0 else first + batch.size
+    pending: dict[tuple[int, int, int], Draw] = {}
+    failed: dict[tuple[int, int, int], Draw] = {}
+    for draw in ledger.failures():
+        if draw.record.generation < batch.generation and failed_by_objective(draw.trial):
+            failed.setdefault(_place(draw), draw)
+    for number in range(first, end):
+        for draw in _draws_of_slot(ledger, number, batch.generation, head):
+            if draw.record.attempt < slot.attempt and failed_by_objective(draw.trial):
+                failed.setdefault(_place(draw), draw)
+            elif (draw.record.attempt, number) < (slot.attempt, slot.number):
+                pending.setdefault(_place(draw), draw)
+    places = sorted(pending.keys() - failed.keys())
+    x = [c for c in (pending[p].record.x for p in places) if c is not None]
+    running = np.array(x, dtype=np.float64).reshape(-1, len(chain.space.names))
+    known = [failed[p] for p in sorted(failed)[-MAX_PENDING:]]
+    return running, ledger.located(chain.space, known)
+
+
+def _place(draw: Draw) -> tuple[int, int, int]:
+    """Return the same for a draw and for its repetition, after a machine had lost it."""
+    slot = draw.record.slot
+    return draw.record.generation, draw.record.attempt, -1 if slot is None else slot
+
+
+def _draws_of_slot(
+    ledger: Ledger, number: int, generation: int, head: Record | None
+) -> list[Draw]:
+    """Return the draws of a slot of the open generation, by trial number.
+
+    Two drivers may have opened it twice: draws from an equal theta are draws of this generation.
+    """
+    found = []
+    for _, draw in sorted(ledger.slots.get(number, {}).items()):
+        record = draw.record
+        if head is None:
+            mine = record.generation == 0 and record.trial not in ledger.used
+        else:
+            opener = ledger.openers.get(record.opener) if record.opener is not None else None
+            mine = (
+                record.generation == generation
+                and opener is not None
+                and (opener.theta, opener.space) == (head.theta, head.space)
+            )
+        if mine and draw.tags in ({}, ledger.newest_tags):
+            found.append(draw)
+    return found
+
+
+def _next_attempt(draws: Sequence[Draw]) -> int:
+    failed = [d.record.attempt for d in draws if failed_by_objective(d.trial)]
+    return max(failed, default=-1) + 1
+
+
+def _settled(draws: Sequence[Draw], max_attempts: int) -> Draw | None:
+    """Return the draw that fills a slot: the one with a value, else the last failure."""
+    filling = (TrialState.COMPLETE, TrialState.PRUNED)
+    done = [d for d in draws if d.trial.state in filling]
+    if done:
+        return min(done, key=lambda d: (d.record.attempt, d.record.trial))
+    failed = [d for d in draws if failed_by_objective(d.trial)]
+    if not failed:
+        return None
+    last = max(failed, key=lambda d: (d.record.attempt, -d.record.trial))
+    return last if last.record.attempt + 1 >= max_attempts else None
+
+
+def _members(
+    ledger: Ledger, settled: Sequence[Draw], chain: Chain | None
+) -> tuple[SearchSpace, list[Draw]]:
+    """Return the space and the members of the next generation; failed draws count as worst."""
+    counted = [d for d in settled if ledger.rules.counts(d.trial)]
+    generation = settled[0].record.generation
+    if not counted:
+        raise ValueError(
+            f"The trials of generation {generation} were pruned, or failed: no value can move "
+            "theta. Pass consider_pruned_trials=True, or another pruner."
+        )
+    space = chain.space if chain is not None else space_of(counted)
+    usable = [
+        d
+        for d in settled
+        if (d in counted or failed_by_objective(d.trial))
+        and ledger.coordinates(space, d) is not None
+    ]
+    if not space.names or not any(d in counted for d in usable):
+        reason = locate(counted[-1], space, ledger.openers) if space.names else (
+            "they share no parameter that was drawn"
+        )  # fmt: skip
+        raise ValueError(
+            f"None of the completed trials of generation {generation} can move theta: of trial "
+            f"{counted[-1].trial.number}, {reason}. Undo the change, or use another study."
+        )
+    return space, usable

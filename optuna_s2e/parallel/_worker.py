@@ -1,0 +1,292 @@
+"""A worker: runs trials until the search is complete, and leaves cleanly when it is told to."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any, NamedTuple
+
+import optuna
+from optuna.exceptions import StorageInternalError
+from optuna.trial import TrialState
+
+from optuna_s2e import _optuna
+from optuna_s2e.history import Ledger, Rules, split_settings
+from optuna_s2e.sampler import S2ESampler
+
+Objective = Callable[[optuna.Trial], float]
+Callback = Callable[[optuna.Study, optuna.trial.FrozenTrial], None]
+
+SEARCH_ATTR = "s2e:search"  # study user attribute: settings of the search, for workers that join
+STOPPED_BY = "stopped_by"  # trial user attribute: why a trial was failed that did nothing wrong
+MAX_FAILURES = 10  # trials in a row, after which a worker gives up
+MAX_TRIALS = 10**9
+DEFAULT_GRACE = 20.0  # seconds; Slurm and Kubernetes kill 30 s after SIGTERM
+
+_logger = optuna.logging.get_logger(__name__)
+
+
+class Search(NamedTuple):
+    """What a study says of its search to workers that join; records of trials take precedence.
+
+    Attributes:
+        settings: Settings of the sampler, as its records keep them.
+        seed: Of the draws.
+        n_trials: Completed trials after which the search is complete; None if no one said.
+    """
+
+    settings: Mapping[str, Any] | None = None
+    seed: int | None = None
+    n_trials: int | None = None
+
+    def write(self, study: optuna.Study) -> None:
+        """Keep it with the study."""
+        study.set_user_attr(SEARCH_ATTR, {"v": 1, **self._asdict()})
+
+    @classmethod
+    def read(cls, study: optuna.Study) -> Search:
+        """Read what a study keeps; empty if it keeps nothing.
+
+        Raises:
+            ValueError: If it keeps something else.
+        """
+        attr = study.user_attrs.get(SEARCH_ATTR)
+        if attr is None:
+            return cls()
+        try:
+            version, settings, seed, n = (
+                attr[key] for key in ("v", "settings", "seed", "n_trials")
+            )
+            if version != 1:
+                raise ValueError(f"it is of version {version!r}")
+            split_settings(settings)
+            for value, limit in ((seed, 2**64), (n, MAX_TRIALS)):
+                whole = isinstance(value, int) and not isinstance(value, bool)
+                if value is not None and not (whole and 0 <= value <= limit):
+                    raise ValueError(f"{value!r} is no whole number in [0, {limit}]")
+        except (TypeError, KeyError, ValueError, OverflowError) as error:
+            raise ValueError(
+                f"The settings that study {study.study_name!r} keeps for its workers are damaged: "
+                f"{error}."
+            ) from error
+        return cls(settings, seed, n)
+
+
+def sampler_for(study: optuna.Study, seed: int | None = None) -> S2ESampler:
+    """Make a sampler with the settings that a study is searched with.
+
+    Args:
+        study: A study; its records decide, else what it keeps for workers, else the defaults.
+        seed: Of the draws; default: that of the search.
+    """
+    search = Search.read(study)
+    ledger = Ledger(Rules.of(study)).read(_optuna.all_trials(study))
+    recorded = ledger.settings_in_force(ledger.state(1).chain) or search.settings
+    seed = search.seed if seed is None else seed
+    if recorded is None:
+        return S2ESampler(seed=seed)
+    settings, consider_pruned = split_settings(recorded)
+    return S2ESampler(**settings.to_dict(), consider_pruned_trials=consider_pruned, seed=seed)
+
+
+def load_objective(name: str) -> Objective:
+    """Import an objective that the command line names.
+
+    Args:
+        name: `module:function`; the module is looked for in the working directory, too.
+
+    Raises:
+        ValueError: If there is none of that name.
+    """
+    module_name, _, path = name.partition(":")
+    if not module_name or not path:
+        raise ValueError(f"objective must be module:function, but got {name!r}.")
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())  # as `python -m` does
+    try:
+        found: Any = importlib.import_module(module_name)
+        for part in path.split("."):
+            found = getattr(found, part)
+    except (ModuleNotFoundError, AttributeError) as error:
+        raise ValueError(f"objective {name!r} cannot be imported: {error}.") from error
+    if not callable(found):
+        raise ValueError(f"objective {name!r} must be callable, but is {type(found).__name__}.")
+    objective: Objective = found
+    return objective
+
+
+class Stopped(KeyboardInterrupt):
+    """The running trial was interrupted; `str` of it names the signal."""
+
+
+class _Orders:
+    """What signals have told a worker to do."""
+
+    def __init__(self, grace: float) -> None:
+        self.stop: str | None = None  # name of the signal
+        self._grace = grace
+        self._training = False
+
+    @contextmanager
+    def obeyed(self) -> Iterator[None]:
+        """Obey SIGTERM (the trial may end), SIGINT (at once) and a second one of either."""
+        known = [signal.SIGTERM, signal.SIGINT]
+        if hasattr(signal, "SIGALRM"):
+            known.append(signal.SIGALRM)
+        old = {number: signal.signal(number, self._receive) for number in known}
+        try:
+            yield
+        finally:
+            if hasattr(signal, "SIGALRM"):
+                signal.setitimer(signal.ITIMER_REAL, 0)
+            for number, handler in old.items():
+                signal.signal(number, handler)
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        is_alarm = hasattr(signal, "SIGALRM") and number == signal.SIGALRM
+        first, now = self.stop is None, number == signal.SIGINT or is_alarm
+        if not is_alarm:
+            self.stop = signal.Signals(number).name
+        if first and not now:
+            _logger.warning(f"{self.stop}: the running trial may end within {self._grace:g} s.")
+            if hasattr(signal, "SIGALRM"):
+                signal.setitimer(signal.ITIMER_REAL, max(self._grace, 1e-3))
+        elif self._training or (not first and not is_alarm):
+            raise Stopped(self.stop)
+        # else a storage is being written: that ends, and `training` stops what follows
+
+    @contextmanager
+    def training(self, trial: optuna.Trial) -> Iterator[None]:
+        """Let signals interrupt the block; tell the trial so."""
+        try:
+            self._training = True
+            if self.stop is not None:
+                raise Stopped(self.stop)
+            yield
+        except Stopped as stopped:
+            self._training = False
+            trial.set_user_attr(STOPPED_BY, str(stopped))
+            raise
+        finally:
+            self._training = False
+
+
+def work(
+    study: optuna.Study,
+    objective: Objective,
+    n_trials: int | None,
+    *,
+    grace: float = DEFAULT_GRACE,
+    catch: tuple[type[Exception], ...] = (),
+    callbacks: Sequence[Callback] = (),
+) -> str | None:
+    """Run trials until n are complete in the study, other workers' included.
+
+    With W workers up to W - 1 more may complete. To be called in the main thread.
+
+    At SIGTERM the running trial may end within the grace; then, at SIGINT (Ctrl-C) and at a
+    second signal it is interrupted and told as failed, with the user attribute `stopped_by`. No
+    trial is left RUNNING, and a trial that was failed by another worker while this one was
+    suspended does no harm.
+
+    Args:
+        study: A study with its sampler.
+        objective: What `study.optimize` takes.
+        n_trials: Completed trials in all; None: until a signal.
+        grace: Seconds that a running trial has after SIGTERM, at least 0.
+        catch: Exceptions of the objective that fail its trial only.
+        callbacks: Called after each trial.
+
+    Returns:
+        The name of the signal that stopped it; None if the trials are complete.
+
+    Raises:
+        ValueError: If trials have failed MAX_FAILURES times in a row, or the study was deleted.
+        ConnectionError: If the storage was away for longer than its patience.
+    """
+    orders, failed_in_a_row = _Orders(grace), 0
+    running: optuna.Trial | None = None
+    me = {"v": 1, "host": socket.gethostname()[:200], "pid": os.getpid()}
+
+    def run(trial: optuna.Trial) -> float:
+        nonlocal running
+        running = trial
+        _optuna.set_running_trial_attr(trial, _optuna.WORKER_KEY, me)
+        with orders.training(trial):
+            return objective(trial)
+
+    def after_trial(study: optuna.Study, trial: optuna.trial.FrozenTrial) -> None:
+        nonlocal failed_in_a_row
+        failed_in_a_row = failed_in_a_row + 1 if trial.state == TrialState.FAIL else 0
+
+    with orders.obeyed():
+        while orders.stop is None:
+            if failed_in_a_row >= MAX_FAILURES:
+                raise ValueError(
+                    f"{MAX_FAILURES} trials in a row have failed; see the warnings above."
+                )
+            try:
+                if is_complete(study, n_trials):
+                    break
+                study.optimize(run, n_trials=1, catch=catch, callbacks=[after_trial, *callbacks])
+            except Stopped as stopped:
+                return str(stopped)
+            except Exception as error:
+                lost = _storage_error(error)
+                if lost is not None:
+                    raise ConnectionError(str(lost)) from error
+                if _is_deleted(study):
+                    raise ValueError(
+                        f"Study {study.study_name!r} was deleted or renamed meanwhile. If "
+                        "renamed, its trials are kept: go on with --study-name NEW-NAME."
+                    ) from error
+                if running is None or not _finished_by_another(study, running, error):
+                    raise
+    return orders.stop
+
+
+def is_complete(study: optuna.Study, n_trials: int | None) -> bool:
+    """Say whether n trials of a study are complete."""
+    if n_trials is None:
+        return False
+    return len(study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))) >= n_trials
+
+
+def _is_deleted(study: optuna.Study) -> bool:
+    try:
+        found = _optuna.storage_of(study).get_study_id_from_name(study.study_name)
+    except KeyError:
+        return True
+    return found != _optuna.study_id(study)
+
+
+def _storage_error(error: BaseException | None) -> StorageInternalError | None:
+    """Find the storage's error behind what `study.optimize` made of it."""
+    while error is not None:
+        if isinstance(error, StorageInternalError):
+            return error
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def _finished_by_another(study: optuna.Study, trial: optuna.Trial, error: Exception) -> bool:
+    """Say whether a result came too late: the trial was failed while this process slept."""
+    if not isinstance(error, AssertionError | ValueError):
+        return False
+    context: BaseException | None = error
+    while context is not None and "Cannot tell a" not in str(context):
+        context = context.__context__
+    if context is None:
+        return False
+    state = study.get_trials(deepcopy=False)[trial.number].state
+    _logger.warning(
+        f"Trial {trial.number} was set to {state.name} while this worker was suspended; its "
+        "result is dropped, and the worker goes on."
+    )
+    return True

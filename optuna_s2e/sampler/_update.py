@@ -1,0 +1,153 @@
+"""What moves theta: the update of one generation, computed from the draws of a study.
+
+An update depends on its members, their order, its settings and nothing else, so that every theta
+follows from theta = 1 again (`optuna_s2e.replay`).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from optuna_s2e._blas import one_blas_thread
+from optuna_s2e._typing import FloatArray
+from optuna_s2e.distributions import SearchSpace, keyed_rng
+from optuna_s2e.estimators import UpdateSettings, newton, surrogate_newton
+from optuna_s2e.history import Draw, Ledger, Record
+from optuna_s2e.surrogate import Model
+
+MAX_MODEL_DRAWS = 200  # the cubic cost of a fit: about 30 ms
+
+
+@one_blas_thread()
+def next_theta(
+    space: SearchSpace,
+    parent: Record | None,
+    members: Sequence[Draw],
+    ledger: Ledger,
+    thetas: Callable[[int], FloatArray],
+    settings: UpdateSettings,
+    model: Model | None = None,
+) -> newton.Update:
+    r"""Return the update of a theta by K new members, in their order.
+
+    The draws of the last `settings.reuse` updates join the new ones. For the surrogate-assisted
+    estimator they are what the model is fitted to. For the others, all draws together count as
+    drawn from the mixture of the thetas that they came from (deterministic mixture, Owen and
+    Zhou 2000): q(x) = \sum_j n_j p_{\theta_j}(x) / N. If all came from one theta, that is q.
+    Equal thetas are one, whoever recorded them: the update does not depend on trial numbers.
+
+    Args:
+        space: What theta describes.
+        parent: The opener that recorded the theta to move; None is theta = 1.
+        members: K draws from the space.
+        ledger: Knows the draws, the openers and the direction.
+        thetas: theta by opener number.
+        settings: The settings of the update.
+        model: What `fit_model` returns for the same arguments, if that is known already. If no
+            model can be fitted, the update is the paper's Newton step instead.
+
+    Raises:
+        ValueError: If there is no member from this space.
+    """
+    distribution = space.distribution
+    uniform = distribution.uniform_theta()
+    theta = thetas(parent.trial) if parent is not None else uniform
+    if settings.estimator == "surrogate":
+        model = model or fit_model(space, parent, members, ledger, settings)
+        if model is not None:
+            rng = keyed_rng(2, 0 if parent is None else parent.generation)
+            return surrogate_newton.update(theta, model, settings, rng)
+        settings = replace(settings, estimator="newton", reuse=0)
+    draws, x = _evidence(space, parent, members, ledger, settings.reuse)
+    own = [i for i, d in enumerate(draws) if not _is_assisted(d, ledger)]
+    if own and settings.reuse:  # the density of assisted draws is not known
+        draws, x = [draws[i] for i in own], x[own]
+    points = space.points(x)
+    openers = Counter(d.record.opener for d in draws)  # in the order of first appearance
+    drawn_from: dict[bytes, FloatArray] = {}
+    counts: Counter[bytes] = Counter()
+    for opener, n in openers.items():
+        source = uniform if opener is None else thetas(opener)
+        drawn_from[source.tobytes()] = source
+        counts[source.tobytes()] += n
+    log_densities = [
+        np.log(n / len(draws)) + distribution.log_density(drawn_from[key], points)
+        for key, n in counts.items()
+    ]
+    return newton.update(
+        distribution,
+        theta,
+        points,
+        np.array([ledger.rules.loss(d.trial) for d in draws]),
+        _log_sum_exp(np.array(log_densities)),
+        settings,
+    )
+
+
+@one_blas_thread()
+def fit_model(
+    space: SearchSpace,
+    parent: Record | None,
+    members: Sequence[Draw],
+    ledger: Ledger,
+    settings: UpdateSettings,
+) -> Model | None:
+    """Fit the model of an update; None if the draws allow none.
+
+    Of more than `MAX_MODEL_DRAWS` draws, the newer half are the newest and the rest are evenly
+    spread over all older ones, so that the model does not forget where the bad regions are.
+    """
+    draws, x = _evidence(space, parent, members, ledger, settings.reuse)
+    older = max(0, len(draws) - MAX_MODEL_DRAWS // 2)
+    if len(draws) > MAX_MODEL_DRAWS:
+        spread = np.linspace(0, older - 1, MAX_MODEL_DRAWS - MAX_MODEL_DRAWS // 2).round()
+        kept = [*spread.astype(int).tolist(), *range(older, len(draws))]
+        draws, x = [draws[i] for i in kept], x[kept]
+    losses = np.array([ledger.rules.loss(d.trial) for d in draws])
+    asked = np.array([space.asked(d.trial.params) for d in draws])
+    try:
+        model = Model.fit(space, x, asked, losses)
+    except (ValueError, ArithmeticError):  # LinAlgError is a ValueError
+        return None
+    return model if np.isfinite(model.surrogate.mean(model.surrogate.features)).all() else None
+
+
+def _evidence(
+    space: SearchSpace,
+    parent: Record | None,
+    members: Sequence[Draw],
+    ledger: Ledger,
+    reuse: int,
+) -> tuple[list[Draw], FloatArray]:
+    """Return the draws of an update, those of earlier updates first, and their x (N, d)."""
+    reused = [n for r in ledger.last_openers(parent, reuse) for n in r.members]
+    draws, x = [], []
+    for draw in [*(ledger.draws[n] for n in reused if n in ledger.draws), *members]:
+        coordinates = ledger.coordinates(space, draw) if draw.trial.state.is_finished() else None
+        if coordinates is not None:  # a record that was damaged since is left out
+            draws.append(draw)
+            x.append(coordinates)
+    if not draws:
+        raise ValueError("No member is a draw from the study's space.")
+    return draws, np.array(x)
+
+
+def _is_assisted(draw: Draw, ledger: Ledger) -> bool:
+    opener = ledger.openers.get(draw.record.opener) if draw.record.opener is not None else None
+    settings = opener.settings if opener is not None else None
+    return settings is not None and settings["estimator"] == "surrogate"
+
+
+def recorded_theta(ledger: Ledger, opener: int) -> FloatArray:
+    """Return the theta that an opener recorded."""
+    return np.array(ledger.openers[opener].theta, dtype=np.float64)
+
+
+def _log_sum_exp(values: FloatArray) -> FloatArray:
+    """Sum over the first axis; exact for one summand, so that its weights are exactly 1."""
+    largest = values.max(axis=0)
+    return np.asarray(largest + np.log(np.exp(values - largest).sum(axis=0)))

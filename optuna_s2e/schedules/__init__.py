@@ -1,0 +1,28 @@
+"""Sample-selection schedules R(t), and the spaces in which they are searched."""
+
+from optuna_s2e.schedules._baselines import coteaching_schedule, standard_schedule, table1_schedule
+from optuna_s2e.schedules._formulas import SPACES, basis_function
+from optuna_s2e.schedules._schedule import (
+    DEFAULT_KIND,
+    MIN_KEEP_RATE,
+    PREFIX,
+    Schedule,
+    ScheduleSpace,
+    find_space,
+    n_kept,
+)
+
+__all__ = [
+    "DEFAULT_KIND",
+    "MIN_KEEP_RATE",
+    "PREFIX",
+    "SPACES",
+    "Schedule",
+    "ScheduleSpace",
+    "basis_function",
+    "coteaching_schedule",
+    "find_space",
+    "n_kept",
+    "standard_schedule",
+    "table1_schedule",
+]

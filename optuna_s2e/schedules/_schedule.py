@@ -1,0 +1,355 @@
+r"""Sample-selection schedules R(t) and the spaces they are searched in.
+
+Notation
+    t            epoch, 0 .. T - 1
+    T            number of training epochs, `n_epochs`
+    R(t)         `keep_rates`: share of each mini-batch, those of smallest loss, that is trained on
+
+R(0) = 1 (Assumption 1: nothing is memorised before training) and 0 < R(t) <= 1.
+
+A space is a name with two functions (bases.py): its distributions, and params -> R(t). What a
+reader needs to turn the parameters of any trial back into its schedule (the space, its version,
+the number of epochs) is stored beside them as single-valued parameters, `R.<space>` and
+`R.n_epochs`.
+
+References:
+    Yao et al., "Searching to Exploit Memorization Effect in Learning with Noisy Labels",
+    ICML 2020: Eq 1, Eq 4, Table 1, Assumption 1.
+    Han et al., "Co-teaching: Robust training of deep neural networks with extremely noisy
+    labels", NeurIPS 2018.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from optuna.distributions import BaseDistribution, IntDistribution
+from optuna.trial import BaseTrial, FrozenTrial
+
+from optuna_s2e._typing import FloatArray
+from optuna_s2e.schedules._formulas import SPACES
+
+MIN_KEEP_RATE = 1e-6  # R(t) stays positive; at least one sample is kept whatever it is
+MAX_EPOCHS = 1_000_000
+PREFIX = "R."  # of every parameter that belongs to a schedule
+N_EPOCHS = "R.n_epochs"
+_FORMAT = "optuna_s2e.schedule"
+
+
+def n_kept(keep_rates: npt.ArrayLike, batch_size: int) -> npt.NDArray[np.int64]:
+    """Return how many samples of a mini-batch are trained on: max(1, floor(R(t) * batch_size)).
+
+    Args:
+        keep_rates: R(t), any shape, in (0, 1].
+        batch_size: Samples in the mini-batch, at least 1.
+
+    Returns:
+        int64 counts in [1, batch_size], of the shape of `keep_rates`.
+    """
+    # 1e-9: floor(0.29 * 100) is 28 in binary floating point, and 29 is meant
+    kept = np.floor(np.asarray(keep_rates, dtype=np.float64) * batch_size + 1e-9)
+    return np.clip(kept, 1, batch_size).astype(np.int64)
+
+
+@dataclass(frozen=True, eq=False)
+class Schedule:
+    """A sample-selection schedule R(t), t = 0 .. T - 1.
+
+    Attributes:
+        keep_rates: R(t), float64 of shape (T,), R(0) = 1, values in (0, 1]; read-only.
+        params: The Optuna parameters that it decodes from, or None for a schedule of another
+            origin (an array, a file).
+
+    Raises:
+        ValueError: If the values are not a schedule.
+
+    Example:
+        >>> Schedule([1.0, 0.75, 0.5]).n_kept(128)
+        array([128,  96,  64])
+    """
+
+    keep_rates: FloatArray
+    params: Mapping[str, float | int] | None = field(default=None, repr=False)
+
+    def __init__(
+        self, keep_rates: npt.ArrayLike, params: Mapping[str, float | int] | None = None
+    ) -> None:
+        rates = np.array(keep_rates, dtype=np.float64)  # a copy: nobody else can change it
+        if rates.ndim != 1 or not 1 <= rates.size <= MAX_EPOCHS:
+            raise ValueError(f"keep_rates must have shape (n_epochs,), but got {rates.shape}.")
+        if not np.all((rates > 0) & (rates <= 1)):  # also refuses NaN
+            epoch = int(np.argmin((rates > 0) & (rates <= 1)))
+            raise ValueError(
+                f"keep_rates must be in (0, 1], but got {float(rates[epoch])!r} at epoch {epoch}."
+            )
+        if rates[0] != 1:
+            raise ValueError(
+                f"keep_rates[0] must be 1 (Assumption 1), but got {float(rates[0])!r}."
+            )
+        rates.setflags(write=False)
+        object.__setattr__(self, "keep_rates", rates)
+        object.__setattr__(self, "params", None if params is None else dict(params))
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Schedule):
+            return NotImplemented
+        return self.params == other.params and np.array_equal(self.keep_rates, other.keep_rates)
+
+    def __hash__(self) -> int:
+        return hash(self.keep_rates.tobytes())
+
+    @property
+    def n_epochs(self) -> int:
+        """T, the number of training epochs."""
+        return len(self.keep_rates)
+
+    @property
+    def forget_rates(self) -> FloatArray:
+        """1 - R(t), Co-teaching's form of a schedule, shape (T,)."""
+        return 1.0 - self.keep_rates
+
+    def n_kept(self, batch_size: int) -> npt.NDArray[np.int64]:
+        """Return the number of samples kept of a mini-batch in each epoch, int64 of shape (T,)."""
+        return n_kept(self.keep_rates, batch_size)
+
+    @classmethod
+    def from_params(cls, params: Mapping[str, Any]) -> Schedule:
+        """Decode the parameters of a trial; other parameters of the trial are ignored.
+
+        Raises:
+            ValueError: If they contain no schedule, or that of a space or version unknown here.
+        """
+        return find_space(params).from_params(params)
+
+    @classmethod
+    def from_trial(cls, trial: FrozenTrial) -> Schedule:
+        """Decode the schedule of a stored trial, as `from_params`; errors name the trial."""
+        try:
+            return cls.from_params(trial.params)
+        except ValueError as error:
+            raise ValueError(f"Trial {trial.number} holds no schedule: {error}") from error
+
+    def to_json(self) -> str:
+        """Return the schedule as JSON text that `from_json` reads back exactly."""
+        document = {
+            "format": _FORMAT,
+            "version": 1,
+            "n_epochs": self.n_epochs,
+            "keep_rates": self.keep_rates.tolist(),
+            "params": self.params,
+        }
+        return json.dumps(document, indent=1, allow_nan=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> Schedule:
+        """Read what `to_json` wrote.
+
+        Raises:
+            ValueError: If the text is damaged, or written by a later version.
+        """
+        try:
+            document = json.loads(text)
+        except (json.JSONDecodeError, RecursionError) as error:
+            raise ValueError(f"The text is no JSON ({error}).") from error
+        if not isinstance(document, dict) or document.get("format") != _FORMAT:
+            raise ValueError(f'The JSON is no schedule: "format" must be "{_FORMAT}".')
+        if document.get("version") != 1:
+            raise ValueError(
+                f'"version" must be 1, but got {document.get("version")!r}: '
+                "read it with the release of optuna_s2e that wrote it."
+            )
+        rates, params = document.get("keep_rates"), document.get("params")
+        if not isinstance(rates, list) or not all(isinstance(r, int | float) for r in rates):
+            raise ValueError('"keep_rates" must be a list of numbers.')
+        if document.get("n_epochs") != len(rates):
+            raise ValueError(
+                f'"n_epochs" is {document.get("n_epochs")!r}, but "keep_rates" holds '
+                f"{len(rates)} values: the file is damaged."
+            )
+        schedule = cls(rates)
+        if params is None:
+            return schedule
+        if not isinstance(params, dict):
+            raise ValueError('"params" must be an object or null.')
+        decoded = cls.from_params(params)
+        # not bit for bit: another machine's exp and log may differ in the last place
+        if not np.allclose(decoded.keep_rates, rates, rtol=0, atol=1e-9):
+            raise ValueError('"params" decode to other values than "keep_rates": damaged?')
+        return cls(rates, decoded.params)
+
+    def save(self, path: str | Path) -> None:
+        """Write `to_json()` to a file, whole or not at all."""
+        path = Path(path)
+        part = path.with_name(path.name + ".part")
+        part.write_text(self.to_json())
+        part.replace(path)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Schedule:
+        """Read a file written by `save`.
+
+        Raises:
+            OSError: If the file cannot be read.
+            ValueError: If it is damaged; the message names the file.
+        """
+        try:
+            return cls.from_json(Path(path).read_text())
+        except ValueError as error:
+            raise ValueError(f"{path} is no schedule file. {error}") from error
+
+
+DEFAULT_KIND = "eq1"
+
+
+class ScheduleSpace:
+    """A space of schedules that an Optuna objective can draw from.
+
+    Args:
+        n_epochs: T, the number of training epochs, at least 2.
+        kind: `"eq1"` (default): Co-teaching's schedule, Eq 1, with its drop tau in [0, 0.95], the
+            epoch t_k in [1, T] at which the drop is complete and the exponent c in [1/4, 4]
+            (log) free; 3 parameters. `"table1"`: the paper's space, a convex combination (Eq 4)
+            of the four bases of Table 1 with own a_1 .. a_4 each; 3 + 16 parameters in [0, 1].
+
+    Raises:
+        ValueError: If an argument is out of range.
+
+    Example:
+        >>> import optuna
+        >>> space = ScheduleSpace(n_epochs=4)
+        >>> trial = optuna.trial.FixedTrial(
+        ...     {"R.eq1": 1, "R.n_epochs": 4, "R.tau": 0.5, "R.tk": 2.0, "R.c": 1.0}
+        ... )
+        >>> space.suggest(trial).keep_rates
+        array([1.  , 0.75, 0.5 , 0.5 ])
+    """
+
+    def __init__(self, n_epochs: int, kind: str = DEFAULT_KIND) -> None:
+        whole = isinstance(n_epochs, int | np.integer) and not isinstance(n_epochs, bool)
+        if not whole or not 2 <= n_epochs <= MAX_EPOCHS:
+            raise ValueError(
+                f"n_epochs must be an int in [2, {MAX_EPOCHS}], but got {n_epochs!r}."
+            )
+        if kind not in SPACES:
+            raise ValueError(f"kind must be one of {sorted(SPACES)}, but got {kind!r}.")
+        self.n_epochs = int(n_epochs)
+        self.kind = kind
+        self._space = SPACES[kind]
+        self._searched = self._space.distributions(self.n_epochs)
+
+    def __repr__(self) -> str:
+        return f"ScheduleSpace(n_epochs={self.n_epochs}, kind={self.kind!r})"
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, ScheduleSpace):
+            return NotImplemented
+        return (self.n_epochs, self.kind) == (other.n_epochs, other.kind)
+
+    def __hash__(self) -> int:
+        return hash((self.n_epochs, self.kind))
+
+    @property
+    def tags(self) -> dict[str, int]:
+        """The single-valued parameters that name the space: its version and T."""
+        return {f"{PREFIX}{self.kind}": self._space.version, N_EPOCHS: self.n_epochs}
+
+    @property
+    def distributions(self) -> dict[str, BaseDistribution]:
+        """Optuna's distributions of all parameters, tags first; for `study.ask`."""
+        tags = {name: IntDistribution(value, value) for name, value in self.tags.items()}
+        return {**tags, **self._searched}
+
+    def suggest(self, trial: BaseTrial) -> Schedule:
+        """Draw a schedule; one call per trial."""
+        params: dict[str, float | int] = {}
+        for name, value in self.tags.items():  # first, so that a sampler sees the space
+            params[name] = trial.suggest_int(name, value, value)
+        for name, d in self._searched.items():
+            params[name] = trial.suggest_float(name, d.low, d.high, log=d.log)
+        return self.from_params(params)
+
+    def from_params(self, params: Mapping[str, Any]) -> Schedule:
+        """Decode the parameters of a trial of this space; other parameters are ignored.
+
+        Raises:
+            ValueError: If one is missing, out of range, or of another space.
+        """
+        own: dict[str, float | int] = {}
+        for name, tag in self.tags.items():
+            if name in params and params[name] != tag:
+                raise ValueError(f"{name} must be {tag} in {self!r}, but got {params[name]!r}.")
+            own[name] = tag
+        for name, d in self._searched.items():
+            if name not in params:
+                raise ValueError(f"{name} is missing from the parameters of {self!r}.")
+            value = params[name]
+            if not (isinstance(value, int | float) and d.low <= value <= d.high):
+                raise ValueError(f"{name} must be in [{d.low}, {d.high}], but got {value!r}.")
+            own[name] = float(value)
+        return Schedule(self.keep_rates(own), own)
+
+    def to_params(self, schedule: Schedule) -> dict[str, float | int]:
+        """Return the parameters that decode to this schedule, for `study.enqueue_trial`.
+
+        Raises:
+            ValueError: If the schedule does not come from this space.
+        """
+        own = schedule.params
+        if own is None or any(own.get(name) != tag for name, tag in self.tags.items()):
+            raise ValueError(
+                f"schedule must come from {self!r}, but it comes from "
+                f"{'an array' if own is None else find_space(own)!r}."
+            )
+        return dict(own)
+
+    def keep_rates(self, params: Mapping[str, Any]) -> FloatArray:
+        """Return R(t) for t = 0 .. T - 1, shape (T,)."""
+        rates: FloatArray = self.curves({n: [params[n]] for n in self._searched}, self.n_epochs)[0]
+        return rates
+
+    def curves(self, params: Mapping[str, npt.ArrayLike], n_points: int = 32) -> FloatArray:
+        """Return R on a grid: all that a search needs to know of schedules.
+
+        Args:
+            params: Searched parameters by name, each of shape (n,).
+            n_points: Points of the grid, evenly spaced over [0, T - 1].
+
+        Returns:
+            R of shape (n, n_points), in (0, 1], first column 1.
+        """
+        columns = {
+            name: np.asarray(params[name], dtype=np.float64).reshape(-1, 1)
+            for name in self._searched
+        }
+        t = np.linspace(0.0, self.n_epochs - 1.0, n_points)
+        rates = self._space.keep_rates(columns, t, self.n_epochs)
+        rates = np.asarray(np.clip(rates, MIN_KEEP_RATE, 1.0))
+        rates[:, 0] = 1.0  # Assumption 1; Table 1's rises with a4 = 0 do not vanish at t = 0
+        return rates
+
+
+def find_space(params: Mapping[str, Any]) -> ScheduleSpace:
+    """Return the space that the parameters of a trial name.
+
+    Raises:
+        ValueError: If they name none, or one of an unknown version.
+    """
+    kinds = [kind for kind in SPACES if f"{PREFIX}{kind}" in params]
+    if len(kinds) != 1 or N_EPOCHS not in params:
+        raise ValueError(
+            f"the parameters must name one schedule space ({N_EPOCHS} and one of "
+            f"{[PREFIX + kind for kind in sorted(SPACES)]}), but have {sorted(params)}."
+        )
+    kind = kinds[0]
+    if params[f"{PREFIX}{kind}"] != SPACES[kind].version:
+        raise ValueError(
+            f"{PREFIX}{kind} (version) must be {SPACES[kind].version}, "
+            f"but got {params[f'{PREFIX}{kind}']!r}: decode it with the release that wrote it."
+        )
+    return ScheduleSpace(params[N_EPOCHS], kind)

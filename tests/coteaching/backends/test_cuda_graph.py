@@ -1,0 +1,314 @@
+"""What CUDA graphs ask of a training step, held on the CPU: nothing waits, nothing is computed
+on the host, and a recorded list of operations trains as the step itself does."""
+
+from contextlib import nullcontext
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
+
+from optuna_s2e.coteaching import NoisyData, TrainingConfig, train_batch
+from optuna_s2e.coteaching import _training as training
+from optuna_s2e.coteaching.backends._base import Setting
+from optuna_s2e.coteaching.backends._choice import Backend
+from optuna_s2e.coteaching.backends._cuda_graph import GraphSteps
+from optuna_s2e.coteaching.backends._fused import run_eagerly
+from optuna_s2e.coteaching.backends._fused_cnn import ChannelLanes
+from optuna_s2e.coteaching.backends._fused_mlp import StackedMlps
+from optuna_s2e.coteaching.backends._fused_vmap import MappedLanes
+from optuna_s2e.coteaching.backends._loop import Peers
+from optuna_s2e.coteaching.backends._loop_kept_rows import RowPeers
+
+
+def _convolutions(input_shape, n_classes):
+    return nn.Sequential(
+        *(nn.Conv2d(2, 4, 5), nn.BatchNorm2d(4), nn.ReLU(), nn.MaxPool2d(4)),
+        *(nn.Flatten(), nn.Linear(36, n_classes)),
+    )
+
+
+def _dropout(input_shape, n_classes):
+    layers = _convolutions(input_shape, n_classes)
+    return nn.Sequential(*layers[:4], nn.Dropout2d(0.2), *layers[4:])
+
+
+KINDS = {
+    "stacked": (StackedMlps, "mlp"),
+    "channels": (ChannelLanes, _dropout),
+    "mapped": (MappedLanes, _convolutions),
+}
+RATES = np.array([[1.0, 0.6], [0.4, 0.9]])
+
+
+def _setting(network, **config):
+    rng = np.random.default_rng(0)
+    x, y = rng.integers(0, 256, (40, 2, 16, 16), dtype=np.uint8), np.arange(40) % 3
+    data = NoisyData.from_arrays(x, y, x[:7], y[:7], clean_labels=y[::-1].copy())
+    config = TrainingConfig(10, **{"learning_rate": 0.01, "dtype": "float64", **config})
+    return Setting(data, network, config, (data.x_val, data.y_val))
+
+
+class HostSync(AssertionError):
+    """The host would have to wait for the device."""
+
+
+class NoSync(TorchDispatchMode):
+    """Refuses what reads a value on the host: `.item()`, `bool()`, shapes that follow values."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.name() in ("aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select"):
+            raise HostSync(func.name())
+        return func(*args, **(kwargs or {}))
+
+
+class CpuGraphs:
+    """CUDA's graphs on the CPU: a step's operations on the memory that it was recorded on."""
+
+    def warm_up(self, step, inputs):
+        return step(*inputs)
+
+    def record(self, step, inputs):
+        with Recorder() as recorder:
+            outputs = step(*inputs)
+        for tensor, before in reversed(recorder.changed):
+            tensor.copy_(before)  # recording runs nothing
+        return partial(_replay, recorder.calls), outputs
+
+
+@torch.no_grad()
+def _replay(calls):
+    for func, args, kwargs, result in calls:
+        again = func(*args, **kwargs)
+        if not _aliases(func):
+            for place, value in zip(tree_leaves(result), tree_leaves(again), strict=True):
+                if isinstance(place, torch.Tensor):
+                    place.copy_(value)
+
+
+class Recorder(NoSync):
+    def __init__(self):
+        super().__init__()
+        self.calls, self.changed = [], []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        assert torch.Tag.nondeterministic_seeded not in func.tags, "draws random numbers"
+        kwargs = kwargs or {}
+        self.changed += [(x, x.clone()) for x in _written(func, args, kwargs)]
+        result = super().__torch_dispatch__(func, types, args, kwargs)
+        detached = tree_map(lambda x: x.detach() if isinstance(x, torch.Tensor) else x, result)
+        self.calls.append((func, args, kwargs, detached))
+        return result
+
+
+def _written(func, args, kwargs):
+    """Return the tensors that an operation changes in place."""
+    if func.name() == "aten::native_batch_norm":  # whose schema does not say so
+        return args[3:5]
+    arguments = func._schema.arguments
+    values = [*args, *(kwargs.get(argument.name) for argument in arguments[len(args) :])]
+    return [
+        tensor.detach()
+        for argument, value in zip(arguments, values, strict=True)
+        if argument.alias_info is not None and argument.alias_info.is_write
+        for tensor in tree_leaves(value)
+    ]
+
+
+def _aliases(func):
+    return any(returned.alias_info is not None for returned in func._schema.returns)
+
+
+def _epochs(lanes, mode=nullcontext):
+    """Train two epochs, then one of a single lane; return all that was measured."""
+    measured = []
+    with mode():
+        for epoch in (0, 1):
+            measured += [lanes.train_epoch(RATES[:, epoch], 0.01, 0.9 - epoch), lanes.evaluate()]
+        lanes.keep([1])
+        measured += [lanes.train_epoch(RATES[1:, 0], 0.003, 0.1), lanes.evaluate()]
+    return measured
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_nothing_waits_for_the_device_within_an_epoch(kind):
+    lanes, network = KINDS[kind]
+    setting = _setting(network)
+    made = lanes(setting, [0, 1], setting.data.noisy_labels)
+    with pytest.raises(HostSync), NoSync():
+        made.train_epoch(RATES[:, 0], 0.01, 0.9).sum().item()
+    _epochs(made, NoSync)
+
+
+@pytest.mark.parametrize("lanes", [Peers, RowPeers])
+def test_nothing_waits_for_the_device_in_the_loop(lanes):
+    setting = _setting("cnn2")
+    made = lanes(setting, [0], setting.data.noisy_labels)
+    with NoSync():
+        made.train_epoch(RATES[:1, 1], 0.01, 0.9)
+        made.evaluate()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("optimizer", ["adam", "sgd", "rmsprop"])
+def test_a_recorded_step_trains_as_the_step_does(kind, optimizer):
+    lanes, network = KINDS[kind]
+    setting = _setting(network, optimizer=optimizer)
+    eager, replayed = (
+        _epochs(lanes(setting, [3, 4], setting.data.noisy_labels, run_steps=run_steps))
+        for run_steps in (run_eagerly, GraphSteps(CpuGraphs()))
+    )
+    assert all(torch.isfinite(values).all() for values in eager)
+    for a, b in zip(eager, replayed, strict=True):
+        assert torch.equal(a, b)
+
+
+def test_an_epoch_of_one_step_is_not_recorded():
+    class NoGraphs(CpuGraphs):
+        record = None
+
+    steps = GraphSteps(NoGraphs())
+    (outputs,) = steps(lambda x: (x + 1,), [(torch.ones(2),)])
+    assert torch.equal(outputs[0], torch.full((2,), 2.0))
+
+
+class FailingGraphs(CpuGraphs):
+    """Recording fails when the step is through, for groups of at least so many lanes."""
+
+    def __init__(self, error, width=1):
+        self.error, self.width, self.recorded = error, width, []
+
+    def record(self, step, inputs):
+        self.recorded.append(len(inputs[0]))
+        replay, outputs = super().record(step, inputs)
+        if len(inputs[0]) >= self.width:
+            raise type(self.error)(*self.error.args)
+        return replay, outputs
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_steps_that_cannot_be_recorded_run_as_they_are_with_one_warning(kind):
+    lanes, network = KINDS[kind]
+    setting = _setting(network)
+    graphs = FailingGraphs(RuntimeError("operation not permitted when stream is capturing"))
+    steps = GraphSteps(graphs)
+    for seeds in ([3, 4], [5, 6]):
+        eager = _epochs(lanes(setting, seeds, setting.data.noisy_labels))
+        warns = pytest.warns(RuntimeWarning, match="as 'fused'.*not permitted")
+        with nullcontext() if graphs.recorded else warns:
+            plain = _epochs(lanes(setting, seeds, setting.data.noisy_labels, run_steps=steps))
+        assert all(map(torch.equal, eager, plain))
+    assert graphs.recorded == [2]
+
+
+@pytest.mark.parametrize("width", [2, 1])
+def test_a_recording_that_runs_out_of_memory_halves_the_group(width, monkeypatch):
+    """And a trial for which alone there is too little is trained as it is."""
+    setting = _setting("mlp")
+    graphs = FailingGraphs(torch.OutOfMemoryError("out of memory"), width)
+    make = partial(StackedMlps, run_steps=GraphSteps(graphs))
+    options = {"data": setting.data, "config": setting.config, "device": "cpu"}
+    rates, seeds = np.repeat(RATES, 2, axis=0), range(4)
+    expected = train_batch(rates, seeds, **options, backend="fused")
+    monkeypatch.setattr(training, "find_backend", lambda *_: Backend(make, 4))
+    with pytest.warns(RuntimeWarning, match="OutOfMemory") if width == 1 else nullcontext():
+        results = train_batch(rates, seeds, **options)
+    assert graphs.recorded == ([4, 2] + [1] * 4 + [2] + [1] * 4 if width == 2 else [4, 2, 1])
+    for a, b in zip(results, expected, strict=True):
+        assert a.failure is None
+        for name in a.curves._fields:
+            np.testing.assert_array_equal(getattr(a.curves, name), getattr(b.curves, name))
+
+
+def test_graphs_need_cuda():
+    if torch.cuda.is_available():
+        pytest.skip("CUDA is there")
+    setting = _setting("mlp")
+    with pytest.raises(ValueError, match="'graphs' needs a CUDA device"):
+        train_batch(RATES, [0, 1], data=setting.data, device="cpu", backend="graphs")
+
+
+@pytest.mark.parametrize("network", ["mlp", "cnn2", _convolutions])
+def test_bfloat16_products_change_little(network):
+    def train(dtype, backend):
+        setting = _setting(network, dtype=dtype, learning_rate=1e-3)
+        return train_batch(
+            np.ones((2, 1)), [0, 1], data=setting.data, network=network, config=setting.config,
+            device="cpu", backend=backend,
+        )  # fmt: skip
+
+    whole = train("float32", "loop")
+    for backend in ("loop", "auto", "fused"):
+        for a, b in zip(train("bfloat16", backend), whole, strict=True):
+            assert a.failure is None
+            # rounded to eight bits: other numbers, but near
+            assert not np.array_equal(a.curves.loss, b.curves.loss)
+            np.testing.assert_allclose(a.curves.loss, b.curves.loss, rtol=0.05)
+
+
+def test_bfloat16_losses_and_weights_are_float32():
+    setting = _setting("cnn7", dtype="bfloat16")
+    lanes = ChannelLanes(setting, [0], setting.data.noisy_labels)
+    seen = []
+    select = lanes._select
+    lanes._select = lambda losses: seen.append(losses.dtype) or select(losses)
+    with NoSync():
+        lanes.train_epoch(RATES[0, :1], 0.01, 0.9)
+    dtypes = {p.dtype for p in lanes._parameters} | {p.grad.dtype for p in lanes._parameters}
+    assert {*seen, *dtypes} == {torch.float32}
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA device")
+@pytest.mark.parametrize("network", ["mlp", "cnn2", "cnn7"])
+def test_graphs_on_cuda_train_as_the_loop_on_the_cpu(network):
+    setting = _setting(network)
+    graphs, loop = (
+        train_batch(
+            RATES, [0, 1], data=setting.data, network=network, config=setting.config,
+            device=device, backend=backend,
+        )
+        for device, backend in (("cuda", "graphs"), ("cpu", "loop"))
+    )  # fmt: skip
+    for a, b in zip(graphs, loop, strict=True):
+        assert (a.n_epochs, a.failure) == (2, None)
+        for name in a.curves._fields:
+            np.testing.assert_allclose(
+                getattr(a.curves, name), getattr(b.curves, name), rtol=0, atol=1e-8, err_msg=name
+            )
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA device")
+def test_what_cuda_cannot_record_runs_as_it_is():
+    def waiting(x):
+        return (x * x.sum().item(),)
+
+    inputs = [(torch.full((2, 3), value, device="cuda"),) for value in (1.0, 2.0, 3.0)]
+    with pytest.warns(RuntimeWarning, match="cannot be recorded as a CUDA graph"):
+        outputs = GraphSteps()(waiting, inputs)
+    again = GraphSteps()(lambda x: (x * x.sum(),), inputs)
+    for (x,), (waited,), (replayed,) in zip(inputs, outputs, again, strict=True):
+        assert torch.equal(waited, x * x.sum())
+        assert torch.equal(replayed, x * x.sum())
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(
+    torch.cuda.device_count() < 2, reason="torch finds fewer than two CUDA devices"
+)
+def test_one_process_may_record_on_several_devices():
+    setting = _setting("mlp")
+    results = [
+        train_batch(
+            RATES, [0, 1], data=setting.data, config=setting.config, device=device,
+            backend="graphs",
+        )
+        for device in ("cuda:0", "cuda:1")
+    ]  # fmt: skip
+    for a, b in zip(*results, strict=True):
+        assert a.failure is b.failure is None
+        np.testing.assert_allclose(a.curves.loss, b.curves.loss, rtol=0, atol=1e-8)

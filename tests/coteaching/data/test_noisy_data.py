@@ -1,0 +1,372 @@
+"""Data: where noise goes, what is split off, and one clear line for what is unusable."""
+
+import os
+import pickle
+import re
+import struct
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import Dataset, TensorDataset
+
+from optuna_s2e.coteaching import NoisyData, load_data
+from optuna_s2e.coteaching.data._noisy_data import to_input
+from optuna_s2e.label_noise import published_noise
+
+X = np.linspace(0, 1, 24, dtype=np.float32).reshape(12, 2)
+Y = np.arange(12) % 3
+
+
+def _rows(x):
+    return [row.tobytes() for row in x.numpy()]
+
+
+def test_digits_parts_are_disjoint_and_complete():
+    data = load_data("digits")
+    parts = (data.x, data.x_val, data.x_test)
+    assert [len(part) for part in parts] == [997, 300, 500]
+    rows = [row for part in parts for row in _rows(part)]
+    assert len(set(rows)) == len(rows) == 1797
+    assert data.x.dtype == torch.float32
+    assert (data.x.min(), data.x.max()) == (0, 1)
+
+
+def test_noise_is_on_the_training_labels_alone():
+    data = load_data("digits", noise="pair", noise_rate=0.45)
+    wrong = data.noisy_labels != data.clean_labels
+    assert 0.40 < wrong.double().mean() < 0.50  # 997 flips of probability .45: sd .016
+    assert torch.equal(data.noisy_labels[wrong], (data.clean_labels[wrong] + 1) % 10)
+    clean = load_data("digits", noise="none")
+    assert torch.equal(clean.noisy_labels, clean.clean_labels)
+    for name in ("x", "clean_labels", "x_val", "y_val", "x_test", "y_test"):
+        assert torch.equal(getattr(data, name), getattr(clean, name))
+
+
+def test_noisy_validation_carries_the_noise_and_clean_validation_does_not():
+    clean = load_data("digits", validation="clean")
+    noisy = load_data("digits", validation="noisy")
+    assert torch.equal(clean.x_val, noisy.x_val)
+    assert 0.35 < (clean.y_val != noisy.y_val).double().mean() < 0.65  # sd .029
+    assert torch.equal(clean.noisy_labels, noisy.noisy_labels)
+
+
+def test_noise_of_a_sample_does_not_depend_on_the_split():
+    few, many = (load_data("digits", n_validation=n) for n in (100, 400))
+    label_of = dict(zip(_rows(few.x), few.noisy_labels.tolist(), strict=True))
+    for row, label in zip(_rows(many.x), many.noisy_labels.tolist(), strict=True):
+        assert label_of.get(row, label) == label
+
+
+def test_the_same_seed_gives_the_same_data():
+    first, again = (load_data("digits", seed=1) for _ in range(2))
+    for name, value in vars(first).items():
+        same = getattr(again, name)
+        assert torch.equal(value, same) if isinstance(value, torch.Tensor) else value == same
+
+
+def test_another_seed_gives_other_noise_and_other_splits(tmp_path):
+    x, y = np.arange(300, dtype=np.float32)[:, None], np.arange(300) % 3
+    np.savez(tmp_path / "a.npz", train_x=x, train_y=y, test_x=x[:20], test_y=y[:20])
+    first, other = (load_data("a.npz", root=tmp_path, seed=seed) for seed in (1, 2))
+    assert not torch.equal(first.x_val, other.x_val)
+    labels = dict(zip(_rows(first.x), first.noisy_labels.tolist(), strict=True))
+    assert any(
+        labels.get(row, label) != label
+        for row, label in zip(_rows(other.x), other.noisy_labels.tolist(), strict=True)
+    )
+    digits = [load_data("digits", seed=seed) for seed in (1, 2)]
+    assert set(_rows(digits[0].x_test)) != set(_rows(digits[1].x_test))
+
+
+def test_published_noise_covers_the_whole_training_part_in_its_order(tmp_path):
+    y = np.random.default_rng(0).permutation(np.arange(300) % 10)
+    x = np.arange(300, dtype=np.float32)[:, None]
+    np.savez(tmp_path / "a.npz", train_x=x, train_y=y, test_x=x[:20], test_y=y[:20])
+    data = load_data(str(tmp_path / "a.npz"), noise="pair", noise_rate=0.45, published_noise=True)
+    expected = published_noise(y, "pair", 0.45)
+    samples = data.x[:, 0].long().numpy()
+    assert len(samples) == 270
+    np.testing.assert_array_equal(data.noisy_labels, expected[samples])
+    np.testing.assert_array_equal(data.clean_labels, y[samples])
+
+
+def test_noise_rate_is_the_asked_one_or_the_measured_one():
+    assert load_data("digits", noise_rate=0.3).noise_rate == 0.3
+    assert load_data("digits", noise="none").noise_rate == 0
+    assert NoisyData.from_arrays(X, Y, X, Y).noise_rate is None
+    wrong = NoisyData.from_arrays(X, Y, X, Y, clean_labels=np.where(np.arange(12) < 3, 0, Y))
+    assert wrong.noise_rate == 2 / 12
+
+
+def test_npz_with_its_own_validation_is_taken_as_it_is(tmp_path):
+    np.savez(tmp_path / "b.npz", x=X, y=Y, x_val=X[:6], y_val=Y[:6], clean_labels=Y[::-1])
+    data = load_data("b.npz", root=tmp_path, noise="none")
+    assert torch.equal(data.noisy_labels, torch.from_numpy(Y))
+    assert torch.equal(data.clean_labels, torch.from_numpy(Y[::-1].copy()))
+    assert (len(data.x_val), data.x_test, data.name) == (6, None, "b.npz")
+
+
+def test_npz_labels_of_unknown_quality_have_no_clean_labels(tmp_path):
+    np.savez(tmp_path / "c.npz", x=X, y=Y, x_val=X, y_val=Y, x_test=X, y_test=Y)
+    assert load_data("c.npz", root=tmp_path, noise="none").clean_labels is None
+    known = load_data("c.npz", root=tmp_path, noise="pair", noise_rate=0.3)
+    assert torch.equal(known.clean_labels, torch.from_numpy(Y))
+
+
+def _save(path, **arrays):
+    np.savez(path, **arrays)
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "options", "message"),
+    [
+        ({"train_x": X, "train_y": Y}, {}, "test_x, test_y missing, found train_x, train_y."),
+        ({"x": X, "y": Y, "x_val": X}, {}, "y_val missing, found x, x_val, y."),
+        ({}, {}, "missing, found nothing."),
+        (
+            {"x": X, "y": np.array([{}] * 12), "x_val": X, "y_val": Y},
+            {},
+            "is no .npz file of plain arrays: Object arrays cannot be loaded",
+        ),
+        (
+            {"x": X, "y": Y[:5], "x_val": X, "y_val": Y},
+            {},
+            "must have the same length above 0, but got 12 and 5.",
+        ),
+        (
+            {"x": X, "y": Y, "x_val": X, "y_val": Y},
+            {"n_validation": 3},
+            "n_validation must be None for",
+        ),
+        (
+            {"x": X, "y": Y, "x_val": X, "y_val": Y, "clean_labels": Y},
+            {},
+            "noise must be 'none' for",
+        ),
+        (
+            {"x": X, "y": Y + 0.5, "x_val": X, "y_val": Y},
+            {},
+            "labels must be integers, but got float64",
+        ),
+    ],
+)
+def test_unusable_npz_files_are_named(tmp_path, arrays, options, message):
+    path = _save(tmp_path / "d.npz", **arrays)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        load_data(path, **options)
+
+
+def test_damaged_and_missing_npz_files_are_named(tmp_path):
+    (tmp_path / "e.npz").write_bytes(b"PK\x03\x04 not a zip")
+    with pytest.raises(ValueError, match=r"e\.npz' is no \.npz file"):
+        load_data(str(tmp_path / "e.npz"))
+    with pytest.raises(FileNotFoundError, match=r"There is no file .*f\.npz"):
+        load_data(str(tmp_path / "f.npz"))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"name": "imagenet"}, "must be one of ['digits', 'mnist', 'cifar10', 'cifar100'] or a"),
+        ({"noise": "asym"}, "noise must be one of"),
+        ({"noise_rate": 1.2}, "noise_rate must be in [0, 1), but got 1.2"),
+        ({"validation": "dirty"}, "validation must be 'clean' or 'noisy', but got 'dirty'"),
+        ({"n_validation": 1297}, "n_validation must be in [1, 1296], but got 1297"),
+        ({"n_validation": 0}, "n_validation must be in [1, 1296], but got 0"),
+        ({"seed": -1}, "seed must be a non-negative int, but got -1"),
+        ({"seed": 0.5}, "seed must be a non-negative int, but got 0.5"),
+        ({"name": "mnist"}, "root must be the folder"),
+    ],
+)
+def test_load_errors_name_the_argument_and_the_value(options, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        load_data(**{"name": "digits", **options})
+
+
+def _broken(**changes):
+    parts = {"x": X, "y": Y, "x_val": X, "y_val": Y, **changes}
+    return NoisyData.from_arrays(
+        parts.pop("x"), parts.pop("y"), parts.pop("x_val"), parts.pop("y_val"), **parts
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"x": np.where(X > 0.9, np.nan, X)},
+            "x must be finite, but 2 of 12 samples hold NaN or infinity, the first is x[10].",
+        ),
+        ({"x_val": X + np.inf}, "x_val must be finite"),
+        ({"x": X.astype(int)}, "x must be uint8 images or floats, but got torch.int64"),
+        ({"x": X[:, 0]}, "x must have shape (N, ...), but got (12,)"),
+        ({"x": X[:5]}, "x and y must have the same length, but got 5 and 12"),
+        ({"x_val": X[:, :1]}, "must hold inputs of one shape and dtype"),
+        ({"x_val": (X * 255).astype(np.uint8)}, "must hold inputs of one shape and dtype"),
+        ({"y": Y - 1}, "y must be in [0, n_classes) = [0, 3), but got -1"),
+        ({"y_val": Y + 1, "n_classes": 3}, "y_val must be in [0, n_classes) = [0, 3), but got 3"),
+        ({"y": Y.astype(float)}, "y must be integers, but got torch.float64"),
+        ({"y": Y[None]}, "y must have shape (N,), N > 0, but got (1, 12)"),
+        ({"y": np.where(Y == 1, 0, Y)}, "y must hold every class, but [1] are empty"),
+        ({"y_val": np.where(Y == 2, 0, Y)}, "y_val must hold every class, but [2] are empty"),
+        ({"n_classes": 5}, "y must hold every class, but [3, 4] are empty"),
+        ({"y": Y * 0, "y_val": Y * 0}, "n_classes must be at least 2, but got 1"),
+        ({"clean_labels": Y[:4]}, "x and clean_labels must have the same length"),
+        ({"x_test": X}, "x_test and y_test must be given together"),
+        ({"x_test": X, "y_test": Y + 9, "n_classes": 3}, "y_test must be in"),
+    ],
+)
+def test_unusable_arrays_are_named(changes, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        _broken(**changes)
+
+
+def test_arrays_are_copied_and_uint8_stays_uint8():
+    images = np.arange(48, dtype=np.uint8).reshape(12, 2, 2)
+    images.setflags(write=False)
+    data = NoisyData.from_arrays(images, Y, images, Y)
+    assert data.x.dtype == torch.uint8
+    inputs = to_input(data.x, torch.float32)
+    expected = images.astype(np.float32) / np.float32(255)
+    np.testing.assert_array_equal(inputs, expected)
+    assert data.x.max() == 47  # the data themselves are not scaled
+
+
+def test_to_moves_every_tensor():
+    data = NoisyData.from_arrays(X, Y, X, Y, x_test=X, y_test=Y, clean_labels=Y)
+    assert data.to("cpu") is data
+    devices = {v.device.type for v in vars(data.to("meta")).values() if torch.is_tensor(v)}
+    assert devices == {"meta"}
+
+
+def test_torch_data_sets_are_read_once_and_leave_the_global_generator_alone():
+    class Squares(Dataset):
+        def __len__(self):
+            return 12
+
+        def __getitem__(self, i):
+            return torch.from_numpy(X[i]) ** 2, int(Y[i])
+
+    state = torch.get_rng_state()
+    plain = TensorDataset(torch.from_numpy(X), torch.from_numpy(Y))
+    data = NoisyData.from_datasets(Squares(), plain, plain, name="squares")
+    assert torch.equal(torch.get_rng_state(), state)
+    np.testing.assert_allclose(data.x, X**2, rtol=1e-6)
+    assert torch.equal(data.noisy_labels, torch.from_numpy(Y))
+    assert (len(data.x_test), data.name) == (12, "squares")
+
+
+def test_data_sets_of_other_items_are_named():
+    plain = TensorDataset(torch.from_numpy(X), torch.from_numpy(Y))
+    with pytest.raises(ValueError, match="train must be a data set of"):
+        NoisyData.from_datasets([(object(), 0)] * 3, plain)
+    with pytest.raises(ValueError, match="val must be a data set of"):
+        NoisyData.from_datasets(plain, TensorDataset(torch.from_numpy(X)))
+
+
+def _write_idx(path, array):
+    """Write MNIST's own file format: magic number, sizes, bytes."""
+    header = struct.pack(f">BBBB{array.ndim}I", 0, 0, 8, array.ndim, *array.shape)
+    path.write_bytes(header + array.astype(np.uint8).tobytes())
+
+
+def test_mnist_is_read_through_torchvision_in_its_order(tmp_path):
+    raw = tmp_path / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    sizes = {"train": 60, "t10k": 20}
+    images = {part: rng.integers(0, 256, (n, 28, 28)) for part, n in sizes.items()}
+    labels = {part: np.arange(n) % 3 for part, n in sizes.items()}
+    for part in sizes:
+        _write_idx(raw / f"{part}-images-idx3-ubyte", images[part])
+        _write_idx(raw / f"{part}-labels-idx1-ubyte", labels[part])
+    data = load_data(
+        "mnist", root=tmp_path, n_validation=15, noise="pair", noise_rate=0.3, download=False
+    )
+    assert (data.x.dtype, tuple(data.x.shape)) == (torch.uint8, (45, 1, 28, 28))
+    position = {image.astype(np.uint8).tobytes(): i for i, image in enumerate(images["train"])}
+    samples = [position[row] for row in _rows(data.x)]
+    assert samples == sorted(samples)
+    np.testing.assert_array_equal(data.clean_labels, labels["train"][samples])
+    np.testing.assert_array_equal(data.x_test[:, 0], images["t10k"])
+
+
+def test_missing_files_are_one_clear_error(tmp_path, monkeypatch):
+    with pytest.raises(FileNotFoundError, match="or allow the download"):
+        load_data("mnist", root=tmp_path, download=False)
+    from optuna_s2e.coteaching._torchvision import import_datasets
+
+    closed = ["http://127.0.0.1:9/"]  # the discard port: nobody listens
+    monkeypatch.setattr(import_datasets().MNIST, "mirrors", closed)
+    with pytest.raises(FileNotFoundError, match=r"was not found .* and cannot be downloaded"):
+        load_data("mnist", root=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "sizes"),
+    [
+        ("mnist", (1, 28, 28), (55_000, 5_000, 10_000)),
+        ("cifar10", (3, 32, 32), (45_000, 5_000, 10_000)),
+    ],
+)
+def test_real_images_are_found_in_the_data_root(name, shape, sizes):
+    if "S2E_DATA_ROOT" not in os.environ:
+        pytest.skip("needs image data sets: S2E_DATA_ROOT is not set")
+    data = load_data(name, root=os.environ["S2E_DATA_ROOT"], download=False)
+    assert tuple(len(part) for part in (data.x, data.x_val, data.x_test)) == sizes
+    assert (data.input_shape, data.n_classes, data.x.dtype) == (shape, 10, torch.uint8)
+
+
+def test_cifar100_is_read_as_torchvision_keeps_it(tmp_path, monkeypatch):
+    from optuna_s2e.coteaching._torchvision import import_datasets
+
+    cifar100 = import_datasets().CIFAR100
+    folder = tmp_path / cifar100.base_folder
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (2000, 3 * 32 * 32), dtype=np.uint8)
+    fine = [i % 100 for i in range(2000)]
+    for name in ("train", "test"):
+        entry = {"data": pixels, "fine_labels": fine, "coarse_labels": [0] * 2000}
+        (folder / name).write_bytes(pickle.dumps(entry))
+    (folder / "meta").write_bytes(pickle.dumps({"fine_label_names": [str(i) for i in range(100)]}))
+    for files in ("train_list", "test_list"):
+        monkeypatch.setattr(cifar100, files, [[getattr(cifar100, files)[0][0], None]])
+    monkeypatch.setattr(cifar100, "meta", {**cifar100.meta, "md5": None})
+    data = load_data("cifar100", noise="none", root=tmp_path, n_validation=1000, download=False)
+    assert (data.input_shape, data.n_classes, data.x.dtype) == ((3, 32, 32), 100, torch.uint8)
+    np.testing.assert_array_equal(data.x_test.flatten(1), pixels)
+    assert data.y_test.tolist() == fine
+
+
+def test_missing_torch_and_torchvision_are_import_errors_with_the_command():
+    code = (
+        "import sys; sys.modules[{module!r}] = None\n"
+        "try:\n"
+        "    import optuna_s2e.coteaching as c; c.load_data('mnist', root='.')\n"
+        "except ImportError as error:\n"
+        "    print(error)\n"
+    )
+    for module, start in [("torch", "optuna_s2e.coteaching needs"), ("torchvision", "MNIST and")]:
+        done = subprocess.run(
+            [sys.executable, "-c", code.format(module=module)],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert done.stdout.startswith(start)
+        assert 'pip install "optuna-s2e[coteaching]"' in done.stdout
+
+
+def test_npz_images_with_channels_last_are_turned(tmp_path):
+    rng = np.random.default_rng(0)
+    x = rng.integers(0, 256, (30, 8, 9, 3), dtype=np.uint8)
+    y = np.arange(30, dtype=np.uint8) % 3
+    np.savez(tmp_path / "colour.npz", train_x=x, train_y=y, test_x=x, test_y=y, classes=["a"])
+    data = load_data("colour.npz", root=tmp_path, noise="none", n_validation=6)
+    assert data.input_shape == (3, 8, 9)
+    np.testing.assert_array_equal(data.x_test, x.transpose(0, 3, 1, 2))

@@ -1,0 +1,83 @@
+import json
+
+import numpy as np
+import pytest
+
+from optuna_s2e.estimators.settings import DEFAULTS, UpdateSettings, resolve
+
+
+def test_settings_survive_json():
+    settings = UpdateSettings(
+        population_size=8,
+        estimator="natural",
+        step_size=0.1,
+        max_kl=0.3,
+        curvature_bounds=(0.5, 2.5),
+        theta_bounds=(0.7, 50.0),
+        max_weight=3.0,
+    )
+    restored = resolve(json.loads(json.dumps(settings.to_dict())))
+    assert restored == settings
+    assert restored != UpdateSettings()
+    assert hash(restored) == hash(settings)
+
+
+def test_equal_settings_have_equal_json_whatever_number_types():
+    plain = UpdateSettings(step_size=1.0, max_kl=2.0, theta_bounds=(1.0, 50.0), population_size=4)
+    four, fifty = np.int64(4), np.int64(50)
+    typed = UpdateSettings(
+        step_size=1, max_kl=np.float32(2), theta_bounds=[1, fifty], population_size=four
+    )
+    assert json.dumps(plain.to_dict()) == json.dumps(typed.to_dict())
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("population_size", 0, "population_size must be an int in [1, 100000], but got 0."),
+        ("population_size", 100_001, "population_size must be an int in [1, 100000], but got"),
+        ("population_size", True, "population_size must be an int in [1, 100000], but got True."),
+        ("population_size", 6.0, "population_size must be an int in [1, 100000], but got 6.0."),
+        (
+            "estimator",
+            "Newton",
+            "estimator must be one of 'surrogate', 'natural', 'newton', 'cubic', 'gradient', but",
+        ),
+        ("estimator", ["newton"], "estimator must be one of "),
+        ("step_size", 0.0, "step_size must be a finite number > 0, but got 0.0."),
+        ("step_size", np.inf, "step_size must be a finite number > 0, but got inf."),
+        ("step_size", np.nan, "step_size must be a finite number > 0, but got nan."),
+        ("step_size", True, "step_size must be a finite number > 0, but got True."),
+        ("step_size", "1", "step_size must be a finite number > 0, but got '1'."),
+        ("max_kl", -1.0, "max_kl must be a finite number > 0, but got -1.0."),
+        ("max_weight", 0.5, "max_weight must be at least 1, but got 0.5."),
+        (
+            "curvature_bounds",
+            1.0,
+            "curvature_bounds must be two numbers (low, high), but got 1.0.",
+        ),
+        ("curvature_bounds", (1.0,), "curvature_bounds must be two numbers (low, high), but got"),
+        ("curvature_bounds", (0.0, 1.0), "curvature_bounds[0] must be a finite number > 0, but"),
+        ("curvature_bounds", (2.0, 1.0), "curvature_bounds must be (low, high) with low <= high"),
+        ("theta_bounds", (1.0, True), "theta_bounds[1] must be a finite number > 0, but got True"),
+        ("theta_bounds", (2.0, 9.0), "theta_bounds must be (low, high) with low <= 1 <= high"),
+        ("theta_bounds", (1.0, 1.0), "theta_bounds must be (low, high) with low <= 1 <= high"),
+    ],
+)
+def test_settings_refuse_values_outside_their_range(name, value, message):
+    with pytest.raises(ValueError) as caught:
+        UpdateSettings(**{name: value})
+    assert str(caught.value).startswith(message)
+
+
+def test_an_unknown_option_is_refused():
+    with pytest.raises(TypeError, match="rho"):
+        resolve({"rho": 1.0})
+
+
+def test_each_estimator_has_defaults_and_what_is_asked_for_wins():
+    for estimator, defaults in DEFAULTS.items():
+        full = resolve({"estimator": estimator}).to_dict()
+        assert full.items() >= defaults.items()
+    assert resolve({"estimator": "natural", "step_size": 2}).step_size == 2.0
+    assert resolve({}).estimator == "surrogate"

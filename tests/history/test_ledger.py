@@ -1,0 +1,129 @@
+"""The ledger against a model of the rules, under any interleaving of workers."""
+
+import math
+import time
+from typing import Any
+
+import numpy as np
+import optuna
+import pytest
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
+from optuna.trial import TrialState
+
+from optuna_s2e import S2ESampler, generations, replay
+from optuna_s2e.history._ledger import Ledger
+from optuna_s2e.history._record import Rules
+
+K = 3
+PHASES = (Phase.explicit, Phase.generate)
+
+# what happens next: (ask | tell | fail | inf | die | enqueue, which of the open trials)
+steps = st.lists(
+    st.tuples(
+        st.sampled_from(
+            ["ask", "ask", "ask", "tell", "tell", "tell", "fail", "inf", "die", "enqueue"]
+        ),
+        st.integers(0, 7),
+    ),
+    min_size=20,
+    max_size=60,
+)
+
+
+def suggest(trial: optuna.Trial) -> float:
+    return trial.suggest_float("x", 0, 1) + (trial.suggest_categorical("c", ["a", "b"]) == "a")
+
+
+def run(steps: list[tuple[str, int]], watch: Any) -> optuna.Study:
+    """Run the steps, each worker with a sampler of its own; call `watch` now and then."""
+    storage = optuna.storages.InMemoryStorage()
+    optuna.create_study(study_name="s", storage=storage)
+    workers = [
+        optuna.load_study(
+            study_name="s", storage=storage, sampler=S2ESampler(population_size=K, seed=0)
+        )
+        for _ in range(3)
+    ]
+    running: list[tuple[optuna.Study, optuna.Trial, float]] = []
+    for i, (what, which) in enumerate(steps):
+        study = workers[which % 3]
+        if what == "ask":
+            trial = study.ask()
+            running.append((study, trial, suggest(trial)))
+        elif what == "enqueue":
+            study.enqueue_trial({"x": 0.5})
+        elif running:
+            study, trial, value = running.pop(which % len(running))
+            if what == "fail":
+                study.tell(trial, state=TrialState.FAIL)
+            elif what != "die":
+                study.tell(trial, math.inf if what == "inf" else value,
+                           skip_if_finished=True)  # fmt: skip
+        if i % 4 == 3:
+            watch(workers[0])
+    return workers[0]
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@settings(max_examples=100, deadline=None, derandomize=True, phases=PHASES)
+@given(steps)
+def test_ledger_that_follows_knows_what_a_new_one_reads(steps: list[tuple[str, int]]) -> None:
+    following = Ledger(Rules())
+
+    def compare(study: optuna.Study) -> None:
+        trials = study.get_trials(deepcopy=True)  # no object is the one of before
+        following.read(trials)
+        fresh = Ledger(Rules()).read(trials)
+        assert following.draws.keys() == fresh.draws.keys()
+        assert [d.trial.number for d in following.completed] == [
+            d.trial.number for d in fresh.completed
+        ]
+        assert following.openers == fresh.openers
+        a, b = following.state(K), fresh.state(K)
+        assert [d.trial.number for d in a.pool] == [d.trial.number for d in b.pool]
+        assert (a.chain is None) == (b.chain is None)
+        if a.chain is not None and b.chain is not None:
+            assert a.chain.openers == b.chain.openers
+            assert a.chain.members == b.chain.members
+
+    run(steps, compare)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@settings(max_examples=100, deadline=None, derandomize=True, phases=PHASES)
+@given(steps)
+def test_every_completed_draw_enters_one_update_at_most(steps: list[tuple[str, int]]) -> None:
+    study = run(steps, lambda study: None)
+    told, computed = generations(study), replay(study)
+    for a, b in zip(told, computed, strict=True):
+        assert np.array_equal(a.theta, b.theta)
+        assert np.all((a.theta >= 1) & (a.theta <= 100))
+        assert len(a.members) == (K if a.index else 0)
+    members = [n for g in told for n in g.members]
+    assert len(members) == len(set(members))
+    complete = {t.number for t in study.trials if t.state == TrialState.COMPLETE}
+    assert set(members) <= complete
+    drawn = {n for n in complete if "fixed_params" not in study.trials[n].system_attrs}
+    assert set(members) <= drawn
+    # one more ask per K completions drains the pool: nothing completed is left behind
+    for _ in range(len(drawn) // K + 1):
+        study.tell(study.ask(), state=TrialState.FAIL)  # suggests nothing, draws nothing
+        suggest(study.ask())
+    members = [n for g in generations(study) for n in g.members]
+    assert len(drawn - set(members)) < K
+
+
+def test_reading_many_generations_takes_time_in_proportion() -> None:
+    """Per draw, not per draw and generation: 16 times as many in far less than 256 times."""
+
+    def seconds(n: int) -> float:
+        study = optuna.create_study(
+            sampler=S2ESampler(population_size=1, estimator="newton", reuse=0, seed=0)
+        )
+        study.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=n)
+        start = time.process_time()
+        assert len(generations(study)) == n
+        return time.process_time() - start
+
+    assert seconds(1600) < 64 * max(seconds(100), 1e-3)

@@ -1,0 +1,262 @@
+"""s2e worker: joins, leaves cleanly, and what s2e status says of it."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+from optuna.trial import TrialState
+
+from optuna_s2e import S2ESampler, generations, open_storage
+from optuna_s2e.analysis._progress import measure_progress, progress_lines
+from optuna_s2e.cli._main import main
+from optuna_s2e.parallel._worker import SEARCH_ATTR, STOPPED_BY, load_objective, sampler_for, work
+
+OBJECTIVES = """
+import os, time
+def quick(trial):
+    return (trial.suggest_float("x", 0, 1) - 0.3) ** 2
+def slow(trial):
+    value = quick(trial)
+    open("training", "w").close()
+    time.sleep(float(os.environ.get("S2E_SLEEP", "60")))
+    return value
+def failing(trial):
+    quick(trial)
+    raise RuntimeError("out of memory")
+class Own:
+    objective = staticmethod(quick)
+number = 3
+"""
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    sys.modules.pop("own_objectives", None)
+    Path("own_objectives.py").write_text(OBJECTIVES)
+
+
+def make_study(**settings: Any) -> optuna.Study:
+    sampler = S2ESampler(seed=0, **settings)
+    return optuna.create_study(
+        study_name="s", storage=open_storage("sqlite:///s2e.db"), sampler=sampler
+    )
+
+
+def start_worker(*options: str, seconds: float = 60) -> "subprocess.Popen[bytes]":
+    argv = ["worker", "--objective", "own_objectives:slow", *options]
+    env = os.environ | {"OMP_NUM_THREADS": "1", "S2E_SLEEP": str(seconds)}
+    worker = subprocess.Popen(
+        [sys.executable, "-m", "optuna_s2e.cli", *argv],
+        env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    end = time.monotonic() + 60
+    while not Path("training").exists():
+        assert time.monotonic() < end
+        assert worker.poll() is None, worker.stdout.read()  # type: ignore[union-attr]
+        time.sleep(0.05)
+    return worker
+
+
+def test_worker_joins_a_search_with_what_came_with_it(capsys: pytest.CaptureFixture[str]) -> None:
+    search = ["--epochs", "4", "--study-name", "s", "--population-size", "3", "--seed", "5"]
+    assert main(["search", *search, "--trials", "4"]) == 0
+    assert main(["worker", "--study-name", "s", "--trials", "8"]) == 0
+    assert "Complete: 4 trials" in capsys.readouterr().out
+    study = optuna.load_study(study_name="s", storage="sqlite:///s2e.db")
+    assert [t.state for t in study.trials] == [TrialState.COMPLETE] * 8
+    assert [len(g.members) for g in generations(study)] == [0, 3, 3]
+    assert "validation_error" in study.trials[-1].user_attrs
+    assert main(["worker", "--study-name", "s"]) == 0  # the search's own 4 are complete
+    assert "is complete: 4 trials" in capsys.readouterr().out
+    one = optuna.create_study(study_name="one", storage="sqlite:///one.db")
+    assert len(one.trials) == 0
+    assert main(["search", *search, "--trials", "8", "--storage", "sqlite:///one.db",
+                 "--study-name", "whole"]) == 0  # fmt: skip
+    whole = optuna.load_study(study_name="whole", storage="sqlite:///one.db")
+    assert [t.params for t in whole.trials] == [t.params for t in study.trials]
+
+
+def test_worker_runs_an_objective_of_ones_own() -> None:
+    study = make_study(population_size=3)
+    study.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=1)
+    argv = ["worker", "--objective", "own_objectives:Own.objective", "--trials", "7"]
+    assert main(argv) == 0
+    assert len(generations(study)) == 3
+
+
+def test_sampler_takes_the_settings_of_the_study() -> None:
+    study = make_study(population_size=3, reuse=2, max_kl=0.5, consider_pruned_trials=True)
+    study.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=5)
+    joined, own = sampler_for(study), study.sampler
+    assert isinstance(own, S2ESampler)
+    assert own.settings.items() <= joined.settings.items()
+    joined.check(study)
+    assert sampler_for(optuna.create_study()).settings == S2ESampler().settings
+
+
+@pytest.mark.parametrize(
+    ("grace", "seconds", "state"),
+    [("30", 2.0, TrialState.COMPLETE), ("0.3", 60.0, TrialState.FAIL)],
+)
+def test_sigterm_lets_the_trial_end_or_fails_it_with_a_reason(
+    grace: str, seconds: float, state: TrialState
+) -> None:
+    study = make_study()
+    worker = start_worker("--grace", grace, seconds=seconds)
+    worker.send_signal(signal.SIGTERM)
+    worker.communicate(timeout=20)
+    assert worker.returncode == 143
+    assert [t.state for t in study.trials] == [state]
+    expected = {STOPPED_BY: "SIGTERM"} if state == TrialState.FAIL else {}
+    assert study.trials[0].user_attrs == expected
+
+
+@pytest.mark.parametrize("signals", [["SIGINT"], ["SIGTERM", "SIGTERM"], ["SIGTERM", "SIGINT"]])
+def test_second_signal_stops_at_once(signals: list[str]) -> None:
+    study = make_study()
+    worker = start_worker("--grace", "1000")
+    for name in signals:
+        worker.send_signal(signal.Signals[name])
+        time.sleep(0.3)
+    worker.communicate(timeout=10)
+    assert worker.returncode == (130 if signals[-1] == "SIGINT" else 143)
+    (trial,) = study.trials
+    assert trial.state == TrialState.FAIL
+    assert trial.user_attrs == {STOPPED_BY: signals[-1]}
+
+
+def test_suspended_worker_whose_trial_was_failed_goes_on(caplog: pytest.LogCaptureFixture) -> None:
+    study = make_study()
+
+    def objective(trial: optuna.Trial) -> float:
+        if trial.number == 0:  # another worker takes this one for dead
+            study._storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
+        return trial.suggest_float("x", 0, 1) if trial.number else 0.0
+
+    assert work(study, objective, 3) is None
+    states = [t.state for t in study.trials]
+    assert states == [TrialState.FAIL] + [TrialState.COMPLETE] * 3
+    assert "set to FAIL while this worker was suspended" in caplog.text
+
+
+def test_own_assertion_of_an_objective_is_raised() -> None:
+    def objective(trial: optuna.Trial) -> float:
+        raise AssertionError("mine")
+
+    with pytest.raises(AssertionError, match="mine"):
+        work(make_study(), objective, 3)
+
+
+def failing(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
+    capsys.readouterr()
+    assert main(argv) == 2
+    return capsys.readouterr().err.strip().splitlines()[-1]
+
+
+@pytest.mark.filterwarnings("ignore:.*trials in a row have failed")
+def test_errors_name_the_remedy(capsys: pytest.CaptureFixture[str]) -> None:
+    study = make_study()
+    own = ["worker", "--objective"]
+    assert "name its objective with --objective" in failing(capsys, "worker")
+    assert "must be module:function" in failing(capsys, *own, "own_objectives")
+    assert "cannot be imported: No module" in failing(capsys, *own, "nowhere:f")
+    assert "has no attribute 'f'" in failing(capsys, *own, "own_objectives:f")
+    assert "must be callable, but is int" in failing(capsys, *own, "own_objectives:number")
+    assert "--trials must be" in failing(capsys, "worker", "--trials", "0")
+    assert "--grace must be" in failing(capsys, "worker", "--grace", "-1")
+    assert "10 trials in a row have failed" in failing(capsys, *own, "own_objectives:failing")
+    assert len(study.trials) == 10
+    main(["search", "--epochs", "4", "--trials", "1", "--study-name", "t"])
+    line = failing(capsys, *own, "own_objectives:quick", "--study-name", "t")
+    assert "leave out --objective" in line
+
+
+DAMAGE: dict[str, Any] = {
+    "text": "import os",
+    "later": {"v": 2, "settings": None, "seed": 0, "n_trials": 5},
+    "settings": {"v": 1, "settings": {"population_size": 10**30}, "seed": 0, "n_trials": 5},
+    "seed": {"v": 1, "settings": S2ESampler().settings, "seed": -1, "n_trials": 5},
+    "trials": {"v": 1, "settings": S2ESampler().settings, "seed": 1, "n_trials": 10**30},
+    "missing": {"v": 1},
+}
+
+
+@pytest.mark.parametrize("case", DAMAGE)
+def test_damaged_settings_are_one_line(case: str, capsys: pytest.CaptureFixture[str]) -> None:
+    make_study().set_user_attr(SEARCH_ATTR, DAMAGE[case])
+    line = failing(capsys, "worker", "--objective", "own_objectives:quick")
+    assert "keeps for its workers are damaged" in line
+
+
+def test_objective_is_never_named_by_the_storage() -> None:
+    with pytest.raises(ValueError, match="objective must be module:function"):
+        load_objective("os")
+    study = make_study()
+    study.set_user_attr("s2e:objective", "os:system")
+    assert main(["worker"]) == 2
+    assert study.trials == []
+
+
+# --- s2e status ------------------------------------------------------------------------------
+
+
+def add(study: optuna.Study, start: float, seconds: float | None, worker: Any = None) -> None:
+    """Add a trial that began so many seconds after the first and ran for so many."""
+    begun = datetime(2026, 1, 1) + timedelta(seconds=start)
+    done = seconds is not None
+    study.add_trial(
+        optuna.trial.FrozenTrial(
+            number=-1, trial_id=-1, state=TrialState.COMPLETE if done else TrialState.RUNNING,
+            value=0.0 if done else None, datetime_start=begun, params={}, distributions={},
+            datetime_complete=begun + timedelta(seconds=seconds) if done else None,
+            user_attrs={}, intermediate_values={},
+            system_attrs={} if worker is None else {"s2e:worker": worker},
+        )
+    )  # fmt: skip
+
+
+def worker(pid: int, host: str = "node") -> dict[str, Any]:
+    return {"v": 1, "host": host, "pid": pid}
+
+
+def test_progress_counts_workers_zombies_rate_and_time_left() -> None:
+    study = optuna.create_study()
+    for i in range(10):
+        add(study, 30 * i, 30)  # two per minute, until 300 s
+    add(study, 0, None)  # runs for 330 s, eleven times as long as any that completed: 10
+    add(study, 290, None, worker(1))  # has begun another one since: 11
+    add(study, 299, None, worker(1))
+    add(study, 301, None, worker(2, "\x1b[31mred"))
+    add(study, 302, None, {"host": 3})
+    now = datetime(2026, 1, 1) + timedelta(seconds=330)
+    progress = measure_progress(study, 20, now)
+    assert progress.zombies == (10, 11)
+    assert progress.workers == {"node:1": 1, "\\x1b[31mred:2": 1, "?": 1}
+    assert progress.rate == pytest.approx(1 / 30)
+    assert progress.seconds_left == pytest.approx(300)
+    text = "\n".join(progress_lines(progress))
+    assert "Working: 3 trials, by 3 workers" in text
+    assert "Zombies: 2 trials" in text
+    assert "Rate: 2 complete per minute, 5 min left" in text
+    assert "\x1b" not in text
+
+
+def test_status_shows_the_lag_of_several_workers(capsys: pytest.CaptureFixture[str]) -> None:
+    study = make_study(population_size=2)
+    asked = [study.ask() for _ in range(8)]
+    values = [trial.suggest_float("x", 0, 1) for trial in asked]
+    for trial, value in zip(asked, values, strict=True):  # eight draws of generation 0
+        study.tell(trial, value)
+        study.optimize(lambda t: t.suggest_float("x", 0, 1), n_trials=1)
+    assert main(["status"]) == 0
+    assert "largest" in capsys.readouterr().out
+    assert max(measure_progress(study, None).lags) > 1

@@ -1,0 +1,137 @@
+"""Which parameters an objective asks for: gates that tell, in any order, or none."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import optuna
+import pytest
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
+from optuna.samplers import RandomSampler
+
+from optuna_s2e import S2ESampler, recommend
+from optuna_s2e.distributions._search_space import SearchSpace
+from optuna_s2e.surrogate._conditions import conditions_of
+
+
+def layers(trial: optuna.Trial) -> float:
+    n = trial.suggest_int("n_layers", 1, 4)
+    trial.suggest_float("a", 0, 1)
+    return sum(trial.suggest_float(f"width{i}", 0, 1) for i in range(n))
+
+
+def nested(trial: optuna.Trial) -> float:
+    trial.suggest_float("a", 0, 1)
+    if trial.suggest_categorical("model", ["linear", "tree", "net"]) == "linear":
+        return trial.suggest_float("penalty", 0, 1)
+    if trial.params["model"] == "tree":
+        if trial.suggest_categorical("booster", ["dart", "plain"]) == "dart":
+            trial.suggest_float("skip", 0, 1)
+        return trial.suggest_float("rate", 0, 1)
+    return trial.suggest_float("momentum", 0, 1)
+
+
+def threshold(trial: optuna.Trial) -> float:
+    trial.suggest_float("a", 0, 1)
+    if trial.suggest_float("z", 0, 1) < 0.4:
+        trial.suggest_float("below", 0, 1)
+    return 0.0
+
+
+def drawn(objective: Any, n: int, seed: int) -> list[optuna.trial.FrozenTrial]:
+    study = optuna.create_study(sampler=RandomSampler(seed=seed))
+    study.optimize(objective, n_trials=n)
+    return study.trials
+
+
+def known(space: SearchSpace, trials: list[optuna.trial.FrozenTrial]) -> tuple[Any, Any]:
+    rng = np.random.default_rng(0)
+    theta = space.distribution.uniform_theta()
+    x = np.array([space.sample(theta, rng) for _ in trials])  # inert coordinates are random
+    asked = np.array([space.asked(t.params) for t in trials])
+    return np.where(asked, np.array([space.encode(t.params) for t in trials]), x), asked
+
+
+@pytest.mark.parametrize("objective", [layers, nested, threshold])
+def test_conditions_of_new_points_are_those_of_the_objective(objective: Any) -> None:
+    trials = drawn(objective, 400, seed=0)
+    distributions: dict[str, BaseDistribution] = {}
+    for trial in trials:
+        distributions |= trial.distributions
+    space = SearchSpace.of(distributions)
+    x, asked = known(space, trials)
+    conditions = conditions_of(space, x[:200], asked[:200])
+    wrong = conditions.asked(x[200:]) != asked[200:]
+    assert wrong.mean() <= (0.002 if objective is threshold else 0)
+
+
+def test_parameters_without_conditions_are_always_asked_for() -> None:
+    space = SearchSpace.of({n: FloatDistribution(0, 1) for n in "ab"})
+    x = np.random.default_rng(0).uniform(size=(20, 2))
+    conditions = conditions_of(space, x, np.ones(x.shape, dtype=bool))
+    assert not conditions.gates
+    assert conditions.asked(x).all()
+
+
+def test_what_no_parameter_tells_counts_as_asked_for() -> None:
+    space = SearchSpace.of({n: FloatDistribution(0, 1) for n in "ab"})
+    x = np.random.default_rng(0).uniform(size=(20, 2))
+    asked = np.ones(x.shape, dtype=bool)
+    asked[::2, 1] = False  # every second trial: nothing of a tells
+    assert conditions_of(space, x, asked).asked(x).all()
+
+
+def test_what_no_trial_was_asked_for_is_never_asked_for() -> None:
+    for kind in (FloatDistribution(0, 1), CategoricalDistribution("xy")):
+        space = SearchSpace.of({"a": FloatDistribution(0, 1), "b": kind})
+        x = np.array([[0.1, 0.0], [0.7, 1.0]])
+        asked = np.array([[True, False], [True, False]])
+        assert conditions_of(space, x, asked).asked(x).tolist() == asked.tolist()
+
+
+def test_siblings_are_asked_for_together_whatever_their_values() -> None:
+    """The first is a gate of the second that tells nothing of its values."""
+    space = SearchSpace.of({
+        "booster": CategoricalDistribution("xyz"),
+        "model": CategoricalDistribution(["linear", "tree"]),
+        "rate": FloatDistribution(0, 1),
+    })  # fmt: skip
+    x = np.array([[0.0, 1.0, 0.2], [1.0, 1.0, 0.4], [2.0, 0.0, 0.6], [2.0, 0.0, 0.8]])
+    asked = np.array([[True] * 3, [True] * 3, [False, True, False], [False, True, False]])
+    unseen = np.array([[2.0, 1.0, 0.5]])  # a booster that no tree had yet
+    assert conditions_of(space, x, asked).asked(unseen).all()
+
+
+def test_a_category_is_believed_rather_than_a_float_that_tells_by_chance() -> None:
+    distributions: Mapping[str, BaseDistribution] = {
+        "a": FloatDistribution(0, 1),
+        "b": FloatDistribution(0, 1),
+        "c": CategoricalDistribution(["x", "y"]),
+    }
+    space = SearchSpace.of(distributions)
+    x = np.array([[0.1, 0.5, 0.0], [0.2, 0.5, 0.0], [0.8, 0.5, 1.0], [0.9, 0.5, 1.0]])
+    asked = np.ones(x.shape, dtype=bool)
+    asked[2:, 1] = False
+    new = np.array([[0.9, 0.5, 0.0], [0.1, 0.5, 1.0]])
+    assert conditions_of(space, x, asked).asked(new)[:, 1].tolist() == [True, False]
+
+
+def branches(trial: optuna.Trial) -> float:
+    if trial.suggest_categorical("model", ["linear", "tree"]) == "linear":
+        return 0.25 + (trial.suggest_float("penalty", 0, 1) - 0.3) ** 2
+    return 3 * (trial.suggest_float("depth", 0, 1) - 0.7) ** 2
+
+
+def test_a_branch_that_must_be_tuned_beats_one_that_need_not() -> None:
+    best, last = [], []
+    for seed in range(6):
+        study = optuna.create_study(sampler=S2ESampler(seed=seed))
+        study.optimize(branches, n_trials=36)
+        best.append(study.best_value)
+        last.append(np.mean([t.value for t in study.trials[-6:]]))
+        assert recommend(study).params.keys() == {"model", "depth"}
+        assert recommend(study, "theta").params.keys() == {"model", "depth"}
+    assert max(best) < 1e-3
+    assert np.median(last) < 0.05

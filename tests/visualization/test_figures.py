@@ -1,0 +1,255 @@
+"""The figures: what they show, of which studies, and how large they become."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import optuna
+import pytest
+from optuna.samplers import RandomSampler
+
+from optuna_s2e import S2ESampler, Schedule, ScheduleSpace, generations, recommend, suggest_simplex
+from optuna_s2e.analysis._snapshot import Story, closes_generation
+from optuna_s2e.history._ledger import Ledger
+from optuna_s2e.history._record import Rules
+from optuna_s2e.schedules._formulas import SPACES
+from optuna_s2e.visualization import (
+    figures,
+    plot_basis_functions,
+    plot_generations,
+    plot_learning_curves,
+    plot_schedules,
+    plot_theta,
+)
+
+STUDY_PLOTS = (plot_schedules, plot_theta, plot_generations, plot_learning_curves)
+DRAWN = (figures.schedules, figures.theta, figures.generations, figures.learning_curves)
+
+
+def schedule_objective(n_epochs=20, kind="eq1"):
+    space = ScheduleSpace(n_epochs, kind)
+    target = np.linspace(1, 0.5, n_epochs)
+
+    def objective(trial):
+        rates = space.suggest(trial).keep_rates
+        for epoch in range(0, n_epochs, 5):
+            trial.report(float(abs(rates[epoch] - target[epoch])), epoch)
+        return float(((rates - target) ** 2).mean())
+
+    return objective
+
+
+def searched(objective, n_trials=20, sampler=None, **options):
+    sampler = sampler or S2ESampler(seed=0)
+    study = optuna.create_study(sampler=sampler, **options)
+    study.optimize(objective, n_trials=n_trials)
+    return study
+
+
+@pytest.fixture(scope="module")
+def studies():
+    return {kind: searched(schedule_objective(kind=kind)) for kind in SPACES}
+
+
+def traces(figure, text):
+    return [t for t in figure.data if t.name is not None and text in t.name]
+
+
+@pytest.mark.parametrize("kind", SPACES)
+def test_every_space_of_schedules_has_all_figures(studies, kind):
+    for plot in (*STUDY_PLOTS, plot_basis_functions):
+        figure = plot(studies[kind])
+        assert len(figure.data) > 0
+        assert figure.layout.title.text
+        json.loads(figure.to_json())
+
+
+@pytest.mark.parametrize("kind", SPACES)
+def test_schedules_shows_each_trial_the_best_bold_and_the_mean_of_theta(studies, kind):
+    study = studies[kind]
+    figure = plot_schedules(study)
+    shown = [t for t in figure.data if t.hovertemplate and t.hovertemplate.startswith("trial ")]
+    assert len(shown) == 20
+    for trace in shown:
+        trial = study.trials[int(trace.hovertemplate.split(",")[0].split(":")[0].split()[1])]
+        rates = Schedule.from_trial(trial).keep_rates
+        np.testing.assert_allclose(trace.y, rates, atol=6e-4)
+        assert (trace.x0, trace.dx) == (0, 1)
+    (best,) = traces(figure, f": #{study.best_trial.number}")[:1]
+    np.testing.assert_allclose(best.y, Schedule.from_trial(study.best_trial).keep_rates, atol=6e-4)
+    assert best.line.width > shown[0].line.width
+    picked = recommend(study).trial
+    assert any(t.name.startswith(("recommended", "best and")) and f"#{picked}" in t.name
+               for t in figure.data if t.name)  # fmt: skip
+    (mean,) = traces(figure, "mean, 90 %")
+    assert mean.y[0] == 1
+
+
+def test_theta_rows_are_the_means_of_the_recorded_thetas(studies):
+    study = studies["eq1"]
+    figure = plot_theta(study)
+    thetas = np.array([g.theta for g in generations(study)])
+    lines = [t for t in figure.data if t.fill is None]
+    assert len(lines) == 3  # one per searched number
+    names = ["R.c", "R.tau", "R.tk"]  # the order of theta: by name, a and b of each Beta
+    for row, (line, name) in enumerate(zip(lines, names, strict=True)):
+        a, b = thetas[:, 2 * row], thetas[:, 2 * row + 1]
+        shares = (np.array(line.y) - (2 - row) - 0.1) / 0.8
+        np.testing.assert_allclose(shares, a / (a + b), atol=1e-3)
+        assert line.hovertemplate.startswith(name)
+
+
+def test_theta_stacks_the_expected_weights_to_one(studies):
+    figure = plot_theta(studies["table1"])
+    areas = [t for t in figure.data if t.stackgroup]
+    assert len(areas) == 4
+    np.testing.assert_allclose(sum(np.array(t.y) for t in areas), 1, atol=1e-3)
+    bands = [t for t in figure.data if t.fill == "toself"]
+    assert len(bands) == 16
+
+
+def test_generations_shows_every_loss_and_the_best_so_far(studies):
+    study = studies["eq1"]
+    figure = plot_generations(study)
+    (points,) = traces(figure, "trials")
+    assert sorted(points.customdata) == list(range(20))
+    told = {n: g.index for g in generations(study) for n in g.trials}
+    assert [told[n] for n in points.customdata] == list(points.x)
+    (best,) = traces(figure, "best so far")
+    assert list(best.y) == sorted(best.y, reverse=True)
+    assert best.y[-1] == pytest.approx(study.best_value, abs=1e-5)
+
+
+def test_best_is_largest_where_the_study_maximises():
+    study = searched(lambda t: t.suggest_float("x", 0, 1), direction="maximize")
+    (best,) = traces(plot_generations(study), "best so far")
+    assert list(best.y) == sorted(best.y)
+    assert best.y[-1] == pytest.approx(study.best_value, abs=1e-5)
+
+
+def test_any_objective_has_theta_and_generations():
+    def objective(trial):
+        weights = suggest_simplex(trial, "w", 3)
+        kind = trial.suggest_categorical("kind", ["<b>bold</b>", "plain"])
+        return float(weights[0]) + trial.suggest_float("lr", 1e-5, 1, log=True) + (kind != "plain")
+
+    study = searched(objective)
+    figure = plot_theta(study)
+    names = {t.name for t in figure.data if t.stackgroup}
+    assert names == {"w 1", "w 2", "w 3", "kind = &lt;b&gt;bold&lt;/b&gt;", "kind = plain"}
+    assert len(plot_generations(study).data) >= 3
+    with pytest.raises(ValueError, match=r"holds no schedules.*ScheduleSpace"):
+        plot_schedules(study)
+    with pytest.raises(ValueError, match="no completed trial that holds a schedule"):
+        plot_basis_functions(study)
+    assert (
+        plot_learning_curves(study).layout.annotations[0].text == "the trials recorded no curves"
+    )
+
+
+def test_studies_of_other_samplers_have_schedules_and_curves():
+    study = searched(schedule_objective(), sampler=RandomSampler(seed=0))
+    assert not traces(plot_schedules(study), "mean, 90 %")
+    assert len(plot_learning_curves(study).data) >= 3
+    for plot in (plot_theta, plot_generations):
+        with pytest.raises(ValueError, match="S2ESampler drew none"):
+            plot(study)
+
+
+def test_a_study_that_has_just_begun_says_so():
+    study = optuna.create_study(sampler=S2ESampler(seed=0))
+    with pytest.raises(ValueError, match="holds no schedules"):
+        plot_schedules(study)
+    ScheduleSpace(5).suggest(study.ask())
+    for plot, message in (
+        (plot_schedules, "no schedule is trained yet"),
+        (plot_theta, "uniform"),
+        (plot_generations, "no trial is complete yet"),
+        (plot_learning_curves, "no trial is complete yet"),
+    ):
+        assert message in plot(study).layout.annotations[0].text
+
+
+def test_several_objectives_are_refused():
+    study = optuna.create_study(directions=["minimize", "minimize"])
+    for plot in STUDY_PLOTS:
+        with pytest.raises(ValueError, match="one objective"):
+            plot(study)
+
+
+@pytest.mark.parametrize("kind", SPACES)
+def test_long_searches_stay_small_and_finite(kind):
+    space = ScheduleSpace(200, kind)
+    sampler = S2ESampler(estimator="natural", seed=0)  # the fastest
+    study = searched(lambda t: space.suggest(t).keep_rates.mean(), 380, sampler)
+    assert len(generations(study)) > figures.MAX_GENERATIONS
+    assert len(study.trials) > figures.MAX_CURVES
+    story = Story.of(study)
+    sizes = [len(json.dumps(draw(story), allow_nan=False)) for draw in DRAWN]
+    assert sum(sizes) < 90_000
+
+
+@pytest.mark.filterwarnings("ignore:A trial returned an infinite value")
+def test_infinite_and_failed_trials_are_left_out():
+    def objective(trial):
+        x = trial.suggest_float("x", 0, 1)
+        return float("inf") if x > 0.8 else float("nan") if trial.number % 5 == 4 else x
+
+    study = searched(objective, n_trials=40)
+    for draw in (figures.theta, figures.generations):
+        json.dumps(draw(Story.of(study)), allow_nan=False)
+
+
+def test_names_of_a_study_are_inert_text():
+    name = "x<a href='http://evil'>y</a>\n‮" + "z" * 100
+    study = searched(lambda t: t.suggest_float(name, 0, 1))
+    text = plot_theta(study).to_json()
+    assert "<a href" not in text
+    assert "‮" not in text
+
+
+def test_zoom_survives_and_backgrounds_are_transparent(studies):
+    for plot in (*STUDY_PLOTS, plot_basis_functions):
+        layout = plot(studies["table1"]).layout
+        assert layout.uirevision == "s2e"
+        assert layout.paper_bgcolor == layout.plot_bgcolor == "rgba(0,0,0,0)"
+
+
+def test_basis_functions_of_a_mixture_are_its_corners():
+    space = ScheduleSpace(30, "table1")
+    study = searched(schedule_objective(30, "table1"), n_trials=1, sampler=RandomSampler(seed=1))
+    schedule = Schedule.from_trial(study.trials[0])
+    figure = plot_basis_functions(schedule)
+    *bases, whole = figure.data
+    weights = [float(t.name.split("weight ")[1]) for t in bases]
+    assert sum(weights) == pytest.approx(1, abs=0.02)
+    np.testing.assert_allclose(whole.y, schedule.keep_rates, atol=6e-4)
+    mixed = sum(w * np.array(t.y) for w, t in zip(weights, bases, strict=True))
+    unclipped = (np.array([t.y for t in bases]) < 1).all(axis=0)
+    np.testing.assert_allclose(mixed[unclipped], schedule.keep_rates[unclipped], atol=0.03)
+    assert space.n_epochs == len(whole.y)
+    with pytest.raises(ValueError, match="comes from an array"):
+        plot_basis_functions(Schedule([1.0, 0.5]))
+
+
+def test_a_generation_is_closed_by_its_last_trial_only():
+    study = searched(schedule_objective(), n_trials=20, sampler=S2ESampler(population_size=4))
+    closers = [t.number for t in study.trials if closes_generation(study, t)]
+    assert closers == [3, 7, 11, 15, 19]
+    ledger = Ledger(Rules.of(study))
+    assert [t.number for t in study.trials if closes_generation(study, t, ledger)] == closers
+    assert len(ledger.completed) == 20  # it has read on in what it was given
+    other = searched(schedule_objective(), n_trials=13, sampler=RandomSampler(seed=0))
+    assert [t.number for t in other.trials if closes_generation(other, t)] == [5, 11]
+
+
+def test_without_plotly_the_error_names_the_install_command():
+    code = (
+        "import sys, optuna; sys.modules['plotly.graph_objects'] = None\n"
+        "from optuna_s2e.visualization import plot_learning_curves\n"
+        "try: plot_learning_curves(optuna.create_study())\n"
+        "except ImportError as error: print(error)"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert 'pip install "optuna-s2e[' in out.stdout
