@@ -1,7 +1,7 @@
-"""Learning curves of a trial: one JSON system attribute, both ways.
+"""Every attribute that this package writes to a study or a trial, and how they are read.
 
-Kept beside the trial and off the dashboard's pages, where a list of numbers would be a line of
-nine thousand pixels. The attribute survives copies and renames of a study.
+The state of a search is in the trials: `DRAW_KEY` decides, all others only show or remember.
+Values are JSON. docs/architecture.md says what they hold.
 """
 
 from __future__ import annotations
@@ -17,7 +17,34 @@ from optuna.trial import FrozenTrial
 
 from optuna_s2e._typing import FloatArray
 
-CURVES_KEY = "coteaching:curves"
+# System attributes of a trial
+DRAW_KEY = "s2e:draw"  # the record of its draw: what theta follows from
+FAILURE_KEY = "s2e:failure"  # why a trial of a batch failed: {"by": "objective", "reason": ...}
+WORKER_KEY = "s2e:worker"  # host and process of the worker that runs it
+CURVES_KEY = "coteaching:curves"  # its learning curves
+
+# System attribute of a study (the lease of its driver) and of a trial (the driver's identifier)
+DRIVER_KEY = "s2e:driver"
+
+# User attributes of a study
+SEARCH_KEY = "s2e:search"  # settings of the search, for workers that join
+OBJECTIVE_KEY = "s2e:objective"  # settings of the package's own objective
+COMMAND_KEY = "s2e:command"  # the command line of `s2e search`
+N_TRIALS_KEY = "s2e:n_trials"  # completed trials that the search ends with
+ARTIFACT_DIR_KEY = "s2e:artifact_dir"  # the folder of the trials' pictures
+
+# User attributes of a trial
+SEED_KEY = "seed"  # what its objective seeds itself with
+STOPPED_BY_KEY = "stopped_by"  # the signal that failed a trial which did nothing wrong
+GENERATION_KEY = "generation"
+KEEP_RATE_MEAN_KEY = "keep_rate_mean"
+KEEP_RATE_FINAL_KEY = "keep_rate_final"
+
+# System attributes of a trial that Optuna writes
+FIXED_PARAMS_KEY = "fixed_params"  # the parameters of an enqueued trial
+FAILED_TRIAL_KEY = "failed_trial"  # the trial that this one is a retry of
+RETRY_HISTORY_KEY = "retry_history"  # the trials that this one is a retry of
+
 MAX_EPOCHS = 400  # recorded; keeps the JSON below 60 kB, MySQL's limit for an attribute
 _MAX_LENGTH = 60_000
 
@@ -34,7 +61,7 @@ class Curves(NamedTuple):
     values: Mapping[str, FloatArray]
 
 
-def to_json(curves: Mapping[str, FloatArray]) -> str:
+def curves_to_json(curves: Mapping[str, FloatArray]) -> str:
     """Return curves as JSON, thinned to at most 400 epochs: {name: [network 0, network 1]}.
 
     Args:
@@ -52,7 +79,7 @@ def to_json(curves: Mapping[str, FloatArray]) -> str:
     return json.dumps(document, separators=(",", ":"), allow_nan=False)
 
 
-def read(trial: FrozenTrial) -> Curves | None:
+def read_curves(trial: FrozenTrial) -> Curves | None:
     """Read the curves of a trial; None if it has none, or damaged ones."""
     text = trial.system_attrs.get(CURVES_KEY)
     if not isinstance(text, str) or len(text) > _MAX_LENGTH:

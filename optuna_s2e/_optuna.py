@@ -19,9 +19,9 @@ from optuna.storages._heartbeat import BaseHeartbeat
 from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
-__all__ = ["BaseHeartbeat"]
+from optuna_s2e._attributes import FAILED_TRIAL_KEY
 
-WORKER_KEY = "s2e:worker"  # trial system attribute: host and process of the worker that runs it
+__all__ = ["BaseHeartbeat"]
 
 
 def storage_of(study: Study) -> BaseStorage:
@@ -93,7 +93,7 @@ def first_try_number(trial: Trial) -> int:
     (`RetryFailedTrialCallback` before Optuna 4.9).
     """
     attrs = trial.study._storage.get_trial_system_attrs(trial._trial_id)
-    first = attrs.get("failed_trial", trial.number)
+    first = attrs.get(FAILED_TRIAL_KEY, trial.number)
     return first if isinstance(first, int) else trial.number
 
 

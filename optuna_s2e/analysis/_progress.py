@@ -11,6 +11,7 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
 from optuna_s2e import _optuna
+from optuna_s2e._attributes import WORKER_KEY
 from optuna_s2e.history import Ledger, Rules
 
 _RECENT = 50  # completed trials that the rate is measured over
@@ -65,7 +66,7 @@ def measure_progress(study: Study, n_trials: int | None, now: datetime | None = 
 
 def _worker_of(trial: FrozenTrial) -> str | None:
     """Return "host:pid" of the worker of a trial, printable; None if none is recorded."""
-    attr: Any = trial.system_attrs.get(_optuna.WORKER_KEY)
+    attr: Any = trial.system_attrs.get(WORKER_KEY)
     if not isinstance(attr, dict):
         return None
     host, pid = attr.get("host"), attr.get("pid")

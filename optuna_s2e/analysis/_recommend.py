@@ -78,14 +78,14 @@ def recommend(study: Study, rule: str = "smoothed") -> Recommendation:
     used = order[:MAX_POINTS]  # of very many, the best
     found = [trials[i].params for i in used]
     x = np.array([space.encode(params) for params in found])
-    asked = np.array([space.asked(params) for params in found])
-    model = Model.fit(space, x, asked, losses[used])
+    active = np.array([space.active(params) for params in found])
+    model = Model.fit(space, x, active, losses[used])
 
     chosen: FrozenTrial | None
     if rule == "theta":
         chosen, params = None, _theta_mean(study, rules, trials[int(order[0])], model)
     else:
-        means = model.surrogate.mean(model.surrogate.features)
+        means = model.gp.mean(model.gp.features)
         at = int(np.argmin(means)) if rule == "smoothed" else 0
         chosen = trials[int(used[at])]
         params = dict(chosen.params)
@@ -113,8 +113,8 @@ def _theta_mean(study: Study, rules: Rules, like: FrozenTrial, model: Model) -> 
         )
     mean = chain.space.distribution.mean(chain.theta)
     params = like.params | chain.space.decode(chain.space.coordinates(mean[None])[0])
-    asked = model.conditions.asked(model.space.encode(params)[None])[0]
-    inert = {name for name, a in zip(model.space.names, asked, strict=True) if not a}
+    active = model.conditions.active(model.space.encode(params)[None])[0]
+    inert = {name for name, a in zip(model.space.names, active, strict=True) if not a}
     return {name: value for name, value in params.items() if name not in inert}
 
 
@@ -126,8 +126,8 @@ def _recommendation(
     model: Model,
 ) -> Recommendation:
     space = model.space
-    z = model.features(space.encode(params)[None], space.asked(params)[None])
-    mean, deviation = (float(v[0]) for v in model.surrogate.predict(z))
+    z = model.features(space.encode(params)[None], space.active(params)[None])
+    mean, deviation = (float(v[0]) for v in model.gp.predict(z))
     bounds = sorted(
         (-1.0 if rules.maximize else 1.0) * (mean + z * deviation) for z in (-1.96, 1.96)
     )

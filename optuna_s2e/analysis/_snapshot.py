@@ -14,9 +14,8 @@ from optuna.distributions import CategoricalDistribution
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
-from optuna_s2e import _attributes as curves
 from optuna_s2e import _optuna
-from optuna_s2e._attributes import Curves
+from optuna_s2e._attributes import Curves, read_curves
 from optuna_s2e._typing import FloatArray
 from optuna_s2e.analysis._generations import Generation, generations
 from optuna_s2e.analysis._recommend import Recommendation, recommend
@@ -171,7 +170,7 @@ class Story:
     @cached_property
     def curves(self) -> dict[int, Curves]:
         """The learning curves of the completed trials, by trial number."""
-        read = {t.number: curves.read(t) for t in self.complete}
+        read = {t.number: read_curves(t) for t in self.complete}
         return {number: c for number, c in read.items() if c is not None}
 
     @cached_property

@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from optuna_s2e._attributes import OBJECTIVE_KEY
 from optuna_s2e.cli import _dashboard as cli_dashboard
 from optuna_s2e.cli import _worker as cli_worker
-from optuna_s2e.cli._worker import EXIT_CODES, OBJECTIVE_ATTR
+from optuna_s2e.cli._worker import EXIT_CODES
 from optuna_s2e.storages import hide_passwords
 
 if TYPE_CHECKING:
@@ -273,9 +274,9 @@ def _open_study(storage: Any, name: str, settings: Any, sampler: Any) -> optuna.
     )
     if study.directions != [optuna.study.StudyDirection.MINIMIZE]:
         raise ValueError(f"Study {name!r} must minimise one objective. Use another --study-name.")
-    recorded = study.user_attrs.get(OBJECTIVE_ATTR)
+    recorded = study.user_attrs.get(OBJECTIVE_KEY)
     if recorded is None and not study.get_trials(deepcopy=False):
-        study.set_user_attr(OBJECTIVE_ATTR, settings)
+        study.set_user_attr(OBJECTIVE_KEY, settings)
         with warnings.catch_warnings():  # the dashboard's axes get a name
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             study.set_metric_names([settings["metric"]])
@@ -427,7 +428,7 @@ def _evaluate(args: argparse.Namespace) -> int:
     )
 
     study = _load_study(args)
-    settings = study.user_attrs.get(OBJECTIVE_ATTR)
+    settings = study.user_attrs.get(OBJECTIVE_KEY)
     if not isinstance(settings, dict):
         raise ValueError(
             f"Study {study.study_name!r} was not made by `s2e search`; evaluate its schedules "

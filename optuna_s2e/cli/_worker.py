@@ -9,13 +9,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from optuna_s2e._attributes import OBJECTIVE_KEY
+
 if TYPE_CHECKING:
     import optuna
 
     from optuna_s2e.dashboard import DashboardReporter
     from optuna_s2e.parallel import Callback, Objective
 
-OBJECTIVE_ATTR = "s2e:objective"  # study user attribute: settings of the package's own objective
 HEARTBEAT = 60  # seconds
 EXIT_CODES = {"SIGINT": 130, "SIGTERM": 143}  # as shells have them
 
@@ -57,7 +58,7 @@ def join(study: optuna.Study, args: argparse.Namespace) -> int:
         raise ValueError(f"--trials must be at least 1, but got {args.trials}.")
     if not 0 <= args.grace <= 1e6:
         raise ValueError(f"--grace must be in [0, 1e6], but got {args.grace}.")
-    settings = study.user_attrs.get(OBJECTIVE_ATTR)
+    settings = study.user_attrs.get(OBJECTIVE_KEY)
     objective: Objective
     if args.objective is not None and settings is not None:
         raise ValueError(

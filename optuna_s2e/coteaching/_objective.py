@@ -15,8 +15,7 @@ import torch
 from optuna import TrialPruned
 from optuna.trial import BaseTrial, Trial
 
-from optuna_s2e import _attributes as curves
-from optuna_s2e._attributes import CURVES_KEY
+from optuna_s2e._attributes import CURVES_KEY, SEED_KEY, curves_to_json
 from optuna_s2e._optuna import first_try_number, set_running_trial_attr
 from optuna_s2e._typing import FloatArray
 from optuna_s2e.coteaching._config import TrainingConfig
@@ -189,7 +188,7 @@ class CoteachingObjective:
             try:
                 schedule = self.space.suggest(trial)
                 seed = self._seed_of(trial)
-                trial.set_user_attr("seed", seed)
+                trial.set_user_attr(SEED_KEY, seed)
                 shows.append(self._display(trial, schedule))
                 plans.append((position, schedule.keep_rates, seed))
                 results.append(math.nan)
@@ -369,7 +368,7 @@ def _record(trial: BaseTrial, result: TrainingResult) -> None:
         if math.isfinite(value):  # label precision is unknown without clean labels
             trial.set_user_attr(name, value)
     if isinstance(trial, Trial):  # a FixedTrial or FrozenTrial has no storage
-        set_running_trial_attr(trial, CURVES_KEY, curves.to_json(_trained(result)))
+        set_running_trial_attr(trial, CURVES_KEY, curves_to_json(_trained(result)))
 
 
 def _trained(result: TrainingResult) -> dict[str, FloatArray]:

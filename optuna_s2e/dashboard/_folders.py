@@ -6,7 +6,7 @@ from pathlib import Path
 
 from optuna.storages import BaseStorage
 
-ARTIFACT_DIR_ATTR = "s2e:artifact_dir"  # study user attribute
+from optuna_s2e._attributes import ARTIFACT_DIR_KEY
 
 
 def find_artifact_dir(storage: BaseStorage, url: str) -> Path:
@@ -16,7 +16,7 @@ def find_artifact_dir(storage: BaseStorage, url: str) -> Path:
     that are named by a UUID.
     """
     for study in reversed(storage.get_all_studies()):
-        recorded = study.user_attrs.get(ARTIFACT_DIR_ATTR)
+        recorded = study.user_attrs.get(ARTIFACT_DIR_KEY)
         if isinstance(recorded, str) and Path(recorded).is_dir():
             return Path(recorded)
     return default_artifact_dir(url)

@@ -21,13 +21,12 @@ import sqlalchemy
 from optuna.trial import FrozenTrial, TrialState
 
 from optuna_s2e import _optuna
+from optuna_s2e._attributes import COMMAND_KEY, N_TRIALS_KEY
 from optuna_s2e.analysis import Story
 from optuna_s2e.schedules import Schedule
 
 BEGIN = "[s2e-begin]: # (kept up to date by optuna_s2e: write above or below, not in between)"
 END = "[s2e-end]: # (end of what optuna_s2e keeps up to date)"
-COMMAND_ATTR = "s2e:command"  # study user attribute: the command line of `s2e search`
-N_TRIALS_ATTR = "s2e:n_trials"  # study user attribute: completed trials that a search ends with
 MAX_ROWS = 30  # generations in the table
 MAX_LINE = 95  # characters of a command
 _BLOCK = re.compile(r"\[s2e-begin\]: #[^\n]*\n.*?\[s2e-end\]: #[^\n]*(?:\n|$)", re.DOTALL)
@@ -164,7 +163,7 @@ def study_note(
         baselines: Identifiers and names of studies to compare with.
         now: Time of writing, with its zone.
     """
-    planned = story.attrs.get(N_TRIALS_ATTR)
+    planned = story.attrs.get(N_TRIALS_KEY)
     n_trials = planned if isinstance(planned, int) and planned > 0 else None
     parts = [_headline(story, n_trials, now), _best(story, study_id, pictures)]
     if story.is_s2e:
@@ -279,7 +278,7 @@ def _compare(story: Story, study_id: int, baselines: Sequence[tuple[int, str]]) 
 
 
 def _commands(story: Story, url: str | None) -> str:
-    command = story.attrs.get(COMMAND_ATTR)
+    command = story.attrs.get(COMMAND_KEY)
     lines = []
     if isinstance(command, str):
         lines += ["# resume", command, ""]

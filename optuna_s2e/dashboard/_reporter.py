@@ -23,21 +23,31 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from optuna_s2e import _attributes as learning_curves
 from optuna_s2e import _optuna
+from optuna_s2e._attributes import (
+    ARTIFACT_DIR_KEY,
+    COMMAND_KEY,
+    CURVES_KEY,
+    DRAW_KEY,
+    GENERATION_KEY,
+    KEEP_RATE_FINAL_KEY,
+    KEEP_RATE_MEAN_KEY,
+    N_TRIALS_KEY,
+    OBJECTIVE_KEY,
+    curves_to_json,
+    read_curves,
+)
 from optuna_s2e.analysis import Story, closes_generation
 from optuna_s2e.dashboard import _notes as notes
 from optuna_s2e.dashboard._artifacts import ArtifactFolder, is_uuid
-from optuna_s2e.dashboard._folders import ARTIFACT_DIR_ATTR
 from optuna_s2e.dashboard._pictures import picture
-from optuna_s2e.history import RECORD_KEY, Ledger, Record, Rules
+from optuna_s2e.history import Ledger, Record, Rules
 from optuna_s2e.schedules import Schedule
 from optuna_s2e.visualization import figures
 
 if TYPE_CHECKING:
     from optuna.artifacts._protocol import ArtifactStore
 
-OBJECTIVE_ATTR = "s2e:objective"  # study user attribute: settings of the objective
 PICTURE = "schedule.svg"  # file name of the one artifact of a trial
 LIVE_INTERVAL = 2.0  # seconds at least between two updates of a running trial
 MAX_LIVE_INTERVAL = 60.0
@@ -239,21 +249,21 @@ class DashboardReporter:
         """Keep the command line of a search for its status page, without passwords."""
         with self._harmless():
             command = notes.shown_command(argv)
-            if study.user_attrs.get(notes.COMMAND_ATTR) != command:
-                study.set_user_attr(notes.COMMAND_ATTR, command)
+            if study.user_attrs.get(COMMAND_KEY) != command:
+                study.set_user_attr(COMMAND_KEY, command)
 
     # --- a trial -----------------------------------------------------------------------------
 
     def _begin(self, trial: Trial, schedule: Schedule, live: _Live) -> None:
         attrs = _optuna.running_trial_attrs(trial)
-        record = Record.from_attr(attrs.get(RECORD_KEY))
+        record = Record.from_attr(attrs.get(DRAW_KEY))
         names = trial.study.metric_names
         live.metric = names[0] if names else ""
         if record is not None:
             live.generation = record.generation
-            trial.set_user_attr("generation", record.generation)
-        trial.set_user_attr("keep_rate_mean", round(float(schedule.keep_rates.mean()), 4))
-        trial.set_user_attr("keep_rate_final", round(float(schedule.keep_rates[-1]), 4))
+            trial.set_user_attr(GENERATION_KEY, record.generation)
+        trial.set_user_attr(KEEP_RATE_MEAN_KEY, round(float(schedule.keep_rates.mean()), 4))
+        trial.set_user_attr(KEEP_RATE_FINAL_KEY, round(float(schedule.keep_rates[-1]), 4))
         live.artifact = _artifact_of(attrs)  # a retry has that of its first try
         if live.artifact is None and self._store is not None:
             try:
@@ -319,7 +329,7 @@ class DashboardReporter:
         schedule: Schedule,
         curves: Mapping[str, Sequence[float]],
     ) -> None:
-        record = Record.from_attr(trial.system_attrs.get(RECORD_KEY))
+        record = Record.from_attr(trial.system_attrs.get(DRAW_KEY))
         text = notes.trial_note(
             schedule,
             curves,
@@ -347,9 +357,9 @@ class DashboardReporter:
 
     def _write_attrs(self, study: Study) -> None:
         attrs = study.user_attrs
-        wanted: dict[str, Any] = {notes.N_TRIALS_ATTR: self._n_trials}
+        wanted: dict[str, Any] = {N_TRIALS_KEY: self._n_trials}
         if isinstance(self._store, ArtifactFolder):
-            wanted[ARTIFACT_DIR_ATTR] = str(self._store.path)
+            wanted[ARTIFACT_DIR_KEY] = str(self._store.path)
         for name, value in wanted.items():
             if value is not None and attrs.get(name) != value:
                 study.set_user_attr(name, value)
@@ -432,7 +442,7 @@ def _save_note(target: Any, text: str) -> None:
 
 
 def _recorded_curves(trial: FrozenTrial) -> dict[str, list[float]]:
-    recorded = learning_curves.read(trial)
+    recorded = read_curves(trial)
     return {n: c.tolist() for n, c in recorded.values.items()} if recorded else {}
 
 
@@ -440,9 +450,9 @@ def _record_curves(trial: Trial, curves: Mapping[str, Sequence[float]]) -> None:
     """Keep the curves of an objective that has not done it itself."""
     known = {n: np.asarray(c, dtype=np.float64)[:, None] for n, c in curves.items() if len(c)}
     same_length = len({len(c) for c in known.values()}) == 1
-    if same_length and learning_curves.CURVES_KEY not in _optuna.running_trial_attrs(trial):
-        text = learning_curves.to_json(known)
-        _optuna.set_running_trial_attr(trial, learning_curves.CURVES_KEY, text)
+    if same_length and CURVES_KEY not in _optuna.running_trial_attrs(trial):
+        text = curves_to_json(known)
+        _optuna.set_running_trial_attr(trial, CURVES_KEY, text)
 
 
 def _artifact_of(attrs: Mapping[str, Any]) -> str | None:
@@ -481,8 +491,8 @@ def _shown(story: Story) -> list[FrozenTrial]:
 
 def _baselines(study: Study) -> list[tuple[int, str]]:
     """Return identifiers and names of the studies of the same objective in the storage."""
-    own = study.user_attrs.get(OBJECTIVE_ATTR)
+    own = study.user_attrs.get(OBJECTIVE_KEY)
     if own is None:
         return []
     beside = _optuna.studies_beside(study)
-    return [(i, n) for i, n, attrs in beside if attrs.get(OBJECTIVE_ATTR) == own][:MAX_BASELINES]
+    return [(i, n) for i, n, attrs in beside if attrs.get(OBJECTIVE_KEY) == own][:MAX_BASELINES]

@@ -204,15 +204,15 @@ class SearchSpace:
             for n, d in self.distributions.items()
         ])  # fmt: skip
 
-    def asked(self, params: Container[str]) -> BoolArray:
+    def active(self, params: Container[str]) -> BoolArray:
         """Return which parameters of the space a trial has, (d,)."""
         return np.array([name in params for name in self.names], dtype=bool)
 
-    def unit_features(self, x: FloatArray, asked: BoolArray) -> FloatArray:
+    def unit_features(self, x: FloatArray, active: BoolArray) -> FloatArray:
         """Return draws x (K, d) as features in which distance means difference.
 
         Weights of simplexes, numbers in the unit interval, categories one-hot (at distance 1).
-        What the objective does not ask for, by `asked` (K, d), is in the middle of its range.
+        Inactive parameters, by `active` (K, d), are in the middle of their range.
         """
         points = self.points(x)
         columns, start, at = [], 0, 0
@@ -224,7 +224,7 @@ class SearchSpace:
                 middle = math.sqrt(0.5) / family.n
             elif isinstance(family, Dirichlet):
                 middle = 1.0 / family.n_columns
-            columns.append(np.where(asked[:, at : at + 1], block, middle))
+            columns.append(np.where(active[:, at : at + 1], block, middle))
             start += family.n_columns
             at += family.n_columns - isinstance(family, Dirichlet)
         return np.concatenate(columns, axis=1)

@@ -2,10 +2,8 @@
 
 from optuna_s2e.history._ledger import MAX_PENDING, Chain, Ledger, State, locate, space_of
 from optuna_s2e.history._record import (
-    FAILURE_KEY,
     MAX_ATTEMPTS,
     MAX_MEMBERS,
-    RECORD_KEY,
     Draw,
     Record,
     Rules,
@@ -18,11 +16,9 @@ from optuna_s2e.history._record import (
 )
 
 __all__ = [
-    "FAILURE_KEY",
     "MAX_ATTEMPTS",
     "MAX_MEMBERS",
     "MAX_PENDING",
-    "RECORD_KEY",
     "Chain",
     "Draw",
     "Ledger",

@@ -22,6 +22,7 @@ import numpy as np
 from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.trial import FrozenTrial, TrialState
 
+from optuna_s2e._attributes import DRAW_KEY
 from optuna_s2e._typing import FloatArray
 from optuna_s2e.distributions import (
     SearchSpace,
@@ -31,15 +32,7 @@ from optuna_s2e.distributions import (
     same_value,
     union,
 )
-from optuna_s2e.history._record import (
-    RECORD_KEY,
-    Draw,
-    Record,
-    Rules,
-    Tags,
-    is_of_later_release,
-    read_draw,
-)
+from optuna_s2e.history._record import Draw, Record, Rules, Tags, is_of_later_release, read_draw
 
 _NO_TAGS: Tags = {}
 MAX_PENDING = 256  # looked at per draw
@@ -211,7 +204,7 @@ class Ledger:
                 self._last_finished = trial
             else:
                 self._unfinished.add(number)
-            draw = read_draw(trial) if RECORD_KEY in trial.system_attrs else None
+            draw = read_draw(trial) if DRAW_KEY in trial.system_attrs else None
             if draw is not None:
                 self._take(draw)
                 if trial.state == TrialState.FAIL:

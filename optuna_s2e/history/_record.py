@@ -27,14 +27,13 @@ from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from optuna_s2e import _optuna
+from optuna_s2e._attributes import DRAW_KEY, FAILED_TRIAL_KEY, FAILURE_KEY, RETRY_HISTORY_KEY
 from optuna_s2e.distributions import decode, keyed_coordinate, same_value
 from optuna_s2e.estimators import UpdateSettings
 from optuna_s2e.schedules import PREFIX as TAG_PREFIX
 
 Tags = Mapping[str, Any]
 
-RECORD_KEY = "s2e:draw"
-FAILURE_KEY = "s2e:failure"  # why a trial of a batch failed: {"by": "objective", "reason": ...}
 VERSION = 1
 MAX_ATTEMPTS = 1000  # of one slot
 MAX_MEMBERS = 100_000
@@ -233,7 +232,7 @@ def own_record(attrs: Mapping[str, Any], trial: FrozenTrial) -> Record | None:
         attrs: The trial's system attributes, as the storage has them now.
         trial: The trial.
     """
-    record = Record.from_attr(attrs.get(RECORD_KEY))
+    record = Record.from_attr(attrs.get(DRAW_KEY))
     if record is None:
         return None
     own = record.trial == trial.number or is_retry(attrs, record.trial)
@@ -253,14 +252,14 @@ def read_draw(trial: FrozenTrial) -> Draw | None:
 
 def is_of_later_release(trial: FrozenTrial) -> bool:
     """Say whether a trial's record is of a version that this release does not know."""
-    attr = trial.system_attrs.get(RECORD_KEY)
+    attr = trial.system_attrs.get(DRAW_KEY)
     return isinstance(attr, dict) and _is_number(attr.get("v")) and attr["v"] > VERSION
 
 
 def is_retry(attrs: Mapping[str, Any], first: int) -> bool:
     """Say whether system attributes are those of a retry of this trial (RetryHeartbeat...)."""
-    history = attrs.get("retry_history")
-    return attrs.get("failed_trial") == first or (isinstance(history, list) and first in history)
+    history = attrs.get(RETRY_HISTORY_KEY)
+    return attrs.get(FAILED_TRIAL_KEY) == first or (isinstance(history, list) and first in history)
 
 
 def failed_by_objective(trial: FrozenTrial) -> bool:

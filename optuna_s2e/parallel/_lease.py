@@ -20,8 +20,8 @@ import optuna
 from optuna.study import Study
 
 from optuna_s2e import _optuna
+from optuna_s2e._attributes import DRIVER_KEY
 
-LEASE_KEY = "s2e:driver"  # of a study: the lease; of a trial: the identifier of its driver
 REFRESH = 5.0  # seconds between two counts
 PATIENCE = 4 * REFRESH  # how long a count may stand still
 
@@ -67,7 +67,7 @@ class Lease:
         self._thread.join()
         try:
             if self._other() is None:
-                _optuna.set_study_system_attr(self._study, LEASE_KEY, None)
+                _optuna.set_study_system_attr(self._study, DRIVER_KEY, None)
         except Exception as error:  # a dead driver's lease keeps nobody out
             _logger.debug(f"The lease of study {self._study.study_name!r} stays: {error!r}")
 
@@ -100,7 +100,7 @@ class Lease:
             "started": _start_of(os.getpid()),
             "count": self._count,
         }
-        _optuna.set_study_system_attr(self._study, LEASE_KEY, lease)
+        _optuna.set_study_system_attr(self._study, DRIVER_KEY, lease)
 
     def _keep(self) -> None:
         interval = min(REFRESH, _optuna.heartbeat_interval(self._study) or REFRESH)
@@ -118,7 +118,7 @@ class Lease:
 
 def _read(study: Study) -> dict[str, Any] | None:
     """Return the lease that the storage holds; None if there is none that can be read."""
-    lease = _optuna.study_system_attrs(study).get(LEASE_KEY)
+    lease = _optuna.study_system_attrs(study).get(DRIVER_KEY)
     if not isinstance(lease, dict) or not isinstance(lease.get("driver"), str):
         return None
     return lease

@@ -27,19 +27,19 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from tqdm import tqdm
 
 from optuna_s2e import _optuna
+from optuna_s2e._attributes import DRAW_KEY, DRIVER_KEY, FAILURE_KEY, FIXED_PARAMS_KEY, SEED_KEY
 from optuna_s2e.distributions import KeyedSampler
-from optuna_s2e.history import FAILURE_KEY, MAX_ATTEMPTS, MAX_MEMBERS, RECORD_KEY, Record
+from optuna_s2e.history import MAX_ATTEMPTS, MAX_MEMBERS, Record
 from optuna_s2e.parallel import _detached as offline
 from optuna_s2e.parallel import _slot_draws as slot_draws
 from optuna_s2e.parallel._detached import Objective, Outcome, Task
 from optuna_s2e.parallel._executors import AllTogether, Elsewhere, Executor, Here, Lost, Runner
-from optuna_s2e.parallel._lease import LEASE_KEY, Lease
+from optuna_s2e.parallel._lease import Lease
 from optuna_s2e.parallel._slots import Batch, Slot
 from optuna_s2e.sampler import S2ESampler
 
 Callback = Callable[[Study, FrozenTrial], None]
 
-SEED_ATTR = "seed"  # user attribute of a trial: what its objective seeds itself with
 _MAX_REASON = 500  # characters
 
 _logger = optuna.logging.get_logger(f"optuna.{__name__}")  # obeys Optuna's verbosity
@@ -258,7 +258,7 @@ class _Driver:
         assert size is not None
         room = size if self.left is None else min(size, self.left)
         past = self._past(batch) if batch is not None else None
-        mark = (LEASE_KEY, self._lease.driver)
+        mark = (DRIVER_KEY, self._lease.driver)
         while room > 0 and (trial_id := _optuna.pop_waiting(self._study, *mark)) is not None:
             yield self._place(trial_id, None, past)
             room -= 1
@@ -277,8 +277,8 @@ class _Driver:
             yield place
 
     def _new_trial(self, slot: Slot | None) -> int:
-        attrs = {} if slot is None else {SEED_ATTR: self._seed_of(slot)}
-        return _optuna.new_trial(self._study, {LEASE_KEY: self._lease.driver}, attrs)
+        attrs = {} if slot is None else {SEED_KEY: self._seed_of(slot)}
+        return _optuna.new_trial(self._study, {DRIVER_KEY: self._lease.driver}, attrs)
 
     def _seed_of(self, slot: Slot) -> int:
         assert self._drawing is not None
@@ -309,7 +309,7 @@ class _Driver:
             for t in self._study.get_trials(deepcopy=False, states=states)
             if t.intermediate_values
         ]
-        records = [Record.from_attr(t.system_attrs.get(RECORD_KEY)) for t in reported]
+        records = [Record.from_attr(t.system_attrs.get(DRAW_KEY)) for t in reported]
         return [
             _without_attributes(t)
             for t, r in zip(reported, records, strict=True)
@@ -395,14 +395,14 @@ class _Driver:
         mark = {"by": by, "reason": reason[:_MAX_REASON]}
         _optuna.set_system_attr(self._study, trial, FAILURE_KEY, mark)
         self._study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
-        fixed = trial.system_attrs.get("fixed_params")
+        fixed = trial.system_attrs.get(FIXED_PARAMS_KEY)
         if by == "machine" and fixed:
             self._study.enqueue_trial(fixed, user_attrs=trial.user_attrs)
 
     def _fail_running(self, reason: str, *, of_others: bool = False) -> None:
         """Fail the running trials of this driver, or of others, which are dead."""
         for trial in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            driver = trial.system_attrs.get(LEASE_KEY)
+            driver = trial.system_attrs.get(DRIVER_KEY)
             if driver is not None and (driver != self._lease.driver) == of_others:
                 marked = FAILURE_KEY in trial.system_attrs  # its driver died while failing it
                 with contextlib.suppress(UpdateFinishedTrialError):

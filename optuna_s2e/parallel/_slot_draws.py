@@ -9,8 +9,9 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial
 
 from optuna_s2e import _optuna
+from optuna_s2e._attributes import DRAW_KEY
 from optuna_s2e.distributions import Key, KeyedSampler, keyed_rng
-from optuna_s2e.history import RECORD_KEY, Chain, Record, own_record
+from optuna_s2e.history import Chain, Record, own_record
 from optuna_s2e.parallel._slots import Batch, Slot, find_batch, known_before
 from optuna_s2e.sampler import Drawing, Request
 
@@ -65,7 +66,7 @@ def draw_slot(
             request = Request(trial.number, key, *known)
             record = drawing.open(study, chain, batch.members, settings, request)
     record = replace(record, slot=slot.number, attempt=slot.attempt)
-    _optuna.set_system_attr(study, trial, RECORD_KEY, record.to_attr())
+    _optuna.set_system_attr(study, trial, DRAW_KEY, record.to_attr())
     return True
 
 

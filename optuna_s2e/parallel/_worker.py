@@ -17,14 +17,13 @@ from optuna.exceptions import StorageInternalError
 from optuna.trial import TrialState
 
 from optuna_s2e import _optuna
+from optuna_s2e._attributes import SEARCH_KEY, STOPPED_BY_KEY, WORKER_KEY
 from optuna_s2e.history import Ledger, Rules, split_settings
 from optuna_s2e.sampler import S2ESampler
 
 Objective = Callable[[optuna.Trial], float]
 Callback = Callable[[optuna.Study, optuna.trial.FrozenTrial], None]
 
-SEARCH_ATTR = "s2e:search"  # study user attribute: settings of the search, for workers that join
-STOPPED_BY = "stopped_by"  # trial user attribute: why a trial was failed that did nothing wrong
 MAX_FAILURES = 10  # trials in a row, after which a worker gives up
 MAX_TRIALS = 10**9
 DEFAULT_GRACE = 20.0  # seconds; Slurm and Kubernetes kill 30 s after SIGTERM
@@ -47,7 +46,7 @@ class Search(NamedTuple):
 
     def write(self, study: optuna.Study) -> None:
         """Keep it with the study."""
-        study.set_user_attr(SEARCH_ATTR, {"v": 1, **self._asdict()})
+        study.set_user_attr(SEARCH_KEY, {"v": 1, **self._asdict()})
 
     @classmethod
     def read(cls, study: optuna.Study) -> Search:
@@ -56,7 +55,7 @@ class Search(NamedTuple):
         Raises:
             ValueError: If it keeps something else.
         """
-        attr = study.user_attrs.get(SEARCH_ATTR)
+        attr = study.user_attrs.get(SEARCH_KEY)
         if attr is None:
             return cls()
         try:
@@ -171,7 +170,7 @@ class _Orders:
             yield
         except Stopped as stopped:
             self._training = False
-            trial.set_user_attr(STOPPED_BY, str(stopped))
+            trial.set_user_attr(STOPPED_BY_KEY, str(stopped))
             raise
         finally:
             self._training = False
@@ -217,7 +216,7 @@ def work(
     def run(trial: optuna.Trial) -> float:
         nonlocal running
         running = trial
-        _optuna.set_running_trial_attr(trial, _optuna.WORKER_KEY, me)
+        _optuna.set_running_trial_attr(trial, WORKER_KEY, me)
         with orders.training(trial):
             return objective(trial)
 

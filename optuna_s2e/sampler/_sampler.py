@@ -18,9 +18,10 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
 from optuna_s2e import _optuna
+from optuna_s2e._attributes import DRAW_KEY, FAILURE_KEY, FIXED_PARAMS_KEY
 from optuna_s2e.distributions import Key, draw_independent
 from optuna_s2e.estimators import resolve
-from optuna_s2e.history import FAILURE_KEY, RECORD_KEY, Chain, Record, State, own_record
+from optuna_s2e.history import Chain, Record, State, own_record
 from optuna_s2e.sampler._engine import Drawing, Request
 
 
@@ -213,8 +214,8 @@ class S2ESampler(BaseSampler):
                 record, drawn = self._draw(study, trial, state, asked.key)
             elif state.chain is not None and len(record.x or ()) == len(state.chain.space.names):
                 drawn = state.chain.space.decode(np.array(record.x))
-        if RECORD_KEY not in attrs and "fixed_params" not in attrs:  # enqueued: no draw
-            _optuna.set_system_attr(study, trial, RECORD_KEY, record.to_attr())
+        if DRAW_KEY not in attrs and FIXED_PARAMS_KEY not in attrs:  # enqueued: no draw
+            _optuna.set_system_attr(study, trial, DRAW_KEY, record.to_attr())
         seed = asked.key.seed if record.seed is None else record.seed
         key = Key(seed, record.key)
         chain = state.chain if record.generation > 0 else None

@@ -108,12 +108,12 @@ def fit_model(
         kept = [*spread.astype(int).tolist(), *range(older, len(draws))]
         draws, x = [draws[i] for i in kept], x[kept]
     losses = np.array([ledger.rules.loss(d.trial) for d in draws])
-    asked = np.array([space.asked(d.trial.params) for d in draws])
+    active = np.array([space.active(d.trial.params) for d in draws])
     try:
-        model = Model.fit(space, x, asked, losses)
+        model = Model.fit(space, x, active, losses)
     except (ValueError, ArithmeticError):  # LinAlgError is a ValueError
         return None
-    return model if np.isfinite(model.surrogate.mean(model.surrogate.features)).all() else None
+    return model if np.isfinite(model.gp.mean(model.gp.features)).all() else None
 
 
 def _evidence(

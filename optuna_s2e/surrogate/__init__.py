@@ -8,15 +8,15 @@ from optuna_s2e.surrogate._acquisition import propose
 from optuna_s2e.surrogate._ard import relevance
 from optuna_s2e.surrogate._conditions import Conditions, conditions_of
 from optuna_s2e.surrogate._features import N_POINTS, features, groups
-from optuna_s2e.surrogate._gp import MAX_POINTS, Surrogate, fit, standardize
+from optuna_s2e.surrogate._gp import MAX_POINTS, GaussianProcess, fit, standardize
 from optuna_s2e.surrogate._model import Model
 
 __all__ = [
     "MAX_POINTS",
     "N_POINTS",
     "Conditions",
+    "GaussianProcess",
     "Model",
-    "Surrogate",
     "conditions_of",
     "features",
     "fit",

@@ -81,13 +81,13 @@ def propose(
         x = np.concatenate([x, _near_the_best(model, x, n_near, rng)])
     known = model.features(pending) if len(pending) else None
     z = model.features(x)
-    mean, deviation = model.surrogate.predict(z, known)
-    change = deviation**2 / np.hypot(deviation, model.surrogate.noise_deviation)
+    mean, deviation = model.gp.predict(z, known)
+    change = deviation**2 / np.hypot(deviation, model.gp.noise_deviation)
     bound = mean - exploration(generation) * change
     if len(failed):
-        completed = model.surrogate.features
+        completed = model.gp.features
         risk = share_failed(z, completed, model.features(failed))
-        bound = (1.0 - risk) * bound + risk * model.surrogate.mean(completed).max()
+        bound = (1.0 - risk) * bound + risk * model.gp.mean(completed).max()
     chosen: FloatArray = x[int(np.argmin(bound))]
     return chosen
 
@@ -98,7 +98,7 @@ def _near_the_best(model: Model, x: FloatArray, n: int, rng: np.random.Generator
     Each goes a share w of the way, log-uniform in [`LEAST_SHARE`, 1]; a category goes over with
     probability w.
     """
-    order = np.argsort(model.surrogate.mean(model.surrogate.features), kind="stable")
+    order = np.argsort(model.gp.mean(model.gp.features), kind="stable")
     bases = model.x[rng.choice(order[:N_BASES], n)]
     others = x[rng.choice(len(x), n)]
     w = np.exp(rng.uniform(np.log(LEAST_SHARE), 0.0, (n, 1)))

@@ -1,9 +1,9 @@
-"""Which parameters an objective asks for at a point, learned from trials that ran.
+"""Which parameters are active at a point, learned from trials that ran.
 
-A conditional parameter is asked for where another one has certain values: the depth of a tree
-where the model is a tree, the width of layer 3 where there are three layers or more. Theta
-describes it all the same (`history.space_of`), and a draw has a coordinate for it that nobody
-looks at; a model of the loss should not look at it either.
+A conditional parameter is active, that is, the objective asks for it, only where another parameter
+has certain values: the depth of a tree where the model is a tree, the width of layer 3 where there
+are three layers or more. Theta describes it everywhere (`history.space_of`), so each draw has a
+coordinate for it that the objective may never read; a model of the loss should not read it either.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from optuna_s2e.distributions import SearchSpace
 
 @dataclass(frozen=True)
 class Gate:
-    """A parameter is asked for where another one, its gate, is asked for and has such values.
+    """A parameter is active where another one, its gate, is active and has such values.
 
     Attributes:
         column: Of the gate.
@@ -48,39 +48,39 @@ class Conditions:
 
     gates: Mapping[int, Gate] = field(default_factory=dict)
 
-    def asked(self, x: FloatArray) -> BoolArray:
+    def active(self, x: FloatArray) -> BoolArray:
         """Return which coordinates of draws x (N, d) the objective would ask for, (N, d)."""
-        asked = np.ones(x.shape, dtype=bool)
+        active = np.ones(x.shape, dtype=bool)
         for column, gate in self.gates.items():
-            asked[:, column] = asked[:, gate.column] & gate.passes(x[:, gate.column])
-        return asked
+            active[:, column] = active[:, gate.column] & gate.passes(x[:, gate.column])
+        return active
 
 
-def conditions_of(space: SearchSpace, x: FloatArray, asked: BoolArray) -> Conditions:
-    """Find a gate for each parameter that some trials were not asked for.
+def conditions_of(space: SearchSpace, x: FloatArray, active: BoolArray) -> Conditions:
+    """Find a gate for each parameter that some trials do not have.
 
     The gate is a parameter one of whose values, or a threshold, tells all trials that had the
     parameter from all that did not: categorical ones are tried first, then ints, then floats,
-    which separate few trials by chance. Where none does, the parameter counts as asked for.
+    which separate few trials by chance. Where none does, the parameter counts as active.
 
     Args:
         space: What the coordinates mean.
         x: Coordinates of trials that ran, (N, d).
-        asked: Which of them the objective asked for, (N, d).
+        active: Which of them the objective asked for, (N, d).
     """
-    counts = asked.sum(axis=0)
+    counts = active.sum(axis=0)
     order = sorted(range(len(counts)), key=lambda i: (-counts[i], i))
     kinds = [_rank(d) for d in space.distributions.values()]
     gates: dict[int, Gate] = {}
     for place, column in enumerate(order):
-        if counts[column] == len(asked):
+        if counts[column] == len(active):
             continue
         if not counts[column]:
             gates[column] = Gate(column, frozenset())  # never
             continue
         others = sorted(order[:place], key=lambda i: (kinds[i], i))  # never in a circle
         found = (
-            _gate(i, x[:, i], asked[:, i], asked[:, column], categorical=kinds[i] == 0)
+            _gate(i, x[:, i], active[:, i], active[:, column], categorical=kinds[i] == 0)
             for i in others
         )
         gate = next((g for g in found if g is not None), None)
@@ -96,12 +96,12 @@ def _rank(distribution: BaseDistribution) -> int:
 
 
 def _gate(
-    column: int, values: FloatArray, asked: BoolArray, gated: BoolArray, *, categorical: bool
+    column: int, values: FloatArray, active: BoolArray, gated: BoolArray, *, categorical: bool
 ) -> Gate | None:
     """Return the gate at a column, with values (N,), if it tells `gated` (N,) from the rest."""
-    if (gated & ~asked).any():
+    if (gated & ~active).any():
         return None
-    inside, outside = values[gated], values[asked & ~gated]
+    inside, outside = values[gated], values[active & ~gated]
     if not outside.size:
         return Gate(column)
     if categorical:

@@ -15,13 +15,13 @@ from optuna_s2e.schedules import find_space
 N_POINTS = 32  # of the grid on which schedules are compared
 
 
-def features(space: SearchSpace, x: FloatArray, asked: BoolArray | None = None) -> FloatArray:
+def features(space: SearchSpace, x: FloatArray, active: BoolArray | None = None) -> FloatArray:
     """Return the features of draws, in which distance means difference.
 
     Args:
         space: What the coordinates mean.
         x: Coordinates, (N, d).
-        asked: Which of them the objective asks for, (N, d); None is all. The others make no
+        active: Which of them the objective asks for, (N, d); None is all. The others make no
             difference.
 
     Returns:
@@ -32,9 +32,9 @@ def features(space: SearchSpace, x: FloatArray, asked: BoolArray | None = None) 
     Raises:
         ValueError: If the tags name a schedule space that this release does not know.
     """
-    asked = np.ones(x.shape, dtype=bool) if asked is None else asked
+    active = np.ones(x.shape, dtype=bool) if active is None else active
     if not space.tags:
-        return space.unit_features(x, asked)
+        return space.unit_features(x, active)
     schedules = find_space(space.tags)
     own = [n for n, d in schedules.distributions.items() if not d.single()]
     columns = dict(zip(space.names, x.T, strict=True))
@@ -45,7 +45,7 @@ def features(space: SearchSpace, x: FloatArray, asked: BoolArray | None = None) 
         return curves
     rest = SearchSpace.of(others)
     at = [space.names.index(n) for n in rest.names]
-    return np.concatenate([curves, rest.unit_features(x[:, at], asked[:, at])], axis=1)
+    return np.concatenate([curves, rest.unit_features(x[:, at], active[:, at])], axis=1)
 
 
 def groups(space: SearchSpace) -> IntArray:

@@ -31,7 +31,7 @@ MAX_POINTS = 500  # the cubic cost of a fit: about half a second
 
 
 @dataclass(frozen=True)
-class Surrogate:
+class GaussianProcess:
     """A fitted model; `predict` gives mean and standard deviation of f, without the noise."""
 
     features: FloatArray
@@ -80,7 +80,7 @@ class Surrogate:
         return (1.0 - self.noise_share) * _matern(_distances(a, b) / self.length_scale)
 
 
-def fit(features: FloatArray, losses: FloatArray) -> Surrogate:
+def fit(features: FloatArray, losses: FloatArray) -> GaussianProcess:
     """Fit a model.
 
     Args:
@@ -120,7 +120,7 @@ def fit(features: FloatArray, losses: FloatArray) -> Surrogate:
                 )  # fmt: skip
     assert best is not None
     _, length_scale, share, cholesky, weights, scale = best
-    return Surrogate(features, length_scale, share, cholesky, weights, scale, shift, unit)
+    return GaussianProcess(features, length_scale, share, cholesky, weights, scale, shift, unit)
 
 
 def standardize(losses: FloatArray) -> tuple[FloatArray, float, float]:

@@ -37,9 +37,10 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from reports import D, objective, quantiles, save, shown
 
 from optuna_s2e import S2ESampler, generations, open_storage
+from optuna_s2e._attributes import DRAW_KEY
 from optuna_s2e.distributions._search_space import SearchSpace
 from optuna_s2e.history._ledger import Ledger
-from optuna_s2e.history._record import RECORD_KEY, Record, Rules
+from optuna_s2e.history._record import Record, Rules
 
 K, OWN = 6, 10_000
 SAMPLERS: dict[str, Callable[[], optuna.samplers.BaseSampler]] = {
@@ -74,7 +75,7 @@ def made_up_trials(n: int, sampler: S2ESampler) -> list[FrozenTrial]:
                 members=tuple(range(number - size, number)),
                 theta=tuple(1 + rng.random(space.distribution.n_theta)), space=space.fingerprint,
             )  # fmt: skip
-        trials.append(trial(number, space.decode(x), {RECORD_KEY: record.to_attr()}))
+        trials.append(trial(number, space.decode(x), {DRAW_KEY: record.to_attr()}))
     return trials
 
 

@@ -18,8 +18,8 @@ import optuna
 import pytest
 
 from optuna_s2e import Schedule, generations, recommend, replay
+from optuna_s2e._attributes import DRAW_KEY
 from optuna_s2e.cli._main import main
-from optuna_s2e.history._record import RECORD_KEY
 
 SHORT = ["--epochs", "4", "--trials", "3", "--study-name", "s"]
 
@@ -96,8 +96,8 @@ def test_verify_finds_a_changed_theta(capsys: pytest.CaptureFixture[str]) -> Non
     main(["search", *SHORT[:3], "7", *SHORT[4:]])
     original = study()
     trials = original.trials
-    record = trials[6].system_attrs[RECORD_KEY]
-    trials[6].system_attrs[RECORD_KEY] = record | {"theta": [t + 1e-6 for t in record["theta"]]}
+    record = trials[6].system_attrs[DRAW_KEY]
+    trials[6].system_attrs[DRAW_KEY] = record | {"theta": [t + 1e-6 for t in record["theta"]]}
     optuna.create_study(study_name="forged", storage="sqlite:///s2e.db").add_trials(trials)
     assert main(["status", "--study-name", "forged", "--verify"]) == 1
     assert "FAILED: theta of generation 1" in capsys.readouterr().out

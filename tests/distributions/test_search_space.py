@@ -155,16 +155,16 @@ def test_what_the_objective_does_not_ask_for_makes_no_difference() -> None:
     space = space_with_a_simplex()
     rng, theta = np.random.default_rng(0), space.distribution.uniform_theta()
     x = space.coordinates(space.distribution.sample(theta, rng, 2))
-    asked = np.ones(x.shape, dtype=bool)
+    active = np.ones(x.shape, dtype=bool)
     for columns in ([0, 1, 2], [3], [4], [5]):  # simplex, int, category, float
         other = x[:1].copy()
         other[:, columns] = x[1:, columns]
-        asked[:, columns] = False
-        same = [space.unit_features(v, asked[:1]) for v in (x[:1], other)]
+        active[:, columns] = False
+        same = [space.unit_features(v, active[:1]) for v in (x[:1], other)]
         np.testing.assert_array_equal(same[0], same[1])
-        asked[:, columns] = True
+        active[:, columns] = True
         assert not np.array_equal(
-            space.unit_features(x[:1], asked[:1]), space.unit_features(other, asked[:1])
+            space.unit_features(x[:1], active[:1]), space.unit_features(other, active[:1])
         )
 
 

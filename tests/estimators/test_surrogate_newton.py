@@ -19,11 +19,11 @@ from optuna_s2e import (
     suggest_simplex,
     surrogate,
 )
+from optuna_s2e._attributes import DRAW_KEY
 from optuna_s2e.analysis._status import verify
 from optuna_s2e.distributions._search_space import SearchSpace
 from optuna_s2e.estimators import surrogate_newton
 from optuna_s2e.estimators.settings import resolve
-from optuna_s2e.history._record import RECORD_KEY
 from optuna_s2e.surrogate import _acquisition, propose
 
 T = 40
@@ -91,10 +91,10 @@ def test_in_many_dimensions_a_proposal_is_near_the_best_draws(
         {f"x{i:02d}": FloatDistribution(0, 1) for i in range(20)}
         | {f"z{i}": CategoricalDistribution("abc") for i in range(2)}
     )
-    theta, asked = space.distribution.uniform_theta(), np.ones((60, 22), dtype=bool)
+    theta, active = space.distribution.uniform_theta(), np.ones((60, 22), dtype=bool)
     x = space.coordinates(space.distribution.sample(theta, np.random.default_rng(0), 60))
     losses = ((x[:, :20] - 0.4) ** 2).sum(axis=1) + (x[:, 20:] != 1).sum(axis=1)
-    model = surrogate.Model.fit(space, x, asked, losses)
+    model = surrogate.Model.fit(space, x, active, losses)
 
     def expected() -> float:
         """Mean of the model at eight proposals that explore little."""
@@ -102,7 +102,7 @@ def test_in_many_dimensions_a_proposal_is_near_the_best_draws(
         found = [
             propose(theta, model, none, none, 36, np.random.default_rng(seed)) for seed in range(8)
         ]
-        return float(model.surrogate.mean(model.features(np.array(found))).mean())
+        return float(model.gp.mean(model.features(np.array(found))).mean())
 
     near = expected()
     monkeypatch.setattr(_acquisition, "FEW_PARAMETERS", 22)
@@ -148,7 +148,7 @@ def test_deviation_after_pending_draws_is_that_of_a_model_that_knows_them() -> N
 def test_schedules_are_searched_with_the_model_and_replay(kind: str) -> None:
     study = searched(lambda trial: to_target(trial, kind), n_trials=36)
     opener = generations(study)[2].opener
-    settings = study.trials[opener].system_attrs[RECORD_KEY]["settings"]  # type: ignore[index]
+    settings = study.trials[opener].system_attrs[DRAW_KEY]["settings"]  # type: ignore[index]
     assert settings["estimator"] == "surrogate"
     told, computed = generations(study), replay(study)
     assert len(told) == 6
@@ -194,7 +194,7 @@ def test_the_model_of_a_long_study_is_bounded_and_remembers_the_beginning() -> N
     study = searched(to_target, n_trials=260, population_size=20)
     assert len(generations(study)) == 13
     known = study.sampler.drawing._known(study)  # type: ignore[attr-defined]
-    assert len(known.model.surrogate.features) == 200
+    assert len(known.model.gp.features) == 200
 
 
 def test_monte_carlo_estimators_leave_assisted_draws_out() -> None:

@@ -20,7 +20,8 @@ from optuna.trial import Trial, TrialState
 from test_optimize_batch import Dead, DyingStorage, assert_sound
 
 from optuna_s2e import S2ESampler, generations, optimize_batch
-from optuna_s2e.history._record import RECORD_KEY, Record, failed_by_objective
+from optuna_s2e._attributes import DRAW_KEY
+from optuna_s2e.history._record import Record, failed_by_objective
 from optuna_s2e.parallel import _lease as lease
 
 K, MAX_ATTEMPTS, NEVER = 3, 2, 10**9
@@ -156,7 +157,7 @@ class BatchLife(RuleBasedStateMachine):
     def attempts_are_bounded_and_settled_once(self) -> None:
         settled: Counter[tuple[int, int]] = Counter()
         for trial in self.study.trials:
-            record = Record.from_attr(trial.system_attrs.get(RECORD_KEY))
+            record = Record.from_attr(trial.system_attrs.get(DRAW_KEY))
             if record is None or record.trial != trial.number or record.slot is None:
                 continue
             done = trial.state in (TrialState.COMPLETE, TrialState.PRUNED)

@@ -32,8 +32,9 @@ from optuna.storages import BaseStorage, InMemoryStorage, RDBStorage
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from optuna_s2e import S2ESampler, ScheduleSpace, generations, open_storage, optimize_batch, replay
+from optuna_s2e._attributes import DRAW_KEY, DRIVER_KEY, FAILURE_KEY
 from optuna_s2e.analysis._status import verify
-from optuna_s2e.history._record import FAILURE_KEY, RECORD_KEY, Record
+from optuna_s2e.history._record import Record
 from optuna_s2e.parallel import _lease as lease
 
 K = 4
@@ -871,14 +872,14 @@ def test_a_driver_elsewhere_is_judged_by_its_count_not_by_clocks(
     monkeypatch.setattr(lease, "PATIENCE", 0.5)
     study, end = new_study(), threading.Event()
     elsewhere = {"driver": "d", "host": "far", "pid": 7, "machine": "far", "count": 0}
-    study._storage.set_study_system_attr(study._study_id, lease.LEASE_KEY, elsewhere)
+    study._storage.set_study_system_attr(study._study_id, DRIVER_KEY, elsewhere)
 
     def count() -> None:
         for n in range(1, 1000):
             if end.wait(0.05):
                 return
             value = elsewhere | {"count": n}
-            study._storage.set_study_system_attr(study._study_id, lease.LEASE_KEY, value)
+            study._storage.set_study_system_attr(study._study_id, DRIVER_KEY, value)
 
     thread = threading.Thread(target=count)
     if alive:
@@ -896,7 +897,7 @@ def test_a_driver_elsewhere_is_judged_by_its_count_not_by_clocks(
 def test_a_damaged_lease_keeps_nobody_out(value: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lease, "PATIENCE", 0.1)
     study = new_study()
-    study._storage.set_study_system_attr(study._study_id, lease.LEASE_KEY, value)
+    study._storage.set_study_system_attr(study._study_id, DRIVER_KEY, value)
     optimize_batch(study, parabola, K)
 
 
@@ -959,10 +960,10 @@ def test_wrong_arguments(options: dict[str, Any], message: str) -> None:
 def test_records_of_slots_round_trip_and_damaged_ones_are_ignored() -> None:
     study = new_study()
     optimize_batch(study, parabola, 2 * K)
-    records = [Record.from_attr(t.system_attrs[RECORD_KEY]) for t in study.trials]
+    records = [Record.from_attr(t.system_attrs[DRAW_KEY]) for t in study.trials]
     assert [r.slot for r in records if r is not None] == list(range(2 * K))
     for record, trial in zip(records, study.trials, strict=True):
-        attr = trial.system_attrs[RECORD_KEY]
+        attr = trial.system_attrs[DRAW_KEY]
         assert record is not None
         assert record.to_attr() == attr
         for wrong in ({"slot": -1}, {"slot": "x"}, {"attempt": 10**6}, {"attempt": None}):

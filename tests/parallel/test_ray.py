@@ -12,8 +12,8 @@ import pytest
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from optuna_s2e import RayExecutor, S2ESampler, generations, optimize_batch
+from optuna_s2e._attributes import FAILURE_KEY
 from optuna_s2e.analysis._status import verify
-from optuna_s2e.history._record import FAILURE_KEY
 
 pytest.importorskip("ray", reason="`make ray` installs it")
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # Ray's own warnings

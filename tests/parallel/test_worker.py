@@ -14,9 +14,10 @@ import pytest
 from optuna.trial import TrialState
 
 from optuna_s2e import S2ESampler, generations, open_storage
+from optuna_s2e._attributes import SEARCH_KEY, STOPPED_BY_KEY
 from optuna_s2e.analysis._progress import measure_progress, progress_lines
 from optuna_s2e.cli._main import main
-from optuna_s2e.parallel._worker import SEARCH_ATTR, STOPPED_BY, load_objective, sampler_for, work
+from optuna_s2e.parallel._worker import load_objective, sampler_for, work
 
 OBJECTIVES = """
 import os, time
@@ -116,7 +117,7 @@ def test_sigterm_lets_the_trial_end_or_fails_it_with_a_reason(
     worker.communicate(timeout=20)
     assert worker.returncode == 143
     assert [t.state for t in study.trials] == [state]
-    expected = {STOPPED_BY: "SIGTERM"} if state == TrialState.FAIL else {}
+    expected = {STOPPED_BY_KEY: "SIGTERM"} if state == TrialState.FAIL else {}
     assert study.trials[0].user_attrs == expected
 
 
@@ -131,7 +132,7 @@ def test_second_signal_stops_at_once(signals: list[str]) -> None:
     assert worker.returncode == (130 if signals[-1] == "SIGINT" else 143)
     (trial,) = study.trials
     assert trial.state == TrialState.FAIL
-    assert trial.user_attrs == {STOPPED_BY: signals[-1]}
+    assert trial.user_attrs == {STOPPED_BY_KEY: signals[-1]}
 
 
 def test_suspended_worker_whose_trial_was_failed_goes_on(caplog: pytest.LogCaptureFixture) -> None:
@@ -192,7 +193,7 @@ DAMAGE: dict[str, Any] = {
 
 @pytest.mark.parametrize("case", DAMAGE)
 def test_damaged_settings_are_one_line(case: str, capsys: pytest.CaptureFixture[str]) -> None:
-    make_study().set_user_attr(SEARCH_ATTR, DAMAGE[case])
+    make_study().set_user_attr(SEARCH_KEY, DAMAGE[case])
     line = failing(capsys, "worker", "--objective", "own_objectives:quick")
     assert "keeps for its workers are damaged" in line
 

@@ -26,11 +26,11 @@ from optuna.trial import TrialState
 from scipy import stats
 
 from optuna_s2e import S2ESampler, Schedule, ScheduleSpace, generations, replay, suggest_simplex
+from optuna_s2e._attributes import DRAW_KEY
 from optuna_s2e.analysis._status import verify
 from optuna_s2e.distributions._search_space import SearchSpace
 from optuna_s2e.estimators.newton import update
 from optuna_s2e.estimators.settings import UpdateSettings
-from optuna_s2e.history._record import RECORD_KEY
 
 K = 4
 
@@ -56,7 +56,7 @@ def params(study: optuna.Study) -> list[dict[str, Any]]:
 
 
 def record(trial: optuna.trial.FrozenTrial) -> Any:
-    return trial.system_attrs.get(RECORD_KEY)
+    return trial.system_attrs.get(DRAW_KEY)
 
 
 def assert_replays(study: optuna.Study) -> None:
@@ -701,7 +701,7 @@ def test_damaged_record_is_ignored(case: str, m: int) -> None:
     trial = study.ask()
     value = quadratic(trial)
     study._storage.set_trial_system_attr(
-        trial._trial_id, RECORD_KEY, DAMAGE[case](record(study.trials[-1]))
+        trial._trial_id, DRAW_KEY, DAMAGE[case](record(study.trials[-1]))
     )
     study.tell(trial, value)
     study.sampler = S2ESampler(population_size=K, seed=0)  # knows nothing of before
@@ -721,7 +721,7 @@ def test_member_that_is_damaged_later_stops_no_search_but_fails_the_verification
     study = make_study()
     study.optimize(quadratic, n_trials=5 * K + 1)
     trials = study.trials
-    trials[number].system_attrs[RECORD_KEY] = "x"
+    trials[number].system_attrs[DRAW_KEY] = "x"
     copied = make_study()
     copied.add_trials(trials)
     assert not verify(copied).sound
@@ -731,7 +731,7 @@ def test_member_that_is_damaged_later_stops_no_search_but_fails_the_verification
     with pytest.raises(ValueError, match=rf"members \[{number}\] are no draws"):
         replay(copied)
     trials = study.trials
-    trials[2 * K].system_attrs[RECORD_KEY] = "x"  # an opener: its draws cannot be followed
+    trials[2 * K].system_attrs[DRAW_KEY] = "x"  # an opener: its draws cannot be followed
     copied = make_study()
     copied.add_trials(trials)
     assert not verify(copied).sound
@@ -741,7 +741,7 @@ def test_study_of_a_later_release_is_refused_or_warned_about() -> None:
     study = make_study()
     study.optimize(quadratic, n_trials=K)
     trials = study.trials
-    trials[2].system_attrs[RECORD_KEY] = record(trials[2]) | {"v": 2}
+    trials[2].system_attrs[DRAW_KEY] = record(trials[2]) | {"v": 2}
     later = optuna.create_study(study_name="later")
     later.add_trials(trials)
     later.sampler = S2ESampler(population_size=K, seed=0)
@@ -811,7 +811,7 @@ def test_tampering_shows_in_the_replay() -> None:
     changed = record(opener) | {"theta": [t + 0.5 for t in record(opener)["theta"]]}
     clean = optuna.create_study()
     trials = study.trials
-    trials[2 * K].system_attrs[RECORD_KEY] = changed
+    trials[2 * K].system_attrs[DRAW_KEY] = changed
     clean.add_trials(trials)
     told, computed = generations(clean), replay(clean)
     assert np.array_equal(told[1].theta, computed[1].theta)

@@ -21,7 +21,7 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import TrialState
 
 from optuna_s2e import S2ESampler, generations, open_storage, replay
-from optuna_s2e.history._record import RECORD_KEY
+from optuna_s2e._attributes import DRAW_KEY
 
 try:
     from optuna.storages import RetryHeartbeatStaleTrialCallback as RetryCallback
@@ -233,12 +233,12 @@ class Life(RuleBasedStateMachine):
             trial = self.study.trials[n]
             assert trial.state == TrialState.COMPLETE
             assert "fixed_params" not in trial.system_attrs
-            assert RECORD_KEY in trial.system_attrs
+            assert DRAW_KEY in trial.system_attrs
 
     def no_point_is_drawn_twice(self) -> None:
         draws: dict[Any, int] = {}
         for trial in self.study.trials:
-            record = trial.system_attrs.get(RECORD_KEY)
+            record = trial.system_attrs.get(DRAW_KEY)
             if record is None or len(trial.params) < 3:
                 continue
             first = draws.setdefault((trial.params["x"], trial.params["n"]), record["trial"])
@@ -267,7 +267,7 @@ class Life(RuleBasedStateMachine):
         found: dict[int, Any] = {}
         for trial in study.get_trials(states=(TrialState.COMPLETE,)):
             attrs = trial.system_attrs
-            record = attrs.get(RECORD_KEY)
+            record = attrs.get(DRAW_KEY)
             if record is None or "fixed_params" in attrs:
                 continue
             own = record["trial"] == trial.number or record["trial"] in attrs.get(

@@ -50,8 +50,8 @@ def known(space: SearchSpace, trials: list[optuna.trial.FrozenTrial]) -> tuple[A
     rng = np.random.default_rng(0)
     theta = space.distribution.uniform_theta()
     x = np.array([space.sample(theta, rng) for _ in trials])  # inert coordinates are random
-    asked = np.array([space.asked(t.params) for t in trials])
-    return np.where(asked, np.array([space.encode(t.params) for t in trials]), x), asked
+    active = np.array([space.active(t.params) for t in trials])
+    return np.where(active, np.array([space.encode(t.params) for t in trials]), x), active
 
 
 @pytest.mark.parametrize("objective", [layers, nested, threshold])
@@ -61,9 +61,9 @@ def test_conditions_of_new_points_are_those_of_the_objective(objective: Any) -> 
     for trial in trials:
         distributions |= trial.distributions
     space = SearchSpace.of(distributions)
-    x, asked = known(space, trials)
-    conditions = conditions_of(space, x[:200], asked[:200])
-    wrong = conditions.asked(x[200:]) != asked[200:]
+    x, active = known(space, trials)
+    conditions = conditions_of(space, x[:200], active[:200])
+    wrong = conditions.active(x[200:]) != active[200:]
     assert wrong.mean() <= (0.002 if objective is threshold else 0)
 
 
@@ -72,23 +72,23 @@ def test_parameters_without_conditions_are_always_asked_for() -> None:
     x = np.random.default_rng(0).uniform(size=(20, 2))
     conditions = conditions_of(space, x, np.ones(x.shape, dtype=bool))
     assert not conditions.gates
-    assert conditions.asked(x).all()
+    assert conditions.active(x).all()
 
 
 def test_what_no_parameter_tells_counts_as_asked_for() -> None:
     space = SearchSpace.of({n: FloatDistribution(0, 1) for n in "ab"})
     x = np.random.default_rng(0).uniform(size=(20, 2))
-    asked = np.ones(x.shape, dtype=bool)
-    asked[::2, 1] = False  # every second trial: nothing of a tells
-    assert conditions_of(space, x, asked).asked(x).all()
+    active = np.ones(x.shape, dtype=bool)
+    active[::2, 1] = False  # every second trial: nothing of a tells
+    assert conditions_of(space, x, active).active(x).all()
 
 
 def test_what_no_trial_was_asked_for_is_never_asked_for() -> None:
     for kind in (FloatDistribution(0, 1), CategoricalDistribution("xy")):
         space = SearchSpace.of({"a": FloatDistribution(0, 1), "b": kind})
         x = np.array([[0.1, 0.0], [0.7, 1.0]])
-        asked = np.array([[True, False], [True, False]])
-        assert conditions_of(space, x, asked).asked(x).tolist() == asked.tolist()
+        active = np.array([[True, False], [True, False]])
+        assert conditions_of(space, x, active).active(x).tolist() == active.tolist()
 
 
 def test_siblings_are_asked_for_together_whatever_their_values() -> None:
@@ -99,9 +99,9 @@ def test_siblings_are_asked_for_together_whatever_their_values() -> None:
         "rate": FloatDistribution(0, 1),
     })  # fmt: skip
     x = np.array([[0.0, 1.0, 0.2], [1.0, 1.0, 0.4], [2.0, 0.0, 0.6], [2.0, 0.0, 0.8]])
-    asked = np.array([[True] * 3, [True] * 3, [False, True, False], [False, True, False]])
+    active = np.array([[True] * 3, [True] * 3, [False, True, False], [False, True, False]])
     unseen = np.array([[2.0, 1.0, 0.5]])  # a booster that no tree had yet
-    assert conditions_of(space, x, asked).asked(unseen).all()
+    assert conditions_of(space, x, active).active(unseen).all()
 
 
 def test_a_category_is_believed_rather_than_a_float_that_tells_by_chance() -> None:
@@ -112,10 +112,10 @@ def test_a_category_is_believed_rather_than_a_float_that_tells_by_chance() -> No
     }
     space = SearchSpace.of(distributions)
     x = np.array([[0.1, 0.5, 0.0], [0.2, 0.5, 0.0], [0.8, 0.5, 1.0], [0.9, 0.5, 1.0]])
-    asked = np.ones(x.shape, dtype=bool)
-    asked[2:, 1] = False
+    active = np.ones(x.shape, dtype=bool)
+    active[2:, 1] = False
     new = np.array([[0.9, 0.5, 0.0], [0.1, 0.5, 1.0]])
-    assert conditions_of(space, x, asked).asked(new)[:, 1].tolist() == [True, False]
+    assert conditions_of(space, x, active).active(new)[:, 1].tolist() == [True, False]
 
 
 def branches(trial: optuna.Trial) -> float:

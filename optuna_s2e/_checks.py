@@ -1,0 +1,95 @@
+"""Checks of arguments, all with one wording.
+
+`{name} must be {condition}, but got {value!r}.` NumPy's numbers are numbers, bools are none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from math import inf, isfinite
+from numbers import Integral, Real
+
+import numpy.typing as npt
+
+
+def check_int(name: str, value: object, low: int, high: int | None = None) -> int:
+    """Return an argument as a Python int.
+
+    Raises:
+        ValueError: If it is no int in [low, high], or none of at least low without `high`.
+    """
+    is_int = isinstance(value, Integral) and not isinstance(value, bool)
+    if is_int and low <= int(value) <= (inf if high is None else high):  # type: ignore[call-overload]
+        return int(value)  # type: ignore[call-overload, no-any-return]
+    bounds = f"of at least {low}" if high is None else f"in [{low}, {high}]"
+    raise ValueError(f"{name} must be an int {bounds}, but got {value!r}.")
+
+
+def check_number(
+    name: str,
+    value: object,
+    low: float = -inf,
+    high: float = inf,
+    *,
+    open_low: bool = False,
+    open_high: bool = False,
+) -> float:
+    """Return an argument as a finite Python float.
+
+    Args:
+        name: Of the argument.
+        value: The argument.
+        low: Smallest value.
+        high: Largest value.
+        open_low: Whether `low` itself is refused.
+        open_high: Whether `high` itself is refused.
+
+    Raises:
+        ValueError: If it is no finite number between the bounds.
+    """
+    if isinstance(value, Real) and not isinstance(value, bool):
+        number = float(value)
+        above = low < number if open_low else low <= number
+        below = number < high if open_high else number <= high
+        if above and below and isfinite(number):
+            return number
+    raise ValueError(
+        f"{name} must be {_interval(low, high, open_low, open_high)}, but got {value!r}."
+    )
+
+
+def check_choice(name: str, value: object, choices: Iterable[str]) -> str:
+    """Return an argument that is one of these names.
+
+    Raises:
+        ValueError: If it is none of them.
+    """
+    names = list(choices)
+    if isinstance(value, str) and value in names:
+        return value
+    shown = ", ".join(map(repr, names))
+    raise ValueError(f"{name} must be one of {shown}, but got {value!r}.")
+
+
+def check_shape(name: str, array: npt.NDArray, symbols: str, shape: tuple[int, ...]) -> None:  # type: ignore[type-arg]
+    """Check the shape of an array.
+
+    Args:
+        name: Of the argument.
+        array: The argument.
+        symbols: Its shape in letters, "(K, n_theta)".
+        shape: Its shape in numbers.
+
+    Raises:
+        ValueError: If it has another one.
+    """
+    if array.shape != shape:
+        raise ValueError(f"{name} must have shape {symbols} = {shape}, but got {array.shape}.")
+
+
+def _interval(low: float, high: float, open_low: bool, open_high: bool) -> str:
+    if high == inf:
+        if low == -inf:
+            return "a finite number"
+        return f"a finite number {'>' if open_low else '>='} {low:g}"
+    return f"a number in {'(' if open_low else '['}{low:g}, {high:g}{')' if open_high else ']'}"
