@@ -7,11 +7,11 @@ from optuna_s2e.history._record import (
     Draw,
     Record,
     Rules,
+    Slot,
     failed_by_objective,
     join_settings,
     own_record,
     read_tags,
-    slot_key,
     split_settings,
 )
 
@@ -24,13 +24,13 @@ __all__ = [
     "Ledger",
     "Record",
     "Rules",
+    "Slot",
     "State",
     "failed_by_objective",
     "join_settings",
     "locate",
     "own_record",
     "read_tags",
-    "slot_key",
     "space_of",
     "split_settings",
 ]

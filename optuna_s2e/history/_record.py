@@ -77,7 +77,7 @@ class Record:
     @property
     def key(self) -> int:
         """What keys the draw, beside seed and generation."""
-        return self.trial if self.slot is None else slot_key(self.slot, self.attempt)
+        return self.trial if self.slot is None else Slot(self.slot, self.attempt).key
 
     @property
     def is_opener(self) -> bool:
@@ -153,12 +153,25 @@ class Record:
         )
 
 
-def slot_key(slot: int, attempt: int) -> int:
-    """Return what keys the draw of a slot; at the first attempt the slot itself.
+class Slot(NamedTuple):
+    """A place in a search by batches.
 
-    So an undisturbed search by batches draws what one worker draws whose trials are numbered so.
+    Attributes:
+        number: m K + k for place k of generation m.
+        attempt: How many draws of this slot have failed before.
     """
-    return slot + (attempt << 64)
+
+    number: int
+    attempt: int
+
+    @property
+    def key(self) -> int:
+        """What keys the draw and the objective's seed; at the first attempt the slot's number.
+
+        So an undisturbed search by batches draws the same as one worker whose trials have the
+        numbers of the slots.
+        """
+        return self.number + (self.attempt << 64)
 
 
 def _is_number(value: Any) -> TypeGuard[int]:

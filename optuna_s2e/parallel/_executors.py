@@ -1,7 +1,8 @@
 """Where the trials of a batch run: in this process, together in one call, or on an executor.
 
-All three are generators over the same thing: places in, each with what came of it out, in any
-order. `Lost` says that a machine failed, not the objective.
+`run_here`, `run_together` and `run_on` are generators with the same contract: they take tasks and
+yield each task with its outcome, in any order. `Lost` says that a machine failed, not the
+objective.
 """
 
 from __future__ import annotations
@@ -11,9 +12,9 @@ import concurrent.futures
 import time
 from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Protocol
 
-from optuna_s2e.parallel import _detached as offline
+from optuna_s2e.parallel import _detached
 from optuna_s2e.parallel._detached import Objective, Outcome, Task, Together
 
 _POLL = 0.5  # seconds between two looks at the clock, and at futures that cannot be waited for
@@ -22,25 +23,17 @@ _POLL = 0.5  # seconds between two looks at the clock, and at futures that canno
 class Executor(Protocol):
     """What runs trials elsewhere.
 
-    `concurrent.futures` executors, loky's, `dask.distributed.Client`, submitit's executors and
-    `RayExecutor` are such.
+    Executors of `concurrent.futures`, loky and submitit, `dask.distributed.Client` and
+    `RayExecutor` do.
     """
 
     def submit(self, function: Callable[..., Any], /, *args: Any) -> Any:
-        """Start a call; return a future: `result()`, and `done()` where there is one."""
-
-
-class _HasTask(Protocol):
-    @property
-    def task(self) -> Task: ...
-
-
-P = TypeVar("P", bound=_HasTask)
+        """Start a call; return a future with `result()` and, if possible, `done()`."""
 
 
 @dataclass(frozen=True)
 class Lost:
-    """A trial of which nothing came back; its draw is run again.
+    """A trial of which nothing came back. Its draw is run again.
 
     Attributes:
         error: What happened to it; None if it was not begun.
@@ -61,60 +54,60 @@ class Lost:
         return isinstance(self.error, concurrent.futures.BrokenExecutor)
 
 
-class Runner(Protocol, Generic[P]):
-    """Runs the trials of a batch."""
-
-    def __call__(
-        self, places: Iterable[P], stopped: Callable[[], bool]
-    ) -> Generator[tuple[P, Outcome | Lost], None, None]:
-        """Run the trials; yield each with what came of it.
-
-        Args:
-            places: What to run; consumed before the first one is yielded.
-            stopped: Whether to begin no more of them.
-        """
+Results = Generator[tuple[Task, Outcome | Lost], None, None]
+Stopped = Callable[[], bool]  # whether no more trials are to be begun
 
 
-@dataclass(frozen=True)
-class Here(Generic[P]):
+def run_here(objective: Objective, tasks: Iterable[Task], stopped: Stopped) -> Results:
     """Run one trial after the other in this process."""
-
-    objective: Objective
-
-    def __call__(
-        self, places: Iterable[P], stopped: Callable[[], bool]
-    ) -> Generator[tuple[P, Outcome | Lost], None, None]:
-        """See `Runner`."""
-        for place in list(places):
-            yield place, Lost(None) if stopped() else offline.run(self.objective, place.task)
+    for task in list(tasks):
+        yield task, Lost(None) if stopped() else _detached.run(objective, task)
 
 
-@dataclass(frozen=True)
-class AllTogether(Generic[P]):
+def run_together(batch: Together, tasks: Iterable[Task], stopped: Stopped) -> Results:
     """Run all trials in one call in this process."""
-
-    batch: Together
-
-    def __call__(
-        self, places: Iterable[P], stopped: Callable[[], bool]
-    ) -> Generator[tuple[P, Outcome | Lost], None, None]:
-        """See `Runner`."""
-        asked = list(places)
-        outcomes = offline.run_together(self.batch, [place.task for place in asked])
-        yield from zip(asked, outcomes, strict=True)
+    asked = list(tasks)
+    yield from zip(asked, _detached.run_together(batch, asked), strict=True)
 
 
-class Elsewhere(Generic[P]):
-    """Run the trials on an executor.
+def run_on(pool: Pool, objective: Objective, tasks: Iterable[Task], stopped: Stopped) -> Results:
+    """Run the trials on an executor; the objective travels with each of them."""
+    executor = pool.executor()
+    running: dict[Any, Task] = {}
+    refused: list[tuple[Task, Lost]] = []
+    try:
+        for task in tasks:
+            try:
+                running[executor.submit(_detached.run, objective, task)] = task
+            except Exception as error:
+                refused.append((task, Lost(error)))
+        yield from refused
+        broken = any(lost.is_fatal for _, lost in refused)
+        while running:
+            if stopped():
+                _cancel(running, concurrent.futures.Future)
+            for future in _some_done(list(running)):
+                result = _result(future)
+                broken = broken or (isinstance(result, Lost) and result.is_fatal)
+                yield running.pop(future), result
+        if broken:
+            pool.shut_down(wait=True)
+    finally:
+        _cancel(running, object)
+
+
+class Pool:
+    """An executor that was given, or one that a given function makes and makes anew.
 
     Args:
-        objective: Travels to the executor with each trial.
-        executor: One to use, or a function that makes one: that one is made anew when it breaks,
-            and shut down at the end.
+        executor: An executor, or a function that makes one. An executor that the function made is
+            made anew when it breaks, and shut down when the pool is left.
+
+    Raises:
+        ValueError: If it is neither.
     """
 
-    def __init__(self, objective: Objective, executor: Executor | Callable[[], Executor]) -> None:
-        self._objective = objective
+    def __init__(self, executor: Executor | Callable[[], Executor]) -> None:
         self._executor: Any = executor if hasattr(executor, "submit") else None
         self._make: Callable[[], Executor] | None = None
         if self._executor is None and callable(executor):
@@ -122,7 +115,7 @@ class Elsewhere(Generic[P]):
         elif self._executor is None:
             raise ValueError(
                 "executor must have a method submit(function, *args), or be a function that makes "
-                f"such a one, but got {executor!r}."
+                f"such an object, but got {executor!r}."
             )
 
     @property
@@ -130,46 +123,24 @@ class Elsewhere(Generic[P]):
         """Whether a broken executor is made anew."""
         return self._make is not None
 
-    def __call__(
-        self, places: Iterable[P], stopped: Callable[[], bool]
-    ) -> Generator[tuple[P, Outcome | Lost], None, None]:
-        """See `Runner`."""
-        executor = self._executor
-        if executor is None:
+    def executor(self) -> Executor:
+        """Return the executor; make one, if there is none."""
+        if self._executor is None:
             assert self._make is not None
-            executor = self._executor = self._make()
-        running: dict[Any, P] = {}
-        refused: list[tuple[P, Lost]] = []
-        try:
-            for place in places:
-                try:
-                    running[executor.submit(offline.run, self._objective, place.task)] = place
-                except Exception as error:
-                    refused.append((place, Lost(error)))
-            yield from refused
-            broken = any(lost.is_fatal for _, lost in refused)
-            while running:
-                if stopped():
-                    _cancel(running, concurrent.futures.Future)
-                for future in _some_done(list(running)):
-                    result = _result(future)
-                    broken = broken or (isinstance(result, Lost) and result.is_fatal)
-                    yield running.pop(future), result
-            if broken and self._make is not None:
-                self._shut_down(wait=True)
-        finally:
-            _cancel(running, object)
+            self._executor = self._make()
+        executor: Executor = self._executor
+        return executor
 
-    def __enter__(self) -> Elsewhere[P]:
+    def __enter__(self) -> Pool:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self._shut_down(wait=kind is None)  # Ctrl-C does not wait for what still runs
+        self.shut_down(wait=kind is None)  # Ctrl-C does not wait for what still runs
 
-    def _shut_down(self, *, wait: bool) -> None:
+    def shut_down(self, *, wait: bool) -> None:
         """Shut down the executor, if it was made here."""
-        shutdown = getattr(self._executor, "shutdown", None)
         if self._make is not None:
+            shutdown = getattr(self._executor, "shutdown", None)
             self._executor = None
             if shutdown is not None:
                 shutdown(wait=wait)

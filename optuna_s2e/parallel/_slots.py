@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+from optuna.study import Study
 from optuna.trial import TrialState
 
 from optuna_s2e._typing import FloatArray
@@ -30,24 +31,13 @@ from optuna_s2e.history import (
     Draw,
     Ledger,
     Record,
+    Slot,
     State,
     failed_by_objective,
     locate,
-    slot_key,
     space_of,
 )
-
-
-class Slot(NamedTuple):
-    """A slot and how many draws of it have failed before."""
-
-    number: int
-    attempt: int
-
-    @property
-    def key(self) -> int:
-        """What keys the draw, and the objective's seed."""
-        return slot_key(self.number, self.attempt)
+from optuna_s2e.sampler import Engine, Plan
 
 
 class Batch(NamedTuple):
@@ -108,6 +98,51 @@ def find_batch(
     first = (generation + 1) * next_size
     slots = tuple(Slot(n, 0) for n in range(first, first + next_size))
     return Batch(generation + 1, slots, next_size, space, tuple(members))
+
+
+def next_batch(engine: Engine, study: Study, max_attempts: int) -> Batch:
+    """Return the slots that are to be drawn next.
+
+    Args:
+        engine: The engine of the study's sampler.
+        study: The study.
+        max_attempts: Draws of one slot that may fail, at least 1.
+
+    Raises:
+        ValueError: As when sampling, or if a generation cannot be closed.
+    """
+    with engine.reading(study) as (ledger, state):
+        in_force = ledger.settings_in_force(state.chain) or engine.settings
+        size = in_force["population_size"]
+        return find_batch(ledger, state, size, engine.population_size, max_attempts)
+
+
+def plan_slot(
+    batch: Batch, slot: Slot, ledger: Ledger, state: State, population_size: int
+) -> Plan | None:
+    """Plan the draw of a slot; the first draw of a generation opens it.
+
+    Args:
+        batch: The batch of the slot.
+        slot: The slot that is to be drawn.
+        ledger: What the study's trials say.
+        state: Where the search stands.
+        population_size: K; the batch knows its own.
+
+    Returns:
+        None if another process has opened a later generation meanwhile.
+    """
+    head = state.chain.head if state.chain is not None else None
+    open_generation = head.generation if head is not None else 0
+    if open_generation > batch.generation:
+        return None
+    # generation 1 is opened on the space that its members share
+    chain = Chain(batch.space) if head is None and batch.members else state.chain
+    if chain is None or batch.generation == 0:
+        return Plan(None)
+    if open_generation < batch.generation:
+        return Plan(chain, batch.members, *known_before(ledger, chain, None, batch, slot))
+    return Plan(chain, (), *known_before(ledger, chain, head, batch, slot))
 
 
 def known_before(

@@ -1,13 +1,17 @@
 """The sampler: reads a study, moves theta and draws the next trial."""
 
-from optuna_s2e.sampler._engine import Drawing, Request
-from optuna_s2e.sampler._sampler import S2ESampler
+from optuna_s2e.sampler._engine import Engine
+from optuna_s2e.sampler._request import Drawn, Plan, Request
+from optuna_s2e.sampler._sampler import S2ESampler, engine_of
 from optuna_s2e.sampler._update import next_theta, recorded_theta
 
 __all__ = [
-    "Drawing",
+    "Drawn",
+    "Engine",
+    "Plan",
     "Request",
     "S2ESampler",
+    "engine_of",
     "next_theta",
     "recorded_theta",
 ]

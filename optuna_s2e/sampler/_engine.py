@@ -1,8 +1,10 @@
-"""What a sampler does to a study, without Optuna's interface: reads it, moves theta, draws.
+"""The engine: reads a study, decides how the next trial is drawn, moves theta and draws.
 
-Two ways of working share it: trials that are asked for one by one (`sampler.py`) and the slots
-of a search by batches (`slot_draws.py`). Nothing that is needed later is kept: every draw ends as
-a record on its own trial, and the records are all there is (docs/architecture.md).
+`S2ESampler` asks for one trial at a time, `optimize_batch` for the slots of a batch. Both call
+`Engine.next`, which makes the one decision there is: the trial is drawn from theta = 1
+(generation 0), joins the generation of the head, or opens the next generation. Every draw ends as
+a record on its own trial. The records are the whole state (docs/architecture.md); what the engine
+keeps can be read again.
 """
 
 from __future__ import annotations
@@ -11,19 +13,21 @@ import hashlib
 import math
 import threading
 import warnings
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 from weakref import WeakKeyDictionary
 
+import numpy as np
 import optuna
 from optuna.storages import BaseStorage
 from optuna.study import Study
 from optuna.trial import FrozenTrial
 
 from optuna_s2e import _optuna
-from optuna_s2e._typing import FloatArray
+from optuna_s2e._attributes import DRAW_KEY, FIXED_PARAMS_KEY
 from optuna_s2e.distributions import Key, keyed_rng
 from optuna_s2e.estimators import UpdateSettings
 from optuna_s2e.history import (
@@ -32,56 +36,40 @@ from optuna_s2e.history import (
     Ledger,
     Record,
     Rules,
+    Slot,
     State,
     join_settings,
+    own_record,
     read_tags,
     split_settings,
 )
+from optuna_s2e.sampler._request import Drawn, Request
 from optuna_s2e.sampler._update import fit_model, next_theta, recorded_theta
 from optuna_s2e.surrogate import Model, propose
 
 _logger = optuna.logging.get_logger(__name__)
 
 
-class Request(NamedTuple):
-    """What is to be drawn.
-
-    Attributes:
-        number: Of the trial that is drawn.
-        key: Keys the draw.
-        pending: Coordinates of the draws whose losses are not known yet, (P, d).
-        failed: Coordinates of draws that failed, (F, d).
-    """
-
-    number: int
-    key: Key
-    pending: FloatArray
-    failed: FloatArray
-
-
 @dataclass
 class _Known:
-    """What was read of a study; all of it can be read again."""
+    """What was read of a study. All of it can be read again."""
 
     ledger: Ledger
     model_of: int | None = None  # opener of the generation that the model belongs to
     model: Model | None = None
 
 
-class Drawing:
-    """How one sampler draws, in any study.
+class Engine:
+    """Draws trials in any study, with one set of settings.
 
-    Methods that read a study are to be called with the lock: threads of one process (`n_jobs`)
-    share what was read.
+    Threads of one process share the engine of their sampler; every method takes its lock.
 
     Args:
         settings: What theta depends on besides the space.
         consider_pruned: Whether pruned trials count.
-        seed: Key of all random numbers; None takes it from the study's name.
-        adopt: Whether other settings and spaces than the study's are taken over, not refused.
-
-    Attributes:
-        lock: See above.
+        seed: Key of all random numbers. None takes it from the study's name.
+        adopt: Whether settings and spaces that differ from the study's are adopted. Otherwise
+            they are refused.
     """
 
     def __init__(
@@ -96,10 +84,10 @@ class Drawing:
 
     def _forget(self) -> None:
         self._studies: WeakKeyDictionary[BaseStorage, dict[int, _Known]] = WeakKeyDictionary()
-        self.lock = threading.Lock()
+        self._lock = threading.RLock()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {k: v for k, v in self.__dict__.items() if k not in ("_studies", "lock")}
+        return {k: v for k, v in self.__dict__.items() if k not in ("_studies", "_lock")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -112,16 +100,31 @@ class Drawing:
 
     @property
     def population_size(self) -> int:
-        """K, completed draws per update."""
+        """K, the number of completed draws per update."""
         return self._settings.population_size
 
     @property
     def settings(self) -> dict[str, Any]:
-        """All that theta depends on besides the space, ready for JSON; without the seed."""
+        """All that theta depends on besides the space, as JSON values, without the seed."""
         return join_settings(self._settings, self._consider_pruned)
 
-    def seed_of(self, study: Study) -> int:
-        """Return the key of a study's random numbers."""
+    def key(self, study: Study, trial: FrozenTrial, record: Record | None = None) -> Key:
+        """Return the key of the parameters that theta does not describe.
+
+        Args:
+            study: The study.
+            trial: The trial.
+            record: Its record, if it has one.
+        """
+        if record is None:
+            return Key(self._seed_of(study), trial.number)
+        return Key(self._seed_of(study) if record.seed is None else record.seed, record.key)
+
+    def seed_of_slot(self, study: Study, slot: Slot) -> int:
+        """Return a seed for the objective in a slot, in [0, 2^32)."""
+        return int(keyed_rng(self._seed_of(study), 2, slot.key).integers(2**32))
+
+    def _seed_of(self, study: Study) -> int:
         if self._seed is not None:
             return self._seed
         digest = hashlib.sha256(study.study_name.encode()).digest()
@@ -129,17 +132,25 @@ class Drawing:
 
     # --- reading -----------------------------------------------------------------------------
 
-    def ledger(self, study: Study) -> Ledger:
-        """Return what was read of a study last time."""
-        return self._known(study).ledger
+    @contextmanager
+    def reading(
+        self, study: Study, trial: FrozenTrial | None = None
+    ) -> Iterator[tuple[Ledger, State]]:
+        """Read what is new in a study; yield its ledger and where the search stands, locked.
 
-    def _known(self, study: Study) -> _Known:
-        studies = self._studies.setdefault(_optuna.storage_of(study), {})
-        rules = Rules.of(study, self._consider_pruned)
-        known = studies.get(_optuna.study_id(study))
-        if known is None or known.ledger.rules != rules:  # other rules: a study made anew
-            known = studies[_optuna.study_id(study)] = _Known(Ledger(rules))
-        return known
+        Args:
+            study: The study.
+            trial: A trial that may name a schedule space.
+
+        Raises:
+            ValueError: If the study has several objectives, another schedule space or other
+                settings.
+        """
+        with self._lock:
+            state = self.state(study, trial)
+            ledger = self._known(study).ledger
+            self._settings_to_record(study, ledger, state.chain)
+            yield ledger, state
 
     def state(self, study: Study, trial: FrozenTrial | None = None) -> State:
         """Read what is new in a study and find the head.
@@ -151,24 +162,26 @@ class Drawing:
         Raises:
             ValueError: If the study has several objectives, or another schedule space.
         """
-        ledger = self.ledger(study).read(_optuna.all_trials(study))
-        if ledger.later_release is not None:
-            message = _later_release(study, ledger.later_release)
-            self.warn_once("later release", f"{message} Its trials are ignored.")
-        tags = read_tags(trial) if trial is not None else {}
-        if tags and ledger.newest_tags and tags != ledger.newest_tags and not self._adopt:
-            raise ValueError(
-                f"The schedule space is {tags}, but study {study.study_name!r} was searched in "
-                f"{dict(ledger.newest_tags)}. Use another study name, or pass "
-                'on_config_change="adopt" to start anew at theta = 1.'
-            )
-        state = ledger.state(self.population_size, tags=tags, adopt=self._adopt)
+        with self._lock:
+            ledger = self._known(study).ledger.read(_optuna.all_trials(study))
+            if ledger.later_release is not None:
+                message = _later_release(study, ledger.later_release)
+                self.warn_once("later release", f"{message} Its trials are ignored.")
+            tags = read_tags(trial) if trial is not None else {}
+            if tags and ledger.newest_tags and tags != ledger.newest_tags and not self._adopt:
+                raise ValueError(
+                    f"The schedule space is {tags}, but study {study.study_name!r} was searched "
+                    f"in {dict(ledger.newest_tags)}. Use another study name, or pass "
+                    'on_config_change="adopt" to start anew at theta = 1.'
+                )
+            state = ledger.state(self.population_size, tags=tags, adopt=self._adopt)
         if state.left_behind is not None:
             self.warn_once(
                 f"left behind {study.study_name}",
-                f"The last {self.population_size} completed trials do not count as "
-                f"draws, so the search stands still: of the last one, {state.left_behind}. Undo "
-                'the change, use another study, or pass on_config_change="adopt" to start anew.',
+                f"The last {self.population_size} completed trials do not count as draws, so the "
+                f"search stands still. The last one does not count because {state.left_behind}. "
+                'Undo the change, use another study, or pass on_config_change="adopt" to start '
+                "anew.",
             )
         return state
 
@@ -178,67 +191,133 @@ class Drawing:
         Raises:
             ValueError: If so.
         """
-        ledger = self.ledger(study).read(_optuna.all_trials(study))
-        if ledger.later_release is not None:
-            raise ValueError(_later_release(study, ledger.later_release))
-        self.settings_of(study, ledger.state(self.population_size, adopt=self._adopt))
+        with self._lock:
+            ledger = self._known(study).ledger.read(_optuna.all_trials(study))
+            if ledger.later_release is not None:
+                raise ValueError(_later_release(study, ledger.later_release))
+            state = ledger.state(self.population_size, adopt=self._adopt)
+            self._settings_to_record(study, ledger, state.chain)
 
-    def settings_of(self, study: Study, state: State) -> dict[str, Any]:
-        """Return the settings to record: those in force, or own ones that are adopted.
+    def _known(self, study: Study) -> _Known:
+        studies = self._studies.setdefault(_optuna.storage_of(study), {})
+        rules = Rules.of(study, self._consider_pruned)
+        known = studies.get(_optuna.study_id(study))
+        if known is None or known.ledger.rules != rules:  # other rules: a study made anew
+            known = studies[_optuna.study_id(study)] = _Known(Ledger(rules))
+        return known
+
+    def _settings_to_record(
+        self, study: Study, ledger: Ledger, chain: Chain | None
+    ) -> dict[str, Any]:
+        """Return the settings that a record names: those in force, or own ones to adopt.
 
         Raises:
-            ValueError: If the study was searched with others.
+            ValueError: If the study was searched with other settings.
         """
         own = self.settings
-        recorded = self.ledger(study).settings_in_force(state.chain)
+        recorded = ledger.settings_in_force(chain)
         if recorded is not None and own != recorded and not self._adopt:
             raise ValueError(_config_change(study, own, recorded))
-        if state.chain is None:  # adopted settings wait for the next generation
+        if chain is None:  # adopted settings wait for the next generation
             return dict(recorded or own)
         return own
 
     # --- drawing -----------------------------------------------------------------------------
 
-    def join(self, study: Study, chain: Chain, head: Record, request: Request) -> Record:
-        """Draw from the theta of a chain's head."""
-        ledger = self.ledger(study)
-        parent = ledger.openers[head.parent] if head.parent is not None else None
-        members = [ledger.draws[n] for n in head.members if n in ledger.draws]
-        in_force = split_settings(head.settings or {})[0]
-        model = self._model(study, chain, head.trial, parent, members, in_force)
-        x = _sample(chain, head.generation, chain.theta, model, request)
-        return Record(request.number, head.generation, opener=head.trial, x=tuple(x.tolist()))
+    def next(self, study: Study, request: Request) -> Drawn | None:
+        """Draw a trial and record the draw on it.
 
-    def open(
-        self,
-        study: Study,
-        chain: Chain,
-        members: Sequence[Draw],
-        settings: Mapping[str, Any],
-        request: Request,
-    ) -> Record:
-        """Move theta and draw from it: open the next generation.
+        A retry keeps the point of its first try. An enqueued trial gets no record: it is no draw.
 
         Args:
             study: The study.
-            chain: The chain that it continues.
-            members: The draws that the update uses, in order.
-            settings: What `settings_of` returned.
-            request: What is to be drawn.
+            request: The trial, and how its draw is planned.
+
+        Returns:
+            What was drawn; None if the plan says that the trial must not be drawn any more.
+
+        Raises:
+            ValueError: If the study has several objectives, another schedule space or other
+                settings.
         """
-        ledger, parent, number = self.ledger(study), chain.head, request.number
-        in_force = split_settings(settings)[0]
-        model = self._model(study, chain, number, parent, members, in_force)
+        trial = request.trial
+        attrs = _optuna.system_attrs(study, trial)
+        record = own_record(attrs, trial)
+        with self._lock:
+            state = self.state(study, trial) if request.state is None else request.state
+            record = record or self._draw(study, request, state)
+        if record is None:
+            return None
+        if DRAW_KEY not in attrs and FIXED_PARAMS_KEY not in attrs:
+            _optuna.set_system_attr(study, trial, DRAW_KEY, record.to_attr())
+        chain = state.chain if record.generation > 0 else None
+        fits = chain is not None and len(record.x or ()) == len(chain.space.names)
+        params = chain.space.decode(np.array(record.x)) if chain is not None and fits else {}
+        return Drawn(self.key(study, trial, record), chain, params)
+
+    def recall(self, study: Study, trial: FrozenTrial) -> Drawn:
+        """Return what a trial records of its draw, without its parameters."""
+        record = own_record(_optuna.system_attrs(study, trial), trial)
+        key = self.key(study, trial, record)
+        if record is None or record.generation == 0:
+            return Drawn(key, None, {})
+        return Drawn(key, self.state(study, trial).chain, {})
+
+    def _draw(self, study: Study, request: Request, state: State) -> Record | None:
+        """Draw from theta = 1, join the head's generation, or open the next one."""
+        known, number = self._known(study), request.trial.number
+        plan = request.plan(known.ledger, state, self.population_size)
+        if plan is None:
+            return None
+        settings = self._settings_to_record(study, known.ledger, plan.chain or state.chain)
+        if plan.chain is None:
+            record = Record(number, 0, seed=self._seed_of(study), settings=settings)
+        elif plan.members:
+            record = self._open(known, plan.chain, plan.members, settings, number)
+        else:
+            record = self._join(known, plan.chain, number)
+        if request.slot is not None:
+            record = replace(record, slot=request.slot.number, attempt=request.slot.attempt)
+        if plan.chain is None:
+            return record
+        theta = plan.chain.theta if record.theta is None else np.array(record.theta)
+        rng = keyed_rng(self._seed_of(study), 1, record.generation, record.key)
+        if known.model is None:
+            x = plan.chain.space.sample(theta, rng)
+        else:
+            x = propose(theta, known.model, plan.pending, plan.failed, record.generation, rng)
+        return replace(record, x=tuple(x.tolist()))
+
+    def _join(self, known: _Known, chain: Chain, number: int) -> Record:
+        """Return the record of a trial that joins the generation of the head; x is missing."""
+        ledger, head = known.ledger, chain.head
+        assert head is not None
+        parent = ledger.openers[head.parent] if head.parent is not None else None
+        members = [ledger.draws[n] for n in head.members if n in ledger.draws]
+        in_force = split_settings(head.settings or {})[0]
+        self._fit_model(known, head.trial, chain, parent, members, in_force)
+        return Record(number, head.generation, opener=head.trial)
+
+    def _open(
+        self,
+        known: _Known,
+        chain: Chain,
+        members: Sequence[Draw],
+        settings: Mapping[str, Any],
+        number: int,
+    ) -> Record:
+        """Move theta; return the record of the trial that opens the generation; x is missing."""
+        ledger, parent, in_force = known.ledger, chain.head, split_settings(settings)[0]
+        self._fit_model(known, number, chain, parent, members, in_force)
         thetas = partial(recorded_theta, ledger)
-        update = next_theta(chain.space, parent, members, ledger, thetas, in_force, model)
+        update = next_theta(chain.space, parent, members, ledger, thetas, in_force, known.model)
         if not all(d.trial.value is None or math.isfinite(d.trial.value) for d in members):
             self.warn_once(
                 "infinite",
-                "A trial returned an infinite value; it counts as the worst (best) finite one "
+                "A trial returned an infinite value. It counts as the worst (best) finite one "
                 "among the draws of an update.",
             )
         generation = parent.generation + 1 if parent is not None else 1
-        x = _sample(chain, generation, update.theta, model, request)
         _logger.debug(
             f"Trial {number} opens generation {generation}: KL {update.kl:.3f}, effective "
             f"sample size {update.effective_sample_size:.1f}."
@@ -248,61 +327,45 @@ class Drawing:
             generation,
             settings=settings,
             opener=number,
-            x=tuple(x.tolist()),
             parent=parent.trial if parent is not None else None,
             members=tuple(d.record.trial for d in members),
             theta=tuple(update.theta.tolist()),
             space=chain.space.fingerprint,
         )
 
-    def _model(
+    def _fit_model(
         self,
-        study: Study,
-        chain: Chain,
+        known: _Known,
         opener: int,
+        chain: Chain,
         parent: Record | None,
         members: Sequence[Draw],
         settings: UpdateSettings,
-    ) -> Model | None:
-        """Return the model behind a generation, if its draws are to follow one."""
+    ) -> None:
+        """Know the model behind a generation; None if its draws follow none."""
         if settings.estimator != "surrogate":
-            return None
-        known = self._known(study)
-        if known.model_of != opener:
+            known.model_of = known.model = None
+        elif known.model_of != opener:
             known.model_of = opener
             known.model = fit_model(chain.space, parent, members, known.ledger, settings)
             if known.model is None:
                 self.warn_once(
                     "no model",
-                    "No model can be fitted to the losses so far: theta takes the paper's Newton "
+                    "No model can be fitted to the losses so far. Theta takes the paper's Newton "
                     "step instead, and trials are drawn from p_theta.",
                 )
-        return known.model
 
     def warn_once(self, topic: str, message: str) -> None:
-        """Warn, but not twice of one topic."""
+        """Warn, but only once per topic."""
         if topic not in self._warned:
             self._warned.add(topic)
             warnings.warn(message, stacklevel=2)
 
 
-def _sample(
-    chain: Chain,
-    generation: int,
-    theta: FloatArray,
-    model: Model | None,
-    request: Request,
-) -> FloatArray:
-    rng = keyed_rng(request.key.seed, 1, generation, request.key.number)
-    if model is None:
-        return chain.space.sample(theta, rng)
-    return propose(theta, model, request.pending, request.failed, generation, rng)
-
-
 def _later_release(study: Study, number: int) -> str:
     return (
         f"Study {study.study_name!r} was searched by a later release of optuna_s2e (trial "
-        f"{number}): go on with that release."
+        f"{number}). Go on with that release."
     )
 
 

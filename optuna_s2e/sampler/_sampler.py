@@ -1,7 +1,7 @@
-"""The Optuna sampler: trials that are asked for one by one, by any number of workers.
+"""`S2ESampler`: Optuna's interface to the engine, for trials that are asked for one at a time.
 
-It knows Optuna's interface and what a thread has been asked; what is drawn, and what of the
-study decides it, is in `drawing.py`.
+The engine (`_engine.py`) decides what is drawn. The sampler knows Optuna's interface, the
+arguments that users give, and which trial a thread samples.
 """
 
 from __future__ import annotations
@@ -11,27 +11,26 @@ from collections.abc import Sequence
 from numbers import Integral
 from typing import Any, NamedTuple
 
-import numpy as np
 from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
 from optuna_s2e import _optuna
-from optuna_s2e._attributes import DRAW_KEY, FAILURE_KEY, FIXED_PARAMS_KEY
-from optuna_s2e.distributions import Key, draw_independent
+from optuna_s2e._attributes import FAILURE_KEY
+from optuna_s2e.distributions import draw_independent
 from optuna_s2e.estimators import resolve
-from optuna_s2e.history import Chain, Record, State, own_record
-from optuna_s2e.sampler._engine import Drawing, Request
+from optuna_s2e.history import Chain, State
+from optuna_s2e.sampler._engine import Engine
+from optuna_s2e.sampler._request import Drawn, Request
 
 
-class _Asked(NamedTuple):
-    """What this thread knows of the trial that it samples."""
+class _Current(NamedTuple):
+    """The trial that this thread samples."""
 
-    storage_and_trial: tuple[int, int]
-    key: Key
-    state: State | None = None  # read by infer_relative_search_space for sample_relative
-    chain: Chain | None = None  # whose head the trial was drawn from; None in generation 0
+    identity: tuple[int, int]  # of its storage and of the trial
+    state: State | None = None  # as infer_relative_search_space read it for sample_relative
+    drawn: Drawn | None = None  # as sample_relative drew it for sample_independent
 
 
 class S2ESampler(BaseSampler):
@@ -135,7 +134,7 @@ class S2ESampler(BaseSampler):
             if isinstance(seed, bool) or not isinstance(seed, Integral) or seed < 0:
                 raise ValueError(f"seed must be a non-negative int or None, but got {seed!r}.")
             seed = int(seed)
-        self.drawing = Drawing(  # optimize_batch draws with it, too
+        self._engine = Engine(
             resolve({name: value for name, value in asked.items() if value is not None}),
             consider_pruned=bool(consider_pruned_trials),
             seed=seed,
@@ -153,17 +152,17 @@ class S2ESampler(BaseSampler):
         self._local = threading.local()
 
     def __str__(self) -> str:
-        return f"S2ESampler({self.drawing.estimator}, K={self.population_size})"
+        return f"S2ESampler({self._engine.estimator}, K={self.population_size})"
 
     @property
     def population_size(self) -> int:
         """K, completed draws per update."""
-        return self.drawing.population_size
+        return self._engine.population_size
 
     @property
     def settings(self) -> dict[str, Any]:
         """All that theta depends on besides the space, ready for JSON; without the seed."""
-        return self.drawing.settings
+        return self._engine.settings
 
     def check(self, study: Study) -> None:
         """Raise now, rather than in the first trial, if the study has other settings.
@@ -174,8 +173,7 @@ class S2ESampler(BaseSampler):
             ValueError: As when sampling.
         """
         self._raise_error_if_multi_objective(study)
-        with self.drawing.lock:
-            self.drawing.check(study)
+        self._engine.check(study)
 
     def reseed_rng(self) -> None:
         """Do nothing to the draws: they are keyed, not carried. Reseed the inner sampler."""
@@ -192,9 +190,8 @@ class S2ESampler(BaseSampler):
     ) -> dict[str, BaseDistribution]:
         """Return the parameters that theta describes; none while that is not known."""
         self._raise_error_if_multi_objective(study)
-        with self.drawing.lock:
-            state = self.drawing.state(study, trial)
-        self._local.asked = _Asked(_identity(study, trial), self._key(study, trial), state)
+        state = self._engine.state(study, trial)
+        self._local.current = _Current(_identity(study, trial), state=state)
         return dict(state.chain.space.distributions) if state.chain is not None else {}
 
     def sample_relative(
@@ -202,26 +199,14 @@ class S2ESampler(BaseSampler):
     ) -> dict[str, Any]:
         """Draw the trial's point and record it."""
         self._raise_error_if_multi_objective(study)
-        asked = getattr(self._local, "asked", None)
-        if asked is None or asked.storage_and_trial != _identity(study, trial):
-            asked = _Asked(_identity(study, trial), self._key(study, trial), None)
-        attrs = _optuna.system_attrs(study, trial)
-        record = own_record(attrs, trial)  # a retry has one, and keeps its point
-        drawn: dict[str, Any] = {}
-        with self.drawing.lock:
-            state = asked.state if asked.state is not None else self.drawing.state(study, trial)
-            if record is None:
-                record, drawn = self._draw(study, trial, state, asked.key)
-            elif state.chain is not None and len(record.x or ()) == len(state.chain.space.names):
-                drawn = state.chain.space.decode(np.array(record.x))
-        if DRAW_KEY not in attrs and FIXED_PARAMS_KEY not in attrs:  # enqueued: no draw
-            _optuna.set_system_attr(study, trial, DRAW_KEY, record.to_attr())
-        seed = asked.key.seed if record.seed is None else record.seed
-        key = Key(seed, record.key)
-        chain = state.chain if record.generation > 0 else None
-        self._local.asked = _Asked(asked.storage_and_trial, key, chain=chain)
+        current = self._current(study, trial)
+        drawn = self._engine.next(study, Request(trial, state=current.state))
+        assert drawn is not None  # a trial that is asked for alone is always drawn
+        self._local.current = current._replace(state=None, drawn=drawn)
         return {
-            name: drawn[name] if name in drawn else draw_independent(key, name, distribution)
+            name: drawn.params[name]
+            if name in drawn.params
+            else draw_independent(drawn.key, name, distribution)
             for name, distribution in search_space.items()
         }
 
@@ -234,14 +219,14 @@ class S2ESampler(BaseSampler):
     ) -> Any:
         """Draw one parameter uniformly: all of generation 0, and what theta does not describe."""
         self._raise_error_if_multi_objective(study)
-        asked = self._asked(study, trial)
-        if asked.chain is not None:
-            self._warn_outside_theta(asked.chain, trial, param_name, param_distribution)
+        drawn = self._current(study, trial).drawn or self._engine.recall(study, trial)
+        if drawn.chain is not None:
+            self._warn_outside_theta(drawn.chain, trial, param_name, param_distribution)
             if self.independent_sampler is not None:
                 return self.independent_sampler.sample_independent(
                     study, trial, param_name, param_distribution
                 )
-        return draw_independent(asked.key, param_name, param_distribution)
+        return draw_independent(drawn.key, param_name, param_distribution)
 
     def after_trial(
         self,
@@ -254,49 +239,16 @@ class S2ESampler(BaseSampler):
         if self.independent_sampler is not None:
             self.independent_sampler.after_trial(study, trial, state, values)
         if getattr(trial, "constraints", None):  # an attribute since Optuna 5
-            self.drawing.warn_once("constraints", "S2ESampler does not use constraints.")
+            self._engine.warn_once("constraints", "S2ESampler does not use constraints.")
         if state == TrialState.FAIL and FAILURE_KEY not in trial.system_attrs:
             self._warn_after_failures(study)
-        self._local.asked = None
+        self._local.current = None
 
-    def _key(self, study: Study, trial: FrozenTrial) -> Key:
-        return Key(self.drawing.seed_of(study), trial.number)
-
-    def _asked(self, study: Study, trial: FrozenTrial) -> _Asked:
-        """Return what this thread knows of a trial, or what the trial's record says."""
-        asked: _Asked | None = getattr(self._local, "asked", None)
-        if asked is not None and asked.storage_and_trial == _identity(study, trial):
-            return asked
-        key = self._key(study, trial)
-        record = own_record(_optuna.system_attrs(study, trial), trial)
-        if record is None:
-            return _Asked(_identity(study, trial), key)
-        key = Key(key.seed if record.seed is None else record.seed, record.key)
-        if record.generation == 0:
-            return _Asked(_identity(study, trial), key)
-        with self.drawing.lock:
-            return _Asked(
-                _identity(study, trial), key, chain=self.drawing.state(study, trial).chain
-            )
-
-    def _draw(
-        self, study: Study, trial: FrozenTrial, state: State, key: Key
-    ) -> tuple[Record, dict[str, Any]]:
-        """Join the head's generation or open the next; return the record and the parameters."""
-        drawing, chain = self.drawing, state.chain
-        settings, ledger = drawing.settings_of(study, state), drawing.ledger(study)
-        opens = chain is not None and len(state.pool) >= self.population_size
-        if chain is None or not (opens or chain.head):
-            return Record(trial.number, 0, seed=key.seed, settings=settings), {}
-        if not opens and chain.head is not None:
-            request = Request(trial.number, key, ledger.pending(chain), ledger.failed(chain))
-            record = drawing.join(study, chain, chain.head, request)
-        else:
-            members = state.pool[: self.population_size]
-            pending = ledger.pending(chain, members)
-            request = Request(trial.number, key, pending, ledger.failed(chain))
-            record = drawing.open(study, chain, members, settings, request)
-        return record, chain.space.decode(np.array(record.x))
+    def _current(self, study: Study, trial: FrozenTrial) -> _Current:
+        """Return what this thread knows of a trial: nothing, if it samples another one."""
+        current: _Current | None = getattr(self._local, "current", None)
+        identity = _identity(study, trial)
+        return current if current and current.identity == identity else _Current(identity)
 
     def _warn_outside_theta(
         self, chain: Chain, trial: FrozenTrial, name: str, distribution: BaseDistribution
@@ -310,7 +262,7 @@ class S2ESampler(BaseSampler):
             else f"theta describes it as {searched}, it is now {distribution}, and trials with "
             "another range do not count as draws"
         )
-        self.drawing.warn_once(
+        self._engine.warn_once(
             f"independent {name}",
             f"The parameter {name!r} in trial {trial.number} is drawn independently of theta: "
             f"{reason}. Silence this with S2ESampler(warn_independent_sampling=False).",
@@ -321,7 +273,7 @@ class S2ESampler(BaseSampler):
         finished = [t for t in _optuna.all_trials(study) if t.state.is_finished()]
         failed = finished[-(k - 1) :] if k > 1 else []
         if len(failed) == k - 1 and all(t.state == TrialState.FAIL for t in failed):
-            self.drawing.warn_once(
+            self._engine.warn_once(
                 "failures",
                 f"{k} trials in a row have failed. Failed trials do not count, so the search "
                 "stands still while they go on.",
@@ -330,3 +282,8 @@ class S2ESampler(BaseSampler):
 
 def _identity(study: Study, trial: FrozenTrial) -> tuple[int, int]:
     return id(_optuna.storage_of(study)), _optuna.trial_id(trial)
+
+
+def engine_of(sampler: S2ESampler) -> Engine:
+    """Return the engine of a sampler, for `optimize_batch`, which draws with it, too."""
+    return sampler._engine

@@ -24,6 +24,7 @@ from optuna_s2e.analysis._status import verify
 from optuna_s2e.distributions._search_space import SearchSpace
 from optuna_s2e.estimators import surrogate_newton
 from optuna_s2e.estimators.settings import resolve
+from optuna_s2e.sampler import engine_of
 from optuna_s2e.surrogate import _acquisition, propose
 
 T = 40
@@ -193,7 +194,7 @@ def test_losses_that_allow_no_model_fall_back_on_the_papers_step_with_one_warnin
 def test_the_model_of_a_long_study_is_bounded_and_remembers_the_beginning() -> None:
     study = searched(to_target, n_trials=260, population_size=20)
     assert len(generations(study)) == 13
-    known = study.sampler.drawing._known(study)  # type: ignore[attr-defined]
+    known = engine_of(study.sampler)._known(study)  # type: ignore[attr-defined]
     assert len(known.model.gp.features) == 200
 
 

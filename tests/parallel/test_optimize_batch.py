@@ -941,9 +941,9 @@ def test_nested_calls_are_refused() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"n_trials": 0}, "n_trials must be a positive int"),
+        ({"n_trials": 0}, "n_trials must be an int of at least 1, but got 0"),
         ({"batch_size": 3}, "batch_size must be the sampler's population_size, 4, but got 3"),
-        ({"max_attempts": 0}, "max_attempts must be in"),
+        ({"max_attempts": 0}, "max_attempts must be an int in \\[1, 1000\\], but got 0"),
         ({"executor": 3}, "executor must have a method submit"),
     ],
 )
