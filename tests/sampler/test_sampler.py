@@ -503,7 +503,7 @@ def test_search_that_stands_still_says_why(objective: Any, fixed: Any, message: 
     if fixed:
         study.sampler = PartialFixedSampler(fixed, study.sampler)
     with pytest.warns(
-        UserWarning, match=f"(?s)stands still. The last one does not count because {message}"
+        UserWarning, match=f"(?s)stands still. The last one does not count because .*{message}"
     ) as w:
         study.optimize(objective, n_trials=3 * K)
     assert len(w) == 1
