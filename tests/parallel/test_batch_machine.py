@@ -13,11 +13,11 @@ from typing import Any
 
 import optuna
 import pytest
+from batches import Dead, DyingStorage, assert_sound
 from hypothesis import Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 from optuna.trial import Trial, TrialState
-from test_optimize_batch import Dead, DyingStorage, assert_sound
 
 from optuna_s2e import S2ESampler, generations, optimize_batch
 from optuna_s2e._attributes import DRAW_KEY

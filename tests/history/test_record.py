@@ -1,0 +1,124 @@
+"""Records: what one trial says of its draw, both ways."""
+
+from typing import Any
+
+import pytest
+from optuna.trial import FrozenTrial, TrialState, create_trial
+
+from optuna_s2e._attributes import DRAW_KEY, FAILED_TRIAL_KEY, FAILURE_KEY, RETRY_HISTORY_KEY
+from optuna_s2e.estimators import UpdateSettings
+from optuna_s2e.history import (
+    Record,
+    Rules,
+    Slot,
+    failed_by_objective,
+    join_settings,
+    own_record,
+    split_settings,
+)
+
+SETTINGS = join_settings(UpdateSettings(), False)
+RECORDS = {
+    "uniform": Record(3, 0, seed=7, settings=SETTINGS),
+    "uniform slot": Record(3, 0, seed=7, settings=SETTINGS, slot=5, attempt=2),
+    "joins": Record(9, 2, opener=8, x=(0.25, 1.0)),
+    "opens": Record(
+        8, 2, settings=SETTINGS, opener=8, x=(0.25, 1.0), parent=4, members=(5, 7, 6),
+        theta=(1.0, 2.5, 1.0), space="0123456789abcdef",
+    ),
+    "opens slot": Record(
+        8, 1, settings=SETTINGS, opener=8, x=(0.5,), members=(5, 7), theta=(1.0, 2.5),
+        space="0123456789abcdef", slot=6,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("record", RECORDS.values(), ids=RECORDS.keys())
+def test_records_survive_the_way_through_their_attribute(record: Record) -> None:
+    assert Record.from_attr(record.to_attr()) == record
+    assert None not in record.to_attr().values() or record.generation == 1
+
+
+@pytest.mark.parametrize("record", RECORDS.values(), ids=RECORDS.keys())
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"v": 2}, {"trial": -1}, {"trial": True}, {"generation": "0"}, {"slot": -1},
+        {"slot": "x"}, {"attempt": 10**6}, {"attempt": None},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_damaged_attributes_are_no_records(record: Record, wrong: dict[str, Any]) -> None:
+    assert Record.from_attr(record.to_attr() | wrong) is None
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"opener": 7}, {"parent": None}, {"members": []}, {"members": [5, 5]}, {"theta": []},
+        {"theta": [0.5, 1.0, 1.0]}, {"theta": [1.0, 101.0, 1.0]}, {"space": 3},
+        {"settings": {"population_size": 6}}, {"x": ["a"]}, {"x": [10**400]},
+    ],
+    ids=lambda wrong: str(wrong)[:40],
+)  # fmt: skip
+def test_damaged_openers_are_no_records(wrong: dict[str, Any]) -> None:
+    assert Record.from_attr(RECORDS["opens"].to_attr() | wrong) is None
+
+
+@pytest.mark.parametrize("attr", [None, 3, "x", [], {}])
+def test_other_attributes_are_no_records(attr: Any) -> None:
+    assert Record.from_attr(attr) is None
+
+
+def test_settings_survive_the_way_through_a_record() -> None:
+    settings = UpdateSettings(population_size=9, theta_bounds=(0.5, 50.0))
+    assert split_settings(join_settings(settings, True)) == (settings, True)
+    with pytest.raises(ValueError, match="consider_pruned_trials must be a bool"):
+        split_settings(settings.to_dict())
+    with pytest.raises(TypeError):
+        split_settings(join_settings(settings, True) | {"unknown": 1})
+
+
+def test_a_slot_is_keyed_by_its_number_at_first_and_apart_from_all_others_later() -> None:
+    assert Slot(17, 0).key == 17
+    slots = [Slot(number, attempt) for number in (0, 1, 10**9) for attempt in (0, 1, 999)]
+    assert len({slot.key for slot in slots}) == len(slots)
+    assert RECORDS["uniform slot"].key == Slot(5, 2).key
+    assert RECORDS["uniform"].key == 3
+
+
+def trial_with(number: int, **attrs: Any) -> FrozenTrial:
+    trial = create_trial(value=0.0, system_attrs=attrs)
+    trial.number = number
+    return trial
+
+
+def test_a_copied_record_is_not_its_trials_own_but_a_retry_has_that_of_its_first_try() -> None:
+    attr = RECORDS["uniform"].to_attr()  # of trial 3
+    for attrs, number, own in [
+        ({}, 3, True),
+        ({}, 4, False),
+        ({FAILED_TRIAL_KEY: 3}, 4, True),
+        ({FAILED_TRIAL_KEY: 2}, 4, False),
+        ({FAILED_TRIAL_KEY: 4, RETRY_HISTORY_KEY: [3, 4]}, 5, True),
+    ]:
+        trial = trial_with(number, **{DRAW_KEY: attr, **attrs})
+        assert (own_record(trial.system_attrs, trial) is not None) == own
+
+
+def test_only_failures_of_the_objective_are_its_own() -> None:
+    for by, state, own in [
+        ("objective", TrialState.FAIL, True),
+        ("machine", TrialState.FAIL, False),
+        ("objective", TrialState.RUNNING, False),
+    ]:
+        trial = create_trial(state=state, system_attrs={FAILURE_KEY: {"by": by, "reason": "r"}})
+        assert failed_by_objective(trial) == own
+
+
+def test_losses_are_minimised_and_a_pruned_trial_without_report_is_the_worst() -> None:
+    best, none = create_trial(value=2.0), create_trial(state=TrialState.PRUNED)
+    assert Rules().loss(best) == 2.0
+    assert Rules(maximize=True).loss(best) == -2.0
+    assert Rules(maximize=True).loss(none) == Rules().loss(none) == float("inf")
+    assert [Rules(consider_pruned=c).counts(none) for c in (False, True)] == [False, True]

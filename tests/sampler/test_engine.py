@@ -1,0 +1,254 @@
+"""The engine: refused and adopted changes, forks, several studies, SQL per trial."""
+
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+import sqlalchemy
+from optuna.samplers import PartialFixedSampler, RandomSampler
+from searches import K, assert_replays, make_study, params, quadratic, record, schedule_objective
+
+from optuna_s2e import S2ESampler, generations
+from optuna_s2e._attributes import DRAW_KEY
+from optuna_s2e.sampler import engine_of
+
+
+def drop_parameters(trial: optuna.Trial) -> float:
+    return trial.suggest_float("other", 0, 1)
+
+
+def widen(trial: optuna.Trial) -> float:
+    return sum(trial.suggest_float(f"x{i}", 0, 3) for i in range(3))
+
+
+@pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
+@pytest.mark.parametrize(
+    ("objective", "fixed", "message"),
+    [
+        (widen, {}, "parameter 'x0' is FloatDistribution.*high=3.*theta describes.*high=1"),
+        (drop_parameters, {}, "has none of the parameters"),
+        (quadratic, {"x1": 0.9}, "parameter 'x1' was set by someone else"),
+    ],
+)
+def test_search_that_stands_still_says_why(objective: Any, fixed: Any, message: str) -> None:
+    study = make_study(warn_independent_sampling=False)
+    study.optimize(quadratic, n_trials=2 * K + 1)
+    if fixed:
+        study.sampler = PartialFixedSampler(fixed, study.sampler)
+    with pytest.warns(
+        UserWarning, match=f"(?s)stands still. The last one does not count because .*{message}"
+    ) as w:
+        study.optimize(objective, n_trials=3 * K)
+    assert len(w) == 1
+    assert "on_config_change" in str(w[0].message)
+
+
+def test_one_sampler_serves_two_studies_of_one_storage() -> None:
+    storage, sampler = optuna.storages.InMemoryStorage(), S2ESampler(population_size=K, seed=0)
+    studies = [optuna.create_study(storage=storage, sampler=sampler) for _ in range(2)]
+    for _ in range(2 * K + 1):
+        for study in studies:
+            study.optimize(quadratic, n_trials=1)
+    assert params(studies[0]) == params(studies[1])
+    for study in studies:
+        assert_replays(study)
+
+
+def test_study_made_anew_under_the_same_identifier_is_read_anew(tmp_path: Path) -> None:
+    storage = optuna.storages.RDBStorage(f"sqlite:///{tmp_path}/s.db")
+    sampler = S2ESampler(population_size=K, seed=0)
+    for _ in range(2):
+        study = optuna.create_study(study_name="s", storage=storage, sampler=sampler)
+        study.optimize(quadratic, n_trials=2 * K + 1)
+        assert len(generations(study)) == 3
+        assert_replays(study)
+        optuna.delete_study(study_name="s", storage=storage)
+
+
+@pytest.mark.parametrize("n_before", [2, 2 * K + 1])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"population_size": 5}, "population_size is 5, was 4"),
+        ({"estimator": "newton"}, "estimator is 'newton', was 'surrogate'"),
+        ({"step_size": 0.5}, "step_size is 0.5, was 1.0"),
+        ({"reuse": 0}, "reuse is 0, was 1000"),
+        ({"max_kl": 2.0}, "max_kl is 2.0, was 1.0"),
+        ({"theta_bounds": (1.0, 50.0)}, r"theta_bounds is \[1.0, 50.0\], was \[1.0, 100.0\]"),
+        ({"consider_pruned_trials": True}, "consider_pruned_trials is True, was False"),
+    ],
+)
+def test_other_settings_are_refused(n_before: int, change: dict[str, Any], message: str) -> None:
+    study = make_study()
+    study.optimize(quadratic, n_trials=n_before)
+    study.sampler = S2ESampler(**({"population_size": K, "seed": 0} | change))
+    with pytest.raises(ValueError, match=message) as caught:
+        study.optimize(quadratic, n_trials=1)
+    assert 'on_config_change="adopt"' in str(caught.value)
+    assert "\n" not in str(caught.value)
+    study.sampler = S2ESampler(population_size=K, seed=99)  # another seed is no change
+    study.optimize(quadratic, n_trials=2 * K)
+    assert_replays(study)
+
+
+@pytest.mark.parametrize("n_before", [2, 2 * K + 1])
+def test_other_settings_are_adopted_from_the_next_generation_on(n_before: int) -> None:
+    study = make_study()
+    study.optimize(quadratic, n_trials=n_before)
+    before = [g.members for g in generations(study)]
+    change = {"population_size": 6, "estimator": "newton", "on_config_change": "adopt"}
+    study.sampler = S2ESampler(seed=0, **change)  # type: ignore[arg-type]
+    study.optimize(quadratic, n_trials=14)
+    after = [g.members for g in generations(study)]
+    assert after[: len(before)] == before
+    assert [len(m) for m in after[len(before) :]] == [6, 6]
+    assert_replays(study)
+    study.sampler = S2ESampler(population_size=6, estimator="newton", seed=0)
+    study.optimize(quadratic, n_trials=1)  # in force now
+
+
+@pytest.mark.parametrize("other", [(9, "table1"), (8, "eq1")])
+@pytest.mark.parametrize("n_before", [1, 2 * K + 1])
+def test_other_schedule_space_is_refused_or_starts_anew(other: Any, n_before: int) -> None:
+    study = make_study()
+    study.optimize(schedule_objective(8, "table1"), n_trials=n_before)
+    with pytest.raises(ValueError, match=r"R\.n_epochs.*but study.*R\.table1': 1"):
+        study.optimize(schedule_objective(*other), n_trials=1)
+    study.sampler = S2ESampler(population_size=K, seed=0, on_config_change="adopt")
+    study.optimize(schedule_objective(*other), n_trials=2 * K + 1)
+    study.sampler = S2ESampler(population_size=K, seed=0)
+    study.optimize(schedule_objective(*other), n_trials=1)  # in force now
+    gs = generations(study)
+    first = len(study.trials) - 2 * K - 2
+    assert [g.members for g in gs][1:] == [
+        tuple(range(first, first + K)),
+        tuple(range(first + K, first + 2 * K)),
+    ]
+    assert gs[0].theta.shape == ((36,) if other[1] == "table1" else (6,))
+    assert_replays(study)
+
+
+def test_other_range_starts_anew_when_adopted() -> None:
+    def objective(high: float) -> Any:
+        return lambda trial: trial.suggest_float("x", 0, high)
+
+    study = make_study(on_config_change="adopt", warn_independent_sampling=False)
+    study.optimize(objective(1), n_trials=2 * K + 1)
+    study.optimize(objective(3), n_trials=4 * K)
+    assert_replays(study)
+    last = generations(study)
+    assert len(last) >= 3
+    assert min(last[1].members) > 2 * K
+    assert all(study.trials[n].distributions["x"].high == 3 for n in last[-1].trials)  # type: ignore[attr-defined]
+
+
+def test_study_of_a_later_release_is_refused_or_warned_about() -> None:
+    study = make_study()
+    study.optimize(quadratic, n_trials=K)
+    trials = study.trials
+    trials[2].system_attrs[DRAW_KEY] = record(trials[2]) | {"v": 2}
+    later = optuna.create_study(study_name="later")
+    later.add_trials(trials)
+    later.sampler = S2ESampler(population_size=K, seed=0)
+    message = r"Study 'later' was searched by a later release of optuna_s2e \(trial 2\)"
+    with pytest.raises(ValueError, match=message):
+        later.sampler.check(later)
+    with pytest.warns(UserWarning, match=message) as caught:
+        later.optimize(quadratic, n_trials=3)
+    assert len(caught) == 1
+
+
+def test_ledger_keeps_one_chain_of_a_space() -> None:
+    study = make_study()
+    study.optimize(quadratic, n_trials=10 * K)
+    assert len(engine_of(study.sampler)._known(study).ledger._chains) == 1  # type: ignore[attr-defined]
+
+
+def test_trial_that_began_in_generation_0_ends_in_it() -> None:
+    study = make_study(independent_sampler=RandomSampler(seed=5))
+    early = study.ask()
+    early.suggest_float("x0", 0, 1)
+    study.optimize(quadratic, n_trials=K + 1)  # opens generation 1 in between
+    value = sum((early.suggest_float(f"x{i}", 0, 1) - 0.3) ** 2 for i in range(3))
+    study.tell(early, value)
+    study.optimize(quadratic, n_trials=K)
+    assert 0 in generations(study)[2].members
+    assert_replays(study)
+
+
+def test_study_made_anew_with_the_other_direction(tmp_path: Path) -> None:
+    storage = optuna.storages.get_storage(f"sqlite:///{tmp_path}/s.db")
+    sampler = S2ESampler(population_size=K, seed=0)
+    for direction, sign in (("minimize", 1), ("maximize", -1)):
+        study = optuna.create_study(
+            study_name="s", storage=storage, sampler=sampler, direction=direction
+        )
+        study.optimize(lambda t, s=sign: s * quadratic(t), n_trials=3 * K)  # type: ignore[misc]
+        assert_replays(study)
+        optuna.delete_study(study_name="s", storage=storage)
+
+
+def test_two_workers_that_open_at_once_make_a_harmless_fork() -> None:
+    storage = optuna.storages.InMemoryStorage()
+    optuna.create_study(study_name="s", storage=storage)
+    a, b = (
+        optuna.load_study(
+            study_name="s", storage=storage, sampler=S2ESampler(population_size=K, seed=0)
+        )
+        for _ in range(2)
+    )
+    a.optimize(quadratic, n_trials=K)
+    first, second = a.ask(), b.ask()
+    for study, trial in ((a, first), (b, second)):  # both read before either writes
+        frozen = study._storage.get_trial(trial._trial_id)
+        trial.relative_search_space = study.sampler.infer_relative_search_space(study, frozen)
+    for study, trial in ((b, second), (a, first)):
+        frozen = study._storage.get_trial(trial._trial_id)
+        assert trial.relative_search_space is not None
+        trial._relative_params = study.sampler.sample_relative(
+            study, frozen, trial.relative_search_space
+        )
+    for study, trial in ((b, second), (a, first)):
+        study.tell(trial, quadratic(trial))
+    a.optimize(quadratic, n_trials=2 * K)
+    openers = [t.number for t in a.trials if "theta" in (record(t) or {})]
+    assert openers[:2] == [K, K + 1]
+    assert generations(a)[1].opener == K
+    assert_replays(a)
+    members = [n for g in generations(a) for n in g.members]
+    assert {K, K + 1} <= set(members)  # the fork's draw counts, too
+
+
+def statements_of_one_trial(study: optuna.Study) -> list[str]:
+    """Run one trial; return its SQL statements, and COMMIT for each commit."""
+    statements: list[str] = []
+    engine = study._storage._backend.engine  # type: ignore[attr-defined]
+
+    def executed(connection: Any, cursor: Any, statement: str, *_: Any) -> None:
+        statements.append(statement)
+
+    def committed(connection: Any) -> None:
+        statements.append("COMMIT")
+
+    sqlalchemy.event.listen(engine, "before_cursor_execute", executed)
+    sqlalchemy.event.listen(engine, "commit", committed)
+    study.optimize(quadratic, n_trials=1)
+    sqlalchemy.event.remove(engine, "before_cursor_execute", executed)
+    sqlalchemy.event.remove(engine, "commit", committed)
+    return statements
+
+
+def test_sql_per_trial_is_bounded_and_does_not_grow(tmp_path: Path) -> None:
+    counts: dict[str, list[tuple[int, int]]] = {}
+    for sampler in (RandomSampler(seed=0), S2ESampler(population_size=K, seed=0)):
+        name = type(sampler).__name__
+        study = optuna.create_study(storage=f"sqlite:///{tmp_path}/{name}.db", sampler=sampler)
+        for n_before in (2 * K + 1, 10 * K + 1):
+            study.optimize(quadratic, n_trials=n_before - len(study.trials))
+            statements = statements_of_one_trial(study)
+            counts.setdefault(name, []).append((len(statements), statements.count("COMMIT")))
+    (random, _), (early, late) = counts["RandomSampler"], counts["S2ESampler"]
+    assert early == late
+    assert early[0] - early[1] <= random[0] - random[1] + 18  # statements
+    assert early[1] <= random[1] + 4  # commits
