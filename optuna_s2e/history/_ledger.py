@@ -4,10 +4,10 @@ Notation
     chain       the openers from generation 1 to the head
     pool        completed draws that are not yet members on the chain, oldest first
 
-Nothing here is state: a ledger can be made anew from the trials at any time. The rules
-(docs/architecture.md): the head is the opener with the largest generation, ties to the lowest
-number; K completed draws in the pool, whatever theta they were drawn from, open the next
-generation; members are taken in the order (time of completion, number).
+Nothing here is state: a ledger can be made anew from the trials at any time. These are the rules
+(docs/architecture.md). The head is the opener with the largest generation; the lowest number wins
+a tie. K completed draws in the pool open the next generation, whatever theta they were drawn from.
+Members are taken in the order (time of completion, number).
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Chain:
         space: The searched parameters.
         openers: Records of the openers, generation 1 first; empty in generation 0.
         members: Numbers of all members on the chain.
-        n_counted: How many of them count by the rules of the reader, normally all.
+        n_counted: Number of members that count by the rules of the reader, normally all.
     """
 
     space: SearchSpace
@@ -73,8 +73,8 @@ class State(NamedTuple):
     Attributes:
         chain: The chain to go on with; None while no space is known (generation 0).
         pool: Completed draws that the next update may use, in the order of membership.
-        left_behind: If none of the last K completed draws is from the chain's space, why the
-            last one is not.
+        left_behind: Why the last completed draw is not from the chain's space, if none of the
+            last K is. None otherwise.
     """
 
     chain: Chain | None
@@ -86,9 +86,9 @@ def space_of(members: Sequence[Draw], *, conditional: bool = True) -> SearchSpac
     """Return the space of a first generation: the parameters that its members were drawn with.
 
     Args:
-        members: Completed draws of generation 0. Only parameters that were drawn count; one that
-            is fixed by `PartialFixedSampler` is none.
-        conditional: Whether parameters that not all of them have count, as they do in searches
+        members: Completed draws of generation 0. Only parameters that were drawn count; a
+            parameter that `PartialFixedSampler` fixes was not.
+        conditional: Whether parameters that only some members have count, as they do in searches
             that start with this release.
     """
     tags = members[0].tags
@@ -102,10 +102,10 @@ def space_of(members: Sequence[Draw], *, conditional: bool = True) -> SearchSpac
 
 
 def locate(draw: Draw, space: SearchSpace, openers: Mapping[int, Record]) -> FloatArray | str:
-    """Return the coordinates x (d,) of a draw from a space, or why it is none.
+    """Return the coordinates x (d,) of a draw from a space, or why it is not from that space.
 
-    A parameter of the space that the objective did not ask for (another branch) was drawn all
-    the same, and counts.
+    A parameter of the space that the objective did not ask for (another branch) was drawn, too,
+    and counts.
     """
     trial, record = draw.trial, draw.record
     if draw.tags != space.tags:
@@ -153,8 +153,9 @@ class Ledger:
 
     Attributes:
         rules: Direction, and what counts.
-        draws: Draws by the trial number in their record. If two trials carry the same record (a
-            retry, a copied database), the first one that completed counts, else the last.
+        draws: Draws by the trial number in their record. If two trials have the same record (a
+            retry, a copied database), the first one that completed counts. If none completed,
+            the last one counts.
         completed: The draws whose values count, in the order of membership.
         openers: Records of the valid openers by trial number.
         used: Numbers of the members of all valid openers, whichever chain they are on.
@@ -188,7 +189,7 @@ class Ledger:
         self._last_finished: FrozenTrial | None = None
 
     def read(self, trials: Sequence[FrozenTrial]) -> Ledger:
-        """Take in all trials of the study, by number; returns itself."""
+        """Read all trials of the study, ordered by number, and return the ledger."""
         last = self._last_finished
         if last is not None and not (
             len(trials) >= self._n_seen
@@ -230,10 +231,10 @@ class Ledger:
             insort(self.completed, draw, key=lambda d: d.membership_order)
 
     def _validate_openers(self) -> None:
-        """Accept the openers whose parents lead down to generation 1 in the same space.
+        """Accept the openers whose parents lead to generation 1 in the same space.
 
-        Their members must exist. A member that cannot be read (any more) does not stop a search:
-        the recorded theta is the authority; only a replay fails.
+        Their members must exist. A member that cannot be read any more does not stop a search,
+        because the recorded theta is the authority. Only a replay fails.
         """
         for record in sorted(self._claimed.values(), key=lambda r: (r.generation, r.trial)):
             if max(record.members) >= self._n_seen or record.trial in record.members:
@@ -265,23 +266,23 @@ class Ledger:
         return None
 
     def chains(self, tags: Tags) -> Iterator[Chain]:
-        """Yield the chain of each space with these tags, the space opened last first.
+        """Yield the chain of each space with these tags, the newest space first.
 
-        The head is the opener with the largest generation, ties to the lowest number.
+        The head is the opener with the largest generation; the lowest number wins a tie.
         """
         for space in sorted(self._heads, key=lambda s: -self._newest[s]):
             if self._spaces[space].tags == tags:
                 yield self._chain(self._heads[space])
 
     def _lead(self, record: Record) -> None:
-        """Let an opener be the head of its space, if it is ahead of the others."""
+        """Make an opener the head of its space, if it is ahead of the others."""
         head = self._heads.get(record.space)
         if head is None or (record.generation, -record.trial) > (head.generation, -head.trial):
             self._heads[record.space] = record
         self._newest[record.space] = max(self._newest.get(record.space, -1), record.trial)
 
     def _chain(self, head: Record) -> Chain:
-        """Return the chain that leads to a head; the last one of its space is extended."""
+        """Return the chain that leads to a head, by extending the last chain of its space."""
         chain = self._chains.get(head.space, Chain(self._spaces[head.space]))
         known = chain.head
         new: list[Record] = []
@@ -307,7 +308,7 @@ class Ledger:
         return self.openers[record.parent] if record.parent is not None else None
 
     def last_openers(self, head: Record | None, n: int) -> list[Record]:
-        """Return the last n openers that lead to a head, the head included, oldest first."""
+        """Return the last n openers that lead to a head, including the head, oldest first."""
         found: list[Record] = []
         while head is not None and len(found) < n:
             found.append(head)
@@ -318,10 +319,11 @@ class Ledger:
         """Find the head, its chain and the pool.
 
         Args:
-            population_size: K, for the first opening (the parameters that K draws have are its
-                space) and to see whether a chain was left behind.
-            tags: The schedule space that the asking trial names, if any; else the newest draw's.
-            adopt: Leave a chain whose space none of the last K completed draws has.
+            population_size: K. The first generation opens on the parameters of K draws, and a
+                chain is left behind if none of the last K draws is from its space.
+            tags: The schedule space that the asking trial names. The default is that of the
+                newest draw.
+            adopt: Whether to leave a chain that was left behind.
         """
         tags = tags or self.newest_tags
         for chain in self.chains(tags):
@@ -338,7 +340,10 @@ class Ledger:
         return self._first_generation(population_size, tags)
 
     def _unused(self, chain: Chain) -> list[Draw]:
-        """Return the completed draws that are no members, from the end: members are the oldest."""
+        """Return the completed draws that are not members of a chain, in order.
+
+        The members are the oldest draws, so the search starts at the newest.
+        """
         unused: list[Draw] = []
         n_unused = len(self.completed) - chain.n_counted
         for draw in reversed(self.completed):
@@ -349,7 +354,10 @@ class Ledger:
         return unused[::-1]
 
     def _left_behind(self, chain: Chain, population_size: int) -> str | None:
-        """Return why the last K completed draws are not from the chain's space, None if one is."""
+        """Return why the last completed draw is not from the chain's space.
+
+        Return None if one of the last K is.
+        """
         own_tags = (d for d in reversed(self.completed) if d.tags == chain.space.tags)
         last = list(islice(own_tags, population_size))
         if len(last) < population_size:
@@ -365,7 +373,7 @@ class Ledger:
         return first.settings if first is not None else None
 
     def coordinates(self, space: SearchSpace, draw: Draw) -> FloatArray | None:
-        """Return x (d,) of a finished draw from a space; None if it is none."""
+        """Return x (d,) of a finished draw, or None if it is not from this space."""
         x = self._locate(space, draw)
         return None if isinstance(x, str) else x
 
@@ -379,13 +387,14 @@ class Ledger:
         return found
 
     def pending(self, chain: Chain, members: Sequence[Draw] = ()) -> FloatArray:
-        """Return x (P, d) of draws whose losses the model of a generation does not know.
+        """Return x (P, d) of the draws whose losses the model of a generation does not know.
 
-        They still run, or have completed and wait in the pool; the newest `MAX_PENDING` count.
+        These draws still run, or have completed and wait in the pool. Only the newest
+        `MAX_PENDING` are returned.
 
         Args:
             chain: The chain that the generation belongs to, or continues.
-            members: Of a generation that is being opened.
+            members: The members of a generation that is being opened.
         """
         numbers = {*self._unfinished, *(d.record.trial for d in self._unused(chain))}
         numbers -= {d.record.trial for d in members}
@@ -397,23 +406,23 @@ class Ledger:
         return np.array(x, dtype=np.float64).reshape(-1, len(chain.space.names))
 
     def failures(self, newest: int | None = None) -> list[Draw]:
-        """Return the draws that failed, of more than `newest` the last ones that were read."""
+        """Return the draws that failed: all, or the `newest` ones that were read last."""
         numbers = self._failed if newest is None else self._failed[-newest:]
         draws = [self.draws[n] for n in numbers if n in self.draws]
         return [d for d in draws if d.trial.state == TrialState.FAIL]  # a retry may complete
 
     def failed(self, chain: Chain) -> FloatArray:
-        """Return x (F, d) of draws from a chain's space that failed, the newest `MAX_PENDING`."""
+        """Return x (F, d) of the newest `MAX_PENDING` failed draws from a chain's space."""
         return self.located(chain.space, self.failures(MAX_PENDING))
 
     def located(self, space: SearchSpace, draws: Sequence[Draw]) -> FloatArray:
-        """Return x (F, d) of finished draws; those that are none from the space are left out."""
+        """Return x (F, d) of the finished draws that are from the space."""
         found = [self.coordinates(space, d) for d in draws]
         x = [coordinates for coordinates in found if coordinates is not None]
         return np.array(x, dtype=np.float64).reshape(-1, len(space.names))
 
     def damage(self) -> list[str]:
-        """Return what of the records cannot be followed: one line per opener or draw."""
+        """Return one line for each record that cannot be followed."""
         lines = [f"Trial {n} records a theta that does not follow." for n in sorted(self._claimed)]
         lines += [
             f"Trial {d.trial.number} was drawn from a theta that no trial records."

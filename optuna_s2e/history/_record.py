@@ -9,10 +9,10 @@ Notation
     slot        place of a draw in a search by batches (`optimize_batch`): generation m of K has
                 the slots m K .. m K + K - 1
 
-A record names its own trial, so that a copied one is never misread; what does not fit is
-ignored, never repaired. Generation 0 is theta = 1 and needs no opener: its draws are independent
-uniforms, one key per parameter, and are drawn again from the recorded seed. What keys a draw is
-the trial's number, or slot and attempt where there is a slot.
+A record names its own trial, so a copied record is never taken for the draw of another trial.
+Records that do not fit are ignored, never repaired. Generation 0 is theta = 1 and needs no opener:
+its draws are independent and uniform, and each parameter can be drawn again from the recorded
+seed. The key of a draw is the trial's number, or the slot and the attempt in a search by batches.
 """
 
 from __future__ import annotations
@@ -46,19 +46,20 @@ class Record:
     """The validated content of one `s2e:draw` attribute.
 
     Attributes:
-        trial: Number of the trial that was drawn (a retry keeps its first try's record).
+        trial: Number of the trial that was drawn. A retry keeps the record of its first try.
         generation: m, the index of the theta that it was drawn from.
-        slot: Its place in a search by batches, None in any other.
-        attempt: How many draws of this slot have failed before, in [0, MAX_ATTEMPTS).
-        seed: Generation 0 only: the key of its independent draws.
-        settings: What theta depends on, as a dictionary: in full for openers, what was asked for
-            in generation 0, where the space is not known yet.
+        slot: Place of the draw in a search by batches. None in any other search.
+        attempt: Number of draws of this slot that failed before, in [0, MAX_ATTEMPTS).
+        seed: The key of the independent draws. Generation 0 only.
+        settings: What theta depends on besides the draws, as a dictionary. Openers and
+            generation 0 have it.
         opener: Number of the trial that recorded theta_m; None in generation 0.
         x: Coordinates of the draw, (d,); None in generation 0.
-        parent: Openers: number of the opener of generation m - 1; None if that is generation 0.
-        members: Openers: numbers of the trials behind the update, in the order of the update.
-        theta: Openers: theta_m, (n_theta,).
-        space: Openers: fingerprint of the space.
+        parent: Number of the opener of generation m - 1; None in generation 1. Openers only.
+        members: Numbers of the trials whose losses moved theta, in the order of the update.
+            Openers only.
+        theta: theta_m, (n_theta,). Openers only.
+        space: Fingerprint of the space. Openers only.
     """
 
     trial: int
@@ -85,7 +86,7 @@ class Record:
         return self.theta is not None
 
     def to_attr(self) -> dict[str, Any]:
-        """Return the attribute: finite numbers, strings, lists; nothing that does not apply."""
+        """Return the attribute: JSON values, without the fields that do not apply."""
         attr: dict[str, Any] = {"v": VERSION, "trial": self.trial, "generation": self.generation}
         if self.slot is not None:
             attr |= {"slot": self.slot, "attempt": self.attempt}
@@ -104,7 +105,7 @@ class Record:
 
     @classmethod
     def from_attr(cls, attr: Any) -> Record | None:
-        """Read an attribute; None if it is anything but a record of this version."""
+        """Read an attribute. Return None if it is not a record of this version."""
         if not isinstance(attr, dict) or attr.get("v") != VERSION:
             return None
         trial, generation = attr.get("trial"), attr.get("generation")
@@ -179,7 +180,7 @@ def _is_number(value: Any) -> TypeGuard[int]:
 
 
 def _in_box(theta: list[float], settings: Any) -> bool:
-    """Whether recorded settings are known ones and theta keeps within their bounds."""
+    """Say whether this release knows the recorded settings, and theta is within their bounds."""
     if not _are_settings(settings):
         return False
     low, high = settings["theta_bounds"]
@@ -187,7 +188,7 @@ def _in_box(theta: list[float], settings: Any) -> bool:
 
 
 def _are_settings(settings: Any) -> TypeGuard[dict[str, Any]]:
-    """Whether recorded settings are ones that this release knows, and all of them."""
+    """Say whether recorded settings are complete and this release knows all of them."""
     if not isinstance(settings, dict):
         return False
     try:
@@ -239,7 +240,7 @@ class Draw(NamedTuple):
 
 
 def own_record(attrs: Mapping[str, Any], trial: FrozenTrial) -> Record | None:
-    """Return the record that a trial has: its own, or, in a retry, that of its first try.
+    """Return the record of a trial. The record of a retry is that of its first try.
 
     Args:
         attrs: The trial's system attributes, as the storage has them now.
@@ -253,7 +254,7 @@ def own_record(attrs: Mapping[str, Any], trial: FrozenTrial) -> Record | None:
 
 
 def read_draw(trial: FrozenTrial) -> Draw | None:
-    """Read a trial's record; None if it has none, or one that is not its own."""
+    """Read a trial's record. Return None if it has none, or that of another trial."""
     record = own_record(trial.system_attrs, trial)
     if record is None:
         return None
@@ -270,13 +271,13 @@ def is_of_later_release(trial: FrozenTrial) -> bool:
 
 
 def is_retry(attrs: Mapping[str, Any], first: int) -> bool:
-    """Say whether system attributes are those of a retry of this trial (RetryHeartbeat...)."""
+    """Say whether these are the system attributes of a retry of trial `first`."""
     history = attrs.get(RETRY_HISTORY_KEY)
     return attrs.get(FAILED_TRIAL_KEY) == first or (isinstance(history, list) and first in history)
 
 
 def failed_by_objective(trial: FrozenTrial) -> bool:
-    """Say whether a trial of a batch failed because its objective did, not a machine."""
+    """Say whether a trial of a batch failed because of its objective, not of a machine."""
     mark = trial.system_attrs.get(FAILURE_KEY)
     failed = trial.state == TrialState.FAIL
     return failed and isinstance(mark, dict) and mark.get("by") == "objective"
@@ -292,9 +293,9 @@ def read_tags(trial: FrozenTrial) -> dict[str, Any]:
 
 
 def _uniform_coordinates(trial: FrozenTrial, record: Record) -> dict[str, float]:
-    """Draw the parameters of generation 0 again; keep those whose value the trial really has.
+    """Draw the parameters of generation 0 again; return those that the trial really has.
 
-    The others were set by someone else (PartialFixedSampler).
+    Someone else has set the others (`PartialFixedSampler`).
     """
     assert record.seed is not None
     coordinates = {}
@@ -336,7 +337,7 @@ class Rules:
         )
 
     def loss(self, trial: FrozenTrial) -> float:
-        """Return f(x), minimised; the worst for a pruned trial that reported nothing."""
+        """Return f(x), minimised. A pruned trial that reported nothing has the worst value."""
         if trial.value is None or math.isnan(trial.value):
             return math.inf
         return -trial.value if self.maximize else trial.value

@@ -1,10 +1,10 @@
-"""A trial away from its storage: an objective runs anywhere, its driver writes what came of it.
+"""Trials detached from their storage: an objective runs anywhere, its driver writes the outcome.
 
-A `Task` is all that a worker needs: the objective's trial over a study that holds this trial and,
-where a pruner or a sampler compares with them, earlier ones. Nothing of it touches the database:
-reports, attributes and parameters are collected and return as an `Outcome`. So workers may be
-where no database is reachable, a dead worker leaves nothing half written, and what a trial sees
-of the others does not depend on who finishes first.
+A `Task` is all that a worker needs: a trial over a study that holds this trial and, if a pruner or
+a sampler compares with them, earlier ones. Nothing in it touches the database: reports, attributes
+and parameters are collected and come back as an `Outcome`. So a worker needs no access to the
+database, a dead worker leaves nothing half written, and what a trial sees of other trials does not
+depend on who finishes first.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Task:
     """One trial to run, picklable.
 
     Attributes:
-        study: A study over an `OfflineStorage`.
+        study: A study over a `DetachedStorage`.
         trial_id: The trial's identifier in both storages.
         process: The process that made the task.
     """
@@ -49,14 +49,14 @@ class Task:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a trial.
+    """The outcome of a trial.
 
     Attributes:
-        values: What the objective returned; None if it failed or pruned the trial.
-        pruned: Whether it raised `TrialPruned`.
+        values: The values that the objective returned; None if the trial failed or was pruned.
+        pruned: Whether the objective raised `TrialPruned`.
         failure: Why the trial failed; None if it did not.
-        error: What the objective raised, if it did.
-        params: New parameters: value as the storage keeps it, and distribution.
+        error: The exception that the objective raised; None if it raised none.
+        params: New parameters by name: the value as the storage keeps it, and the distribution.
         user_attrs: User attributes that were set.
         system_attrs: System attributes that were set.
         intermediate_values: Reports by step.
@@ -77,17 +77,17 @@ class Outcome:
 def detach(trial: Trial, past: Sequence[FrozenTrial], sampler: BaseSampler) -> Task:
     """Make the task of a trial that was just asked for.
 
-    What the study's sampler draws jointly is drawn here.
+    The parameters that the study's sampler draws jointly are drawn here.
 
     Args:
         trial: A running trial.
-        past: The other trials that its pruner and `sampler` shall see.
-        sampler: Draws the other parameters, wherever the objective runs.
+        past: The other trials that its pruner and `sampler` see.
+        sampler: The sampler of all other parameters, wherever the objective runs.
     """
     drawn = trial.relative_params
     distributions = trial.relative_search_space or {}
     study, trial_id = trial.study, _optuna.id_of(trial)
-    storage = OfflineStorage(study, _optuna.frozen(study, trial_id), past)
+    storage = DetachedStorage(study, _optuna.frozen(study, trial_id), past)
     view = Study(
         study.study_name, storage, DrawnSampler(distributions, drawn, sampler), study.pruner
     )
@@ -95,10 +95,11 @@ def detach(trial: Trial, past: Sequence[FrozenTrial], sampler: BaseSampler) -> T
 
 
 def run(objective: Objective, task: Task) -> Outcome:
-    """Run one trial; whatever the objective raises is part of the outcome.
+    """Run one trial. Whatever the objective raises is part of the outcome.
 
     Raises:
-        InterruptedError: If the worker's process was told to end: no fault of the objective.
+        InterruptedError: If the worker's process was told to end, which is not the objective's
+            fault.
     """
     here = os.getpid() == task.process
     if not here:
@@ -116,7 +117,7 @@ def run(objective: Objective, task: Task) -> Outcome:
 
 
 def run_together(batch: Together, tasks: Sequence[Task]) -> list[Outcome]:
-    """Run all trials in one call, which returns a value or an exception for each."""
+    """Run all trials in one call that returns a value or an exception for each of them."""
     trials = [_optuna.trial_of(task.study, task.trial_id) for task in tasks]
     results: Sequence[Any]
     try:
@@ -133,7 +134,7 @@ def run_together(batch: Together, tasks: Sequence[Task]) -> list[Outcome]:
 
 def _outcome(task: Task, result: Any) -> Outcome:
     storage = _optuna.storage_of(task.study)
-    assert isinstance(storage, OfflineStorage)
+    assert isinstance(storage, DetachedStorage)
     collected: dict[str, Any] = {**storage.written, "stop": _optuna.is_stopped(task.study)}
     if isinstance(result, TrialPruned):
         return Outcome(pruned=True, **collected)
@@ -164,7 +165,7 @@ def _portable(error: Exception) -> Exception:
 
 
 class DrawnSampler(BaseSampler):
-    """Hand out the parameters that were drawn already; another sampler draws the rest."""
+    """Return the parameters that are drawn already; another sampler draws the others."""
 
     def __init__(
         self,
@@ -201,12 +202,12 @@ class DrawnSampler(BaseSampler):
         return self._rest.sample_independent(study, trial, param_name, param_distribution)
 
 
-class OfflineStorage(BaseStorage):
-    """One running trial, earlier ones to look at, and what was written to the former.
+class DetachedStorage(BaseStorage):
+    """A storage of one running trial, and of earlier ones to look at.
 
     Attributes:
-        directions: Of the study.
-        written: What the running trial's objective wrote, as in `Outcome`.
+        directions: The directions of the study.
+        written: What the objective wrote to the running trial, as in `Outcome`.
     """
 
     def __init__(self, study: Study, trial: FrozenTrial, past: Sequence[FrozenTrial]) -> None:
@@ -309,6 +310,6 @@ class OfflineStorage(BaseStorage):
 
 def _refuse(what: str) -> NoReturn:
     raise RuntimeError(
-        f"An objective under optimize_batch cannot {what}: it runs away from the storage. "
+        f"An objective under optimize_batch cannot {what}: it runs without the storage. "
         "Do that in a callback."
     )

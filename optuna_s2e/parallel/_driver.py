@@ -102,7 +102,7 @@ class Driver:
         self._failed_in_a_row = self._lost_in_a_row = 0
 
     def run(self) -> None:
-        """Run batches until the end; leave no trial running, whatever happens."""
+        """Run batches until a limit is reached. Leave no trial running, whatever happens."""
         self._fail_running("The driver of its batch died.", of_others=True)
         try:
             while self._left != 0 and not self._stopped():
@@ -153,13 +153,13 @@ class Driver:
         """
         if lost.is_fatal and not self._replaceable:
             raise RuntimeError(
-                "The executor is broken, because a worker died. Call optimize_batch again: it "
-                "goes on where it stopped. To go on by itself, it takes a function that makes "
-                "the executor: executor=lambda: ProcessPoolExecutor(4)."
+                "The executor is broken because a worker died. Call optimize_batch again: it goes "
+                "on where it stopped. Pass a function that makes the executor, and it goes on by "
+                "itself: executor=lambda: ProcessPoolExecutor(4)."
             ) from lost.error
         if self._lost_in_a_row >= self._limits.max_attempts:
             raise RuntimeError(
-                f"Nothing came back of {self._lost_in_a_row} batches in a row; the last trial: "
+                f"{self._lost_in_a_row} batches in a row returned nothing. The last trial: "
                 f"{lost.reason}"
             ) from lost.error
 
@@ -223,7 +223,7 @@ class Driver:
         return KeyedSampler(self._engine.key(self._study, trial, record))
 
     def _past(self, batch: Batch) -> list[FrozenTrial]:
-        """Return the trials that a pruner compares with: those of earlier generations."""
+        """Return the trials of earlier generations, which a pruner compares with."""
         if isinstance(self._study.pruner, NopPruner):
             return []
         states = (TrialState.COMPLETE, TrialState.PRUNED)
@@ -242,7 +242,7 @@ class Driver:
     # --- telling ---
 
     def _tell(self, place: _Place, outcome: Outcome) -> bool:
-        """Write what came of a trial; return False if someone else has failed it meanwhile."""
+        """Write the outcome of a trial. Return False if someone else failed it meanwhile."""
         study, trial_id = self._study, _optuna.id_of(place.trial)
         storage = _optuna.storage_of(study)
         if self._engine is not None:
@@ -316,7 +316,7 @@ class Driver:
         self._lease.alive.discard(_optuna.id_of(place.trial))
 
     def _fail(self, trial: FrozenTrial, by: str, reason: str) -> None:
-        """Fail a trial and say whose fault it was; enqueue a point again that a machine lost."""
+        """Fail a trial and record why. Enqueue its point again if a machine lost it."""
         _logger.warning(f"Trial {trial.number} failed. {reason}")
         mark = {"by": by, "reason": reason[:_MAX_REASON]}
         _optuna.set_system_attr(self._study, trial, FAILURE_KEY, mark)
@@ -326,7 +326,7 @@ class Driver:
             self._study.enqueue_trial(fixed, user_attrs=trial.user_attrs)
 
     def _fail_running(self, reason: str, *, of_others: bool = False) -> None:
-        """Fail the running trials of this driver, or of others, which are dead."""
+        """Fail the running trials of this driver, or those of other drivers, which are dead."""
         for trial in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             driver = trial.system_attrs.get(DRIVER_KEY)
             if driver is not None and (driver != self._lease.driver) == of_others:
@@ -339,7 +339,7 @@ class Driver:
 
 
 def _without_attributes(trial: FrozenTrial) -> FrozenTrial:
-    """Return what pruners read of a trial: it travels to every worker."""
+    """Return a copy with what pruners read of a trial: it travels to every worker."""
     bare = copy.copy(trial)
     bare.params, bare.distributions, bare.user_attrs = {}, {}, {}
     numbers = (int, float)  # a pruner's marks: the rungs of successive halving

@@ -1,9 +1,10 @@
 """One driver per study: a lease in the study's attributes, kept while its driver lives.
 
-The lease spares work, nothing depends on it: two drivers on one study would run some trials
-twice, and the records would tell. It names the driver's process and counts up. On the same
-machine a dead process is known at once; a driver elsewhere counts as dead when its count stands
-still for a while, measured by the clock of the one that looks: clocks are never compared.
+The lease saves work, and nothing depends on it: two drivers of one study would run some trials
+twice, and the records would show it. The lease names the driver's process and holds a count that
+grows. On the same machine a dead process is known at once. A driver on another machine counts as
+dead when its count stands still for a while by the clock of the observer; clocks of two machines
+are never compared.
 """
 
 from __future__ import annotations
@@ -31,12 +32,12 @@ _logger = optuna.logging.get_logger(f"optuna.{__name__}")
 class Lease:
     """The right to drive a study, held inside a `with` block.
 
-    A thread keeps it, and sends the heartbeats of the trials in `alive`, if the storage wants
-    them; it survives errors of the storage.
+    A thread renews the lease and sends the heartbeats of the trials in `alive`, if the storage
+    wants them. The thread survives errors of the storage.
 
     Attributes:
-        driver: Identifier of this driver.
-        alive: Identifiers of the trials whose heartbeats are due.
+        driver: The identifier of this driver.
+        alive: The identifiers of the trials whose heartbeats are due.
 
     Raises:
         RuntimeError: On entering, if another driver lives.
@@ -72,7 +73,7 @@ class Lease:
             _logger.debug(f"The lease of study {self._study.study_name!r} stays: {error!r}")
 
     def check(self) -> None:
-        """Raise if another driver has taken over: this one had stood still for too long.
+        """Raise if another driver has taken over because this one stood still for too long.
 
         Raises:
             RuntimeError: If so.
@@ -117,7 +118,7 @@ class Lease:
 
 
 def _read(study: Study) -> dict[str, Any] | None:
-    """Return the lease that the storage holds; None if there is none that can be read."""
+    """Return the lease that the storage holds; None if there is none or it is damaged."""
     lease = _optuna.study_system_attrs(study).get(DRIVER_KEY)
     if not isinstance(lease, dict) or not isinstance(lease.get("driver"), str):
         return None
@@ -125,7 +126,7 @@ def _read(study: Study) -> dict[str, Any] | None:
 
 
 def _lives(study: Study, lease: dict[str, Any]) -> bool:
-    """Say whether the holder of a lease lives; takes `PATIENCE` if it is on another machine."""
+    """Say whether the holder of a lease lives. That takes `PATIENCE` for another machine."""
     pid = lease.get("pid")
     if lease.get("machine") == _machine() and isinstance(pid, int):
         started = _start_of(pid)
@@ -144,8 +145,7 @@ def _lives(study: Study, lease: dict[str, Any]) -> bool:
 def _refusal(study: Study, lease: dict[str, Any]) -> str:
     return (
         f"Study {study.study_name!r} is driven by another optimize_batch: process "
-        f"{lease.get('pid')!r} on {lease.get('host')!r}. Stop that one first; once it is dead, "
-        "its place is free."
+        f"{lease.get('pid')!r} on {lease.get('host')!r}. Stop that process first."
     )
 
 

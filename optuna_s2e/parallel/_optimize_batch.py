@@ -39,38 +39,39 @@ def optimize_batch(
 ) -> None:
     """Optimise a study in batches of K trials, which run in any order, anywhere.
 
-    With `S2ESampler`, a batch is a generation, and every theta is the same, bit for bit, for any
-    executor, any number of workers, any order of completion, and after workers or this process
-    were killed at any moment and the call was made again; the objective has to depend on its
-    parameters and on `trial.user_attrs["seed"]` only. What each death costs, and what an
-    objective may assume where it runs, is in docs/parallel.md.
+    With `S2ESampler` a batch is a generation. Every theta is then the same, bit for bit, for any
+    executor, any number of workers and any order of completion, and also if workers or this
+    process are killed at any moment and the call is made again. The objective must depend on its
+    parameters and on `trial.user_attrs["seed"]` only. docs/parallel.md says what each death costs
+    and what an objective may assume where it runs.
 
     Args:
-        study: A study with any sampler, on any storage. One driver at a time: another one is
-            refused while this one lives.
+        study: A study with any sampler, on any storage. It has one driver at a time: a second one
+            is refused while this one lives.
         objective: As for `study.optimize`; it needs no access to the storage. If it has a method
-            `batch(trials)` that returns a value or an exception for each, and there is no
-            executor, the K trials run in one call of that.
-        n_trials: Trials of this call that come to an end; None: until `timeout` or `study.stop()`.
-        batch_size: Trials in a batch, at most 100,000, for other samplers than `S2ESampler`,
-            which knows its K.
-        executor: Where trials run: None, one after the other in this process; or anything with
-            `submit(function, *args)` that returns a future: executors of `concurrent.futures`,
-            loky and submitit, `dask.distributed.Client`, `RayExecutor`; or a function that makes
-            one, which is called again when workers that died have broken it.
-        timeout: Seconds after which no more trials begin.
-        catch: Exceptions of the objective that cost one trial. Any other ends the call when the
-            batch is done. Unlike in `study.optimize`, the default is all.
+            `batch(trials)` that returns a value or an exception for each trial, and there is no
+            executor, the K trials run in one call of that method.
+        n_trials: The number of trials that come to an end in this call, at least 1. None goes on
+            until `timeout` or `study.stop()`.
+        batch_size: The number of trials in a batch, in [1, 100000]. Samplers other than
+            `S2ESampler` need it; `S2ESampler` knows its K.
+        executor: Where the trials run. None runs them one after the other in this process. An
+            executor has a method `submit(function, *args)` that returns a future: those of
+            `concurrent.futures`, loky and submitit, `dask.distributed.Client`, `RayExecutor`. A
+            function that makes an executor is called again if dead workers have broken it.
+        timeout: Seconds after which no more trials begin. None sets no limit.
+        catch: Exceptions of the objective that fail one trial only. Any other exception ends the
+            call when the batch is done. Unlike in `study.optimize`, the default is all.
         callbacks: Called in this process with (study, trial) after each trial.
-        max_attempts: Points that a slot of S2E may fail with (an exception, NaN) before it counts
-            as the worst of its generation, in [1, 1000]. As many times K failures in a row, or as
-            many batches in a row of which nothing comes back, end the call.
-        show_progress_bar: Whether to show one.
+        max_attempts: The number of points that a slot of S2E may fail with (an exception, NaN)
+            before it counts as the worst of its generation, in [1, 1000]. K times as many
+            failures in a row end the call, and so do as many batches in a row that return nothing.
+        show_progress_bar: Whether to show a progress bar.
 
     Raises:
         ValueError: If an argument is out of range, or as `S2ESampler` when sampling.
-        RuntimeError: If the study has another driver, if nothing but failures comes back, or if
-            the objective raised what `catch` does not name.
+        RuntimeError: If the study has another driver, if all trials fail, or if the objective
+            raised an exception that `catch` does not name.
 
     Example:
         >>> import optuna

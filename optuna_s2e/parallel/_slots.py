@@ -4,14 +4,15 @@ Notation
     slot        n = m K + k, place k in generation m; its draws are keyed by (seed, m, n, attempt)
     settled     a slot with a completed or pruned draw, or with `max_attempts` failed ones
 
-A generation closes when its K slots are settled; its members are the slots' draws in the order
-of the slots. So who ran what, when, and what died does not matter: a draw that a machine lost is
-drawn again under the same key. Only a failure of the objective moves a slot to its next attempt,
-another point; a slot whose attempts are used up counts as the worst among the draws of the
-update. If that is all of them, nothing is known, and all slots go on to one more attempt.
+A generation closes when its K slots are settled. Its members are the draws of the slots, in the
+order of the slots. So it does not matter which worker ran which trial, when, and which workers
+died: a draw that a machine lost is drawn again under the same key. Only a failure of the objective
+moves a slot to its next attempt, which is another point. A slot without attempts left counts as
+the worst among the draws of the update. If no slot has any left, nothing is known, and all slots
+make one more attempt.
 
-All slots make an attempt before any makes the next one: then what a draw may know, and keeps away
-from, is the same whatever ran or died meanwhile (`known_before`).
+All slots make an attempt before any slot makes the next one. So the draws that a draw knows, and
+keeps away from, are the same whatever ran or died meanwhile (`known_before`).
 """
 
 from __future__ import annotations
@@ -44,11 +45,11 @@ class Batch(NamedTuple):
     """What to draw next.
 
     Attributes:
-        generation: m of these draws.
-        slots: What is to be drawn, in order.
-        size: K, slots in the generation.
-        space: What theta describes; no parameters in generation 0.
-        members: Where the generation is not open yet: the draws that the update uses.
+        generation: m, the generation of these draws.
+        slots: The slots that are to be drawn, in order.
+        size: K, the number of slots in the generation.
+        space: The parameters that theta describes; none in generation 0.
+        members: The draws that the update uses, if the generation is not open yet.
     """
 
     generation: int
@@ -64,11 +65,11 @@ def find_batch(
     """Return the slots of the open generation that are not settled, or all of the next one.
 
     Args:
-        ledger: What the study's trials say.
-        state: Where it stands.
+        ledger: The records of the study.
+        state: Where the search stands.
         size: K of the open generation.
-        next_size: K of the next one.
-        max_attempts: Draws of one slot that may fail, at least 1.
+        next_size: K of the next generation.
+        max_attempts: Number of draws of one slot that may fail, at least 1.
 
     Raises:
         ValueError: If all slots are settled and none of their values can be used.
@@ -148,7 +149,9 @@ def plan_slot(
 def known_before(
     ledger: Ledger, chain: Chain, head: Record | None, batch: Batch, slot: Slot
 ) -> tuple[FloatArray, FloatArray]:
-    """Return what a draw of a slot is to keep away from, the same whatever ran or died meanwhile.
+    """Return the draws that a draw of a slot keeps away from.
+
+    They are the same whatever ran or died meanwhile.
 
     Args:
         ledger: What the study's trials say.
@@ -158,9 +161,9 @@ def known_before(
         slot: The slot that is to be drawn.
 
     Returns:
-        x (P, d) of the draws of the generation that come before this one, attempt by attempt and
-        slot by slot, without failures; x (F, d) of the draws that the objective has failed, in
-        earlier generations and at earlier attempts, the newest `MAX_PENDING`.
+        x (P, d) of the earlier draws of the generation, attempt by attempt and slot by slot,
+        without failures; x (F, d) of the newest `MAX_PENDING` draws that the objective failed in
+        earlier generations and at earlier attempts.
     """
     first = batch.generation * batch.size
     end = slot.number if slot.attempt == 0 else first + batch.size
@@ -193,7 +196,7 @@ def _draws_of_slot(
 ) -> list[Draw]:
     """Return the draws of a slot of the open generation, by trial number.
 
-    Two drivers may have opened it twice: draws from an equal theta are draws of this generation.
+    Two drivers may have opened the generation twice. Draws from an equal theta belong to it.
     """
     found = []
     for _, draw in sorted(ledger.slots.get(number, {}).items()):
@@ -218,7 +221,7 @@ def _next_attempt(draws: Sequence[Draw]) -> int:
 
 
 def _settled(draws: Sequence[Draw], max_attempts: int) -> Draw | None:
-    """Return the draw that fills a slot: the one with a value, else the last failure."""
+    """Return the draw that settles a slot: one with a value, or the last failure."""
     filling = (TrialState.COMPLETE, TrialState.PRUNED)
     done = [d for d in draws if d.trial.state in filling]
     if done:
@@ -233,13 +236,13 @@ def _settled(draws: Sequence[Draw], max_attempts: int) -> Draw | None:
 def _members(
     ledger: Ledger, settled: Sequence[Draw], chain: Chain | None
 ) -> tuple[SearchSpace, list[Draw]]:
-    """Return the space and the members of the next generation; failed draws count as worst."""
+    """Return the space and the members of the next generation. Failed draws count as worst."""
     counted = [d for d in settled if ledger.rules.counts(d.trial)]
     generation = settled[0].record.generation
     if not counted:
         raise ValueError(
-            f"The trials of generation {generation} were pruned, or failed: no value can move "
-            "theta. Pass consider_pruned_trials=True, or another pruner."
+            f"All trials of generation {generation} were pruned or failed, so no value can move "
+            "theta. Pass consider_pruned_trials=True, or use another pruner."
         )
     space = chain.space if chain is not None else space_of(counted)
     usable = [
@@ -253,7 +256,8 @@ def _members(
             "they share no parameter that was drawn"
         )  # fmt: skip
         raise ValueError(
-            f"None of the completed trials of generation {generation} can move theta: of trial "
-            f"{counted[-1].trial.number}, {reason}. Undo the change, or use another study."
+            f"None of the completed trials of generation {generation} can move theta. Trial "
+            f"{counted[-1].trial.number} cannot, because {reason}. Undo the change, or use "
+            "another study."
         )
     return space, usable

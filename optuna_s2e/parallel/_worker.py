@@ -1,4 +1,4 @@
-"""A worker: runs trials until the search is complete, and leaves cleanly when it is told to."""
+"""A worker: runs trials until the search is complete, and stops cleanly at a signal."""
 
 from __future__ import annotations
 
@@ -32,12 +32,13 @@ _logger = optuna.logging.get_logger(__name__)
 
 
 class Search(NamedTuple):
-    """What a study says of its search to workers that join; records of trials take precedence.
+    """What a study tells workers that join its search. Records of trials take precedence.
 
     Attributes:
-        settings: Settings of the sampler, as its records keep them.
-        seed: Of the draws.
-        n_trials: Completed trials after which the search is complete; None if no one said.
+        settings: The settings of the sampler, as its records keep them.
+        seed: The seed of the draws.
+        n_trials: The number of completed trials after which the search is complete; None if the
+            study does not say.
     """
 
     settings: Mapping[str, Any] | None = None
@@ -45,15 +46,15 @@ class Search(NamedTuple):
     n_trials: int | None = None
 
     def write(self, study: optuna.Study) -> None:
-        """Keep it with the study."""
+        """Write it to a study."""
         study.set_user_attr(SEARCH_KEY, {"v": 1, **self._asdict()})
 
     @classmethod
     def read(cls, study: optuna.Study) -> Search:
-        """Read what a study keeps; empty if it keeps nothing.
+        """Read it from a study. The fields are None if the study holds none.
 
         Raises:
-            ValueError: If it keeps something else.
+            ValueError: If it is damaged.
         """
         attr = study.user_attrs.get(SEARCH_KEY)
         if attr is None:
@@ -81,8 +82,9 @@ def sampler_for(study: optuna.Study, seed: int | None = None) -> S2ESampler:
     """Make a sampler with the settings that a study is searched with.
 
     Args:
-        study: A study; its records decide, else what it keeps for workers, else the defaults.
-        seed: Of the draws; default: that of the search.
+        study: A study. Its records decide; without records, what it tells workers; without that,
+            the defaults.
+        seed: The seed of the draws. None takes the seed of the search.
     """
     search = Search.read(study)
     ledger = Ledger(Rules.of(study)).read(_optuna.all_trials(study))
@@ -98,10 +100,10 @@ def load_objective(name: str) -> Objective:
     """Import an objective that the command line names.
 
     Args:
-        name: `module:function`; the module is looked for in the working directory, too.
+        name: `module:function`. The module may also be in the working directory.
 
     Raises:
-        ValueError: If there is none of that name.
+        ValueError: If there is no such function.
     """
     module_name, _, path = name.partition(":")
     if not module_name or not path:
@@ -121,11 +123,11 @@ def load_objective(name: str) -> Objective:
 
 
 class Stopped(KeyboardInterrupt):
-    """The running trial was interrupted; `str` of it names the signal."""
+    """The running trial was interrupted by the signal that the message names."""
 
 
 class _Orders:
-    """What signals have told a worker to do."""
+    """What the signals that a worker received tell it to do."""
 
     def __init__(self, grace: float) -> None:
         self.stop: str | None = None  # name of the signal
@@ -134,7 +136,7 @@ class _Orders:
 
     @contextmanager
     def obeyed(self) -> Iterator[None]:
-        """Obey SIGTERM (the trial may end), SIGINT (at once) and a second one of either."""
+        """Obey SIGTERM (the trial may end), SIGINT (stop at once) and a second signal."""
         known = [signal.SIGTERM, signal.SIGINT]
         if hasattr(signal, "SIGALRM"):
             known.append(signal.SIGALRM)
@@ -162,7 +164,7 @@ class _Orders:
 
     @contextmanager
     def training(self, trial: optuna.Trial) -> Iterator[None]:
-        """Let signals interrupt the block; tell the trial so."""
+        """Let signals interrupt the block, and record on the trial that they did."""
         try:
             self._training = True
             if self.stop is not None:
@@ -187,26 +189,26 @@ def work(
 ) -> str | None:
     """Run trials until n are complete in the study, other workers' included.
 
-    With W workers up to W - 1 more may complete. To be called in the main thread.
+    With W workers, up to W - 1 more trials may complete. Call it in the main thread.
 
-    At SIGTERM the running trial may end within the grace; then, at SIGINT (Ctrl-C) and at a
-    second signal it is interrupted and told as failed, with the user attribute `stopped_by`. No
-    trial is left RUNNING, and a trial that was failed by another worker while this one was
+    After SIGTERM the running trial has `grace` seconds to end. After that, at SIGINT (Ctrl-C) and
+    at a second signal, it is interrupted and told as failed, with the user attribute
+    `stopped_by`. No trial is left RUNNING. A trial that another worker failed while this one was
     suspended does no harm.
 
     Args:
         study: A study with its sampler.
-        objective: What `study.optimize` takes.
-        n_trials: Completed trials in all; None: until a signal.
+        objective: An objective as `study.optimize` takes it.
+        n_trials: The number of completed trials in the study. None goes on until a signal.
         grace: Seconds that a running trial has after SIGTERM, at least 0.
-        catch: Exceptions of the objective that fail its trial only.
-        callbacks: Called after each trial.
+        catch: Exceptions of the objective that fail one trial only.
+        callbacks: Called with (study, trial) after each trial.
 
     Returns:
-        The name of the signal that stopped it; None if the trials are complete.
+        The name of the signal that stopped the worker; None if the trials are complete.
 
     Raises:
-        ValueError: If trials have failed MAX_FAILURES times in a row, or the study was deleted.
+        ValueError: If MAX_FAILURES trials in a row failed, or the study was deleted.
         ConnectionError: If the storage was away for longer than its patience.
     """
     orders, failed_in_a_row = _Orders(grace), 0
@@ -266,7 +268,7 @@ def _is_deleted(study: optuna.Study) -> bool:
 
 
 def _storage_error(error: BaseException | None) -> StorageInternalError | None:
-    """Find the storage's error behind what `study.optimize` made of it."""
+    """Return the storage's error behind an exception of `study.optimize`, if any."""
     while error is not None:
         if isinstance(error, StorageInternalError):
             return error
@@ -275,7 +277,7 @@ def _storage_error(error: BaseException | None) -> StorageInternalError | None:
 
 
 def _finished_by_another(study: optuna.Study, trial: optuna.Trial, error: Exception) -> bool:
-    """Say whether a result came too late: the trial was failed while this process slept."""
+    """Say whether a trial was finished by another worker while this process was suspended."""
     if not isinstance(error, AssertionError | ValueError):
         return False
     context: BaseException | None = error

@@ -38,7 +38,7 @@ class S2ESampler(BaseSampler):
 
     Trials are drawn from p_theta, a product of Dirichlet (simplexes of `suggest_simplex`), Beta
     (floats and ints) and categorical distributions; theta = 1 is Optuna's uniform distribution.
-    (With `estimator="surrogate"` p_theta proposes half of the candidates, and a model chooses.)
+    With `estimator="surrogate"`, p_theta proposes half of the candidates and a model chooses.
     Whenever K = `population_size` draws have completed since the last update, whichever theta
     they came from, the next trial opens a generation: theta_{m+1} = theta_m - rho B^{-1} g with
     the gradient g (Eq 7) of E_{p_theta}[f] and, for B, the Fisher information or the Hessian
@@ -49,12 +49,12 @@ class S2ESampler(BaseSampler):
     seed in every worker is safe. `generations(study)` shows the state, `replay(study)`
     recomputes it.
 
-    Trials that do not count as draws: enqueued ones, those of other samplers, `add_trial`ed
-    ones, failed ones, and pruned ones (unless `consider_pruned_trials`). Conditional
-    parameters are searched like others; what none of the first K trials had is drawn uniformly.
+    Some trials do not count as draws: enqueued, added, failed and pruned ones (unless
+    `consider_pruned_trials`), and those of other samplers. Conditional parameters are searched
+    like others. Parameters that none of the first K trials had are drawn uniformly.
 
     Args:
-        population_size: K, completed draws per update, at least 1.
+        population_size: K, the number of completed draws per update, at least 1.
         estimator: How theta moves. `"surrogate"`: Newton on a model of the loss, which also picks
             the draws among candidates (`optuna_s2e.surrogate`). `"natural"`, `"newton"` (the
             paper's Eq 9), `"cubic"` (cubic-regularised Newton), `"gradient"`: from the losses
@@ -64,22 +64,23 @@ class S2ESampler(BaseSampler):
         max_kl: Largest KL(p_{theta_{m+1}} || p_{theta_m}) of one update, in nats, > 0.
         curvature_bounds: (eta, L) of Assumption 3: eigenvalues of the Hessian, relative to the
             Fisher information, are brought into this interval.
-        theta_bounds: Box in which every component of theta stays.
+        theta_bounds: The box in which every component of theta stays.
         max_weight: Upper bound of the weight p_theta(x) / p_drawn(x) of a draw from an older
             theta.
         reuse: Number of earlier updates whose draws take part again, in [0, 1000], with
             importance weights or as data of the model; 0 is the paper's memoryless update. None:
             1000 for `"surrogate"`, 10 for the others.
-        consider_pruned_trials: Count pruned trials with their last reported value. That biases
-            the gradient towards what looks good early.
+        consider_pruned_trials: Whether pruned trials count, with their last reported value. They
+            bias the gradient towards points that look good early.
         seed: Key of all random numbers. None takes it from the study's name, which Optuna makes
             unique unless you choose it.
         on_config_change: What to do if the study was searched with other settings (any of the
             arguments above but `seed`), or another schedule space: `"refuse"` (ValueError naming
             both values) or `"adopt"` (the new settings rule from the next generation on; another
             space starts anew at theta = 1).
-        independent_sampler: Draws the parameters outside of theta. None draws them uniformly.
-        warn_independent_sampling: Warn if a parameter is drawn outside of theta.
+        independent_sampler: The sampler of the parameters that theta does not describe. None
+            draws them uniformly.
+        warn_independent_sampling: Whether to warn if a parameter is drawn outside of theta.
 
     Raises:
         ValueError: If an argument is out of range; when sampling, if the study has several
@@ -176,7 +177,7 @@ class S2ESampler(BaseSampler):
         self._engine.check(study)
 
     def reseed_rng(self) -> None:
-        """Do nothing to the draws: they are keyed, not carried. Reseed the inner sampler."""
+        """Reseed the inner sampler. The draws need no reseeding: their randomness is keyed."""
         if self.independent_sampler is not None:
             self.independent_sampler.reseed_rng()
 
@@ -217,7 +218,7 @@ class S2ESampler(BaseSampler):
         param_name: str,
         param_distribution: BaseDistribution,
     ) -> Any:
-        """Draw one parameter uniformly: all of generation 0, and what theta does not describe."""
+        """Draw one parameter of generation 0, or one that theta does not describe, uniformly."""
         self._raise_error_if_multi_objective(study)
         drawn = self._current(study, trial).drawn or self._engine.recall(study, trial)
         if drawn.chain is not None:
@@ -235,7 +236,7 @@ class S2ESampler(BaseSampler):
         state: TrialState,
         values: Sequence[float] | None,
     ) -> None:
-        """Tell the inner sampler; warn if nothing but failures comes in."""
+        """Tell the inner sampler, and warn if trials do nothing but fail."""
         if self.independent_sampler is not None:
             self.independent_sampler.after_trial(study, trial, state, values)
         if getattr(trial, "constraints", None):  # an attribute since Optuna 5
@@ -276,7 +277,7 @@ class S2ESampler(BaseSampler):
             self._engine.warn_once(
                 "failures",
                 f"{k} trials in a row have failed. Failed trials do not count, so the search "
-                "stands still while they go on.",
+                "stands still until some complete.",
             )
 
 

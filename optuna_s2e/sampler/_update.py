@@ -34,11 +34,11 @@ def next_theta(
 ) -> newton.Update:
     r"""Return the update of a theta by K new members, in their order.
 
-    The draws of the last `settings.reuse` updates join the new ones. For the surrogate-assisted
-    estimator they are what the model is fitted to. For the others, all draws together count as
-    drawn from the mixture of the thetas that they came from (deterministic mixture, Owen and
-    Zhou 2000): q(x) = \sum_j n_j p_{\theta_j}(x) / N. If all came from one theta, that is q.
-    Equal thetas are one, whoever recorded them: the update does not depend on trial numbers.
+    The draws of the last `settings.reuse` updates join the new ones. The surrogate estimator fits
+    its model to all of them. For the other estimators, all draws together count as drawn from the
+    mixture of the thetas that they came from (deterministic mixture, Owen and Zhou 2000):
+    q(x) = \sum_j n_j p_{\theta_j}(x) / N. If all came from one theta, that is q. Equal thetas are
+    one theta, whichever trials recorded them: the update does not depend on trial numbers.
 
     Args:
         space: What theta describes.
@@ -47,11 +47,11 @@ def next_theta(
         ledger: Knows the draws, the openers and the direction.
         thetas: theta by opener number.
         settings: The settings of the update.
-        model: What `fit_model` returns for the same arguments, if that is known already. If no
-            model can be fitted, the update is the paper's Newton step instead.
+        model: The result of `fit_model` for the same arguments, if it is known already. If no
+            model can be fitted, the update is a Newton step on the new losses instead.
 
     Raises:
-        ValueError: If there is no member from this space.
+        ValueError: If no member is from this space.
     """
     distribution = space.distribution
     uniform = distribution.uniform_theta()
@@ -63,8 +63,8 @@ def next_theta(
             return surrogate_newton.update(theta, model, settings, rng)
         settings = replace(settings, estimator="newton", reuse=0)
     draws, x = _evidence(space, parent, members, ledger, settings.reuse)
-    own = [i for i, d in enumerate(draws) if not _is_assisted(d, ledger)]
-    if own and settings.reuse:  # the density of assisted draws is not known
+    own = [i for i, d in enumerate(draws) if not _is_chosen_by_model(d, ledger)]
+    if own and settings.reuse:  # the density of draws that a model chose is not known
         draws, x = [draws[i] for i in own], x[own]
     points = space.points(x)
     openers = Counter(d.record.opener for d in draws)  # in the order of first appearance
@@ -96,10 +96,11 @@ def fit_model(
     ledger: Ledger,
     settings: UpdateSettings,
 ) -> Model | None:
-    """Fit the model of an update; None if the draws allow none.
+    """Fit the model of an update. Return None if no model can be fitted.
 
-    Of more than `MAX_MODEL_DRAWS` draws, the newer half are the newest and the rest are evenly
-    spread over all older ones, so that the model does not forget where the bad regions are.
+    If there are more than `MAX_MODEL_DRAWS` draws, half of those used are the newest ones, and the
+    others are spread evenly over all older ones, so that the model does not forget where the bad
+    regions are.
     """
     draws, x = _evidence(space, parent, members, ledger, settings.reuse)
     older = max(0, len(draws) - MAX_MODEL_DRAWS // 2)
@@ -123,7 +124,7 @@ def _evidence(
     ledger: Ledger,
     reuse: int,
 ) -> tuple[list[Draw], FloatArray]:
-    """Return the draws of an update, those of earlier updates first, and their x (N, d)."""
+    """Return the draws of an update, oldest updates first, and their coordinates x (N, d)."""
     reused = [n for r in ledger.last_openers(parent, reuse) for n in r.members]
     draws, x = [], []
     for draw in [*(ledger.draws[n] for n in reused if n in ledger.draws), *members]:
@@ -136,7 +137,7 @@ def _evidence(
     return draws, np.array(x)
 
 
-def _is_assisted(draw: Draw, ledger: Ledger) -> bool:
+def _is_chosen_by_model(draw: Draw, ledger: Ledger) -> bool:
     opener = ledger.openers.get(draw.record.opener) if draw.record.opener is not None else None
     settings = opener.settings if opener is not None else None
     return settings is not None and settings["estimator"] == "surrogate"
@@ -148,6 +149,6 @@ def recorded_theta(ledger: Ledger, opener: int) -> FloatArray:
 
 
 def _log_sum_exp(values: FloatArray) -> FloatArray:
-    """Sum over the first axis; exact for one summand, so that its weights are exactly 1."""
+    """Sum over the first axis. One summand stays exact, so that its weights are exactly 1."""
     largest = values.max(axis=0)
     return np.asarray(largest + np.log(np.exp(values - largest).sum(axis=0)))

@@ -70,7 +70,7 @@ def drive(study: optuna.Study, n: int, lost: list[bool] | None = None) -> None:
     try:
         optimize_batch(study, objective, n, executor=Lossy(lost or []), max_attempts=MAX_ATTEMPTS)
     except RuntimeError as error:  # it gives up, with one error
-        if not re.match(r"Nothing came back of 2 batches|\d+ trials in a row", str(error)):
+        if not re.match(r"2 batches in a row returned nothing|\d+ trials in a row", str(error)):
             raise
 
 

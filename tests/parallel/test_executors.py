@@ -58,7 +58,7 @@ def make_pool() -> Executor:
 
 def test_an_objective_that_kills_its_workers_ends_with_one_error() -> None:
     study = new_study()
-    with pytest.raises(RuntimeError, match="Nothing came back of 2 batches in a row"):
+    with pytest.raises(RuntimeError, match="2 batches in a row returned nothing"):
         optimize_batch(study, dies, 20, executor=make_pool, max_attempts=2)
     assert states(study) == {TrialState.FAIL}
     assert len(study.trials) == 2 * K

@@ -123,7 +123,9 @@ def test_another_range_of_a_parameter_is_one_clear_error() -> None:
     study = new_study()
     optimize_batch(study, lambda trial: trial.suggest_float("x", 0, 1), 2 * K)
     with (
-        pytest.raises(ValueError, match=r"can move theta: of trial \d+, parameter 'x' is Float"),
+        pytest.raises(
+            ValueError, match=r"can move theta. Trial \d+ cannot, because parameter 'x' is Float"
+        ),
         pytest.warns(UserWarning, match="stands still"),
     ):
         optimize_batch(study, lambda trial: trial.suggest_float("x", 0, 2), 2 * K)
