@@ -38,6 +38,20 @@ def test_k_completed_draws_open_a_generation_in_the_order_of_their_completion() 
     assert len(plan.pending) == 0
 
 
+def test_a_later_opening_takes_the_oldest_k_and_knows_the_others() -> None:
+    study = make_study()
+    study.optimize(quadratic, n_trials=K)
+    asked = [study.ask() for _ in range(K + 2)]  # the first one opens generation 1
+    values = [quadratic(trial) for trial in asked]
+    for trial, value in zip(asked[:-1], values[:-1], strict=True):
+        study.tell(trial, value)
+    plan = plan_of(study)
+    assert [d.trial.number for d in plan.members] == [t.number for t in asked[:K]]
+    assert plan.chain is not None
+    x = np.array([[t.params[n] for n in plan.chain.space.names] for t in study.trials])
+    assert plan.pending == pytest.approx(x[-2:])  # one waits for the update after, one runs
+
+
 def test_a_trial_between_two_openings_joins_and_knows_what_runs_waits_and_failed() -> None:
     study = make_study()
     study.optimize(quadratic, n_trials=K + 1)  # trial K opens generation 1 and waits in the pool
