@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 import threading
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,7 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakSet
 
 import numpy as np
 import optuna
@@ -59,6 +60,18 @@ class _Known:
     model: Model | None = None
 
 
+_engines: WeakSet[Engine] = WeakSet()
+
+
+def _forget_all() -> None:
+    for engine in list(_engines):
+        engine._forget()
+
+
+if hasattr(os, "register_at_fork"):  # another thread may hold a lock, amid a reading
+    os.register_at_fork(after_in_child=_forget_all)
+
+
 class Engine:
     """Draws trials in any study, with one set of settings.
 
@@ -83,6 +96,7 @@ class Engine:
         self._forget()
 
     def _forget(self) -> None:
+        _engines.add(self)
         self._studies: WeakKeyDictionary[BaseStorage, dict[int, _Known]] = WeakKeyDictionary()
         self._lock = threading.RLock()
 

@@ -1,5 +1,8 @@
 """The engine: refused and adopted changes, forks, several studies, SQL per trial."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -252,3 +255,37 @@ def test_sql_per_trial_is_bounded_and_does_not_grow(tmp_path: Path) -> None:
     assert early == late
     assert early[0] - early[1] <= random[0] - random[1] + 18  # statements
     assert early[1] <= random[1] + 4  # commits
+
+
+FORK = """
+import os, signal, threading, optuna
+from optuna_s2e import S2ESampler
+from optuna_s2e.sampler import engine_of
+optuna.logging.set_verbosity(optuna.logging.ERROR)
+study = optuna.create_study(sampler=S2ESampler(population_size=4, seed=0))
+study.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=9)
+inside, over = threading.Event(), threading.Event()
+def read():
+    with engine_of(study.sampler).reading(study):
+        inside.set()
+        over.wait()
+thread = threading.Thread(target=read)
+thread.start()
+inside.wait()
+pid = os.fork()
+if pid == 0:
+    signal.alarm(20)  # a deadlock ends so
+    study.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=1)
+    os._exit(0)
+_, status = os.waitpid(pid, 0)
+over.set()
+thread.join()
+print(status)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
+def test_a_child_that_is_forked_while_another_thread_reads_can_draw() -> None:
+    command = [sys.executable, "-W", "ignore", "-c", FORK]
+    out = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    assert out.stdout.strip() == "0"
