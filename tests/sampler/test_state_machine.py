@@ -229,15 +229,16 @@ class Life(RuleBasedStateMachine):
     def members_are_completed_draws_used_once(self) -> None:
         members = [n for g in generations(self.study) for n in g.members]
         assert len(members) == len(set(members))
+        trials = self.study.get_trials(deepcopy=False)
         for n in members:
-            trial = self.study.trials[n]
+            trial = trials[n]
             assert trial.state == TrialState.COMPLETE
             assert "fixed_params" not in trial.system_attrs
             assert DRAW_KEY in trial.system_attrs
 
     def no_point_is_drawn_twice(self) -> None:
         draws: dict[Any, int] = {}
-        for trial in self.study.trials:
+        for trial in self.study.get_trials(deepcopy=False):
             record = trial.system_attrs.get(DRAW_KEY)
             if record is None or len(trial.params) < 3:
                 continue
@@ -245,7 +246,7 @@ class Life(RuleBasedStateMachine):
             assert first == record["trial"]  # a retry or a copy, not another draw
 
     def retries_are_bounded(self) -> None:
-        for trial in self.study.trials:
+        for trial in self.study.get_trials(deepcopy=False):
             assert len(trial.system_attrs.get("retry_history", [])) <= MAX_RETRIES
 
     def teardown(self) -> None:
