@@ -53,7 +53,7 @@ def update(
     moved, first_norm, scale = theta, 0.0, 0.0
     for step_number in range(N_STEPS):
         points = distribution.sample(moved, rng, N_VIRTUAL)
-        f = newton.standardize(model.gp.mean(model.features(space.coordinates(points))))
+        f = newton.z_scores(model.gp.mean(model.featurize(space.coordinates(points))))
         weights = np.ones(N_VIRTUAL)
         scores = distribution.score(moved, points)
         gradient = newton.gradient_estimate(f, scores, weights)
