@@ -296,7 +296,10 @@ def _sample(
     rng = keyed_rng(request.key.seed, 1, generation, request.key.number)
     if model is None:
         return chain.space.sample(theta, rng)
-    return propose(theta, model, request.pending, request.failed, generation, rng)
+    return propose(
+        theta, model,
+        pending=request.pending, failed=request.failed, generation=generation, rng=rng,
+    )  # fmt: skip
 
 
 def _later_release(study: Study, number: int) -> str:
