@@ -213,10 +213,31 @@ def test_schedule_cannot_be_changed() -> None:
         (lambda: ScheduleSpace(1), "n_epochs must be an int in"),
         (lambda: ScheduleSpace(2.0), "n_epochs must be an int in"),  # type: ignore[arg-type]
         (lambda: ScheduleSpace(True), "n_epochs must be an int in"),
-        (lambda: ScheduleSpace(5, "spline"), r"kind must be one of \['eq1', 'table1'\]"),
-        (lambda: coteaching_schedule(5, 1.0), r"R.tau must be in \[0.0, 0.95\], but got 1.0"),
-        (lambda: coteaching_schedule(5, math.nan), "R.tau must be in"),
-        (lambda: table1_schedule(5, [1, 0, 0], np.ones((4, 4))), "must have shapes"),
+        (
+            lambda: ScheduleSpace(5, "spline"),
+            "kind must be one of 'eq1', 'table1', but got 'spline'",
+        ),
+        (
+            lambda: coteaching_schedule(5, 1.0),
+            r"forget_rate must be a number in \[0, 0.95\], but got",
+        ),
+        (lambda: coteaching_schedule(5, math.nan), "forget_rate must be a number in"),
+        (lambda: coteaching_schedule(5, 0.5, 0.5), "n_gradual must be a finite number >= 1"),
+        (lambda: coteaching_schedule(5, 0.5, exponent=5), r"exponent must be a number in \[0.25"),
+        (
+            lambda: table1_schedule(5, [1, 0, 0], np.ones((4, 4))),
+            r"mix_weights must have shape \(n_bases,\) = \(4,\), but got \(3,\)",
+        ),
+        (
+            lambda: table1_schedule(5, [1, 0, 0, 0], np.ones((4, 3))),
+            "basis_params must have shape",
+        ),
+        (lambda: n_kept(0.5, 0), "batch_size must be an int of at least 1, but got 0"),
+        (lambda: basis_function(0, np.ones(1), 5, np.ones(4)), r"i must be an int in \[1, 4\]"),
+        (
+            lambda: ScheduleSpace(5).from_params({"R.tau": 0.96, "R.tk": 2.0, "R.c": 1.0}),
+            r"R.tau must be a number in \[0, 0.95\], but got 0.96",
+        ),
         (lambda: Schedule.from_params({"x": 1}), "must name one schedule space"),
         (lambda: ScheduleSpace(5).from_params({"R.tau": 0.5}), "R.tk is missing"),
         (lambda: ScheduleSpace(5).from_params({"R.n_epochs": 6}), "R.n_epochs must be 5"),
