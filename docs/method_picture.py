@@ -62,7 +62,7 @@ def picture(study: optuna.Study) -> Figure:
     space = SearchSpace.of(first.distributions, read_tags(first))
     x = np.array([space.encode(t.params) for t in trials.values()])
     values = np.array([t.value for t in trials.values()], dtype=float)
-    model = Model.fit(space, x, np.ones(x.shape, dtype=bool), values)
+    model = Model.fit(space, x, active=np.ones(x.shape, dtype=bool), losses=values)
     anywhere = draws(space, space.distribution.uniform_theta(), 4000)
     mean = model.gp.mean(model.featurize(anywhere))
     early, last = at_two_epochs(space, anywhere)

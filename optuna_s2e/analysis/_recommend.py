@@ -79,7 +79,7 @@ def recommend(study: Study, rule: str = "smoothed") -> Recommendation:
     found = [trials[i].params for i in used]
     x = np.array([space.encode(params) for params in found])
     active = np.array([space.active(params) for params in found])
-    model = Model.fit(space, x, active, losses[used])
+    model = Model.fit(space, x, active=active, losses=losses[used])
 
     chosen: FrozenTrial | None
     if rule == "theta":

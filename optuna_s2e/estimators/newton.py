@@ -446,6 +446,7 @@ def update(
     distribution: SearchDistribution,
     theta: ArrayLike,
     points: ArrayLike,
+    *,
     losses: ArrayLike,
     log_density_drawn: ArrayLike,
     settings: StepSettings,
@@ -476,9 +477,11 @@ def update(
         >>> distribution = SearchDistribution((Beta(),))
         >>> theta = distribution.uniform_theta()
         >>> X = distribution.sample(theta, np.random.default_rng(0), 100)
-        >>> drawn = distribution.log_density(theta, X)
-        >>> settings = resolve({"estimator": "newton"})
-        >>> step = newton.update(distribution, theta, X, X[:, 0], drawn, settings)
+        >>> step = newton.update(
+        ...     distribution, theta, X, losses=X[:, 0],
+        ...     log_density_drawn=distribution.log_density(theta, X),
+        ...     settings=resolve({"estimator": "newton"}),
+        ... )
         >>> bool(distribution.mean(step.theta)[0] < 0.5)
         True
     """

@@ -43,7 +43,7 @@ class Model:
 
     @classmethod
     def fit(
-        cls, space: SearchSpace, x: FloatArray, active: BoolArray, losses: FloatArray
+        cls, space: SearchSpace, x: FloatArray, *, active: BoolArray, losses: FloatArray
     ) -> Model:
         """Fit a model to draws.
 

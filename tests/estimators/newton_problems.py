@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 
 from optuna_s2e.distributions import Beta, Categorical, Dirichlet, SearchDistribution
-from optuna_s2e.estimators import ESTIMATORS, resolve
-from optuna_s2e.estimators.newton import update
+from optuna_s2e.estimators import ESTIMATORS, newton, resolve
 
 BETA = SearchDistribution((Beta(),))
 DISTRIBUTIONS = [
@@ -35,6 +34,13 @@ def random_problem(seed, n=6):
     rng = np.random.default_rng(seed)
     gradient, hessian, root = rng.normal(size=n), rng.normal(size=(n, n)), rng.normal(size=(n, n))
     return gradient, hessian + hessian.T, root @ root.T + 0.1 * np.eye(n)
+
+
+def update(distribution, theta, X, f, drawn, settings=DEFAULT):
+    """Update theta with draws X, their losses f and their log densities."""
+    return newton.update(
+        distribution, theta, X, losses=f, log_density_drawn=drawn, settings=settings
+    )
 
 
 def one_update(distribution, theta, f, rng, n, settings=DEFAULT):

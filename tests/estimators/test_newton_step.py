@@ -15,10 +15,12 @@ from newton_problems import (
     every_estimator,
     one_update,
     settings_of,
+    update,
 )
 
 from optuna_s2e.distributions import Beta, Categorical, Dirichlet, SearchDistribution
-from optuna_s2e.estimators.newton import descent_step, gradient_direction, update
+from optuna_s2e.estimators import newton
+from optuna_s2e.estimators.newton import descent_step, gradient_direction
 
 
 def search(distribution, f, settings, *, n=600, n_updates=30):
@@ -382,7 +384,7 @@ def test_update_names_the_argument_at_fault(arguments, message):
         "log_density_drawn": [0.0, 0.0],
     }
     with pytest.raises(ValueError) as caught:
-        update(BETA, **(correct | arguments), settings=DEFAULT)
+        newton.update(BETA, **(correct | arguments), settings=DEFAULT)
     assert str(caught.value).startswith(message)
 
 

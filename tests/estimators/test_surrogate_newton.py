@@ -16,7 +16,7 @@ UNIT = SearchSpace.of({name: FloatDistribution(0, 1) for name in "ab"})
 
 def model_of(f: Any, n: int = 40) -> Model:
     x = np.random.default_rng(0).uniform(size=(n, 2))
-    return Model.fit(UNIT, x, np.ones(x.shape, dtype=bool), f(x))
+    return Model.fit(UNIT, x, active=np.ones(x.shape, dtype=bool), losses=f(x))
 
 
 def bowl(x: np.ndarray) -> np.ndarray:
@@ -26,7 +26,9 @@ def bowl(x: np.ndarray) -> np.ndarray:
 def test_theta_moves_to_the_minimum_of_the_model() -> None:
     settings, model, theta = resolve({}), model_of(bowl), UNIT.distribution.uniform_theta()
     for seed in range(8):
-        step = surrogate_newton.update(theta, model, settings, np.random.default_rng(seed))
+        step = surrogate_newton.update(
+            theta, model, settings=settings, rng=np.random.default_rng(seed)
+        )
         assert 0 < step.kl <= settings.max_kl
         theta = step.theta
     np.testing.assert_allclose(UNIT.distribution.mean(theta), [0.2, 0.7], atol=0.05)
@@ -35,7 +37,7 @@ def test_theta_moves_to_the_minimum_of_the_model() -> None:
 def test_a_flat_model_keeps_theta() -> None:
     settings, theta = resolve({}), np.array([2.0, 3.0, 1.0, 1.0])
     model = model_of(lambda x: np.ones(len(x)))
-    step = surrogate_newton.update(theta, model, settings, np.random.default_rng(0))
+    step = surrogate_newton.update(theta, model, settings=settings, rng=np.random.default_rng(0))
     assert np.array_equal(step.theta, theta)
     assert (step.gradient_norm, step.kl) == (0.0, 0.0)
 
@@ -49,12 +51,12 @@ def test_steps_among_categories_use_both_terms_of_proposition_1() -> None:
     f = np.array([0.0, 0.45, 0.5, 0.5, 0.5, 0.5, 0.5, 1.5])  # 1.5: as far as losses count
     space = SearchSpace.of({"c": CategoricalDistribution(range(8))})
     x = np.repeat(np.arange(8.0), 5)[:, None]
-    model = Model.fit(space, x, np.ones(x.shape, dtype=bool), np.repeat(f, 5))
+    model = Model.fit(space, x, active=np.ones(x.shape, dtype=bool), losses=np.repeat(f, 5))
     settings = resolve({"step_size": 0.01, "curvature_bounds": (1.0, 10.0)})
     expected = 1.0 - 0.01 * surrogate_newton.N_STEPS * (f - f.mean()) / f.std()
     found = []
     for seed in range(5):
         rng = np.random.default_rng(seed)
-        theta = surrogate_newton.update(np.ones(8), model, settings, rng).theta
+        theta = surrogate_newton.update(np.ones(8), model, settings=settings, rng=rng).theta
         found.append(np.log(theta[7] / theta[2:7].mean()))
     np.testing.assert_allclose(found, np.log(expected[7] / expected[2]), rtol=0.2)

@@ -19,7 +19,7 @@ NONE = np.empty((0, 2))
 
 def model_of(f: Any, n: int) -> Model:
     x = np.random.default_rng(0).uniform(size=(n, 2))
-    return Model.fit(UNIT, x, np.ones(x.shape, dtype=bool), f(x))
+    return Model.fit(UNIT, x, active=np.ones(x.shape, dtype=bool), losses=f(x))
 
 
 def bowl(x: np.ndarray) -> np.ndarray:
@@ -85,7 +85,7 @@ def test_proposal_has_the_lowest_bound_of_what_a_loss_would_teach(n: int, seed: 
     line, rng = SearchSpace.of({"a": FloatDistribution(0, 1)}), np.random.default_rng(seed)
     x = rng.uniform(0.0, 0.6, size=(n, 1))
     losses = 2.0 * x[:, 0] + rng.normal(size=n)
-    model = Model.fit(line, x, np.ones(x.shape, dtype=bool), losses)
+    model = Model.fit(line, x, active=np.ones(x.shape, dtype=bool), losses=losses)
     grid = np.linspace(0.001, 0.999, 400)[:, None]
     expected, chosen = bounds(model, grid, 3.0), bounds(model, proposals(model, 5, 1), 3.0)
     assert np.all(np.mean(expected[:, None] < chosen, axis=0) < 0.01)
@@ -115,7 +115,7 @@ def test_in_many_dimensions_a_proposal_is_near_the_best_draws(
     theta, active = space.distribution.uniform_theta(), np.ones((60, 22), dtype=bool)
     x = space.coordinates(space.distribution.sample(theta, np.random.default_rng(0), 60))
     losses = ((x[:, :20] - 0.4) ** 2).sum(axis=1) + (x[:, 20:] != 1).sum(axis=1)
-    model = Model.fit(space, x, active, losses)
+    model = Model.fit(space, x, active=active, losses=losses)
 
     def expected() -> float:
         """Mean of the model at eight proposals that explore little."""
@@ -132,7 +132,7 @@ def test_candidates_near_the_best_lie_on_the_way_to_others(
     space = SearchSpace.of({"a": FloatDistribution(0, 1), "z": CategoricalDistribution("abcd")})
     x = np.array([[0.1, 0.0], [0.5, 2.0], [0.9, 0.0], [0.2, 0.0]])
     losses = np.array([1.0, 0.0, 1.0, 1.0])
-    model = Model.fit(space, x, np.ones(x.shape, dtype=bool), losses)
+    model = Model.fit(space, x, active=np.ones(x.shape, dtype=bool), losses=losses)
     monkeypatch.setattr(_acquisition, "N_BASES", 1)
     other = np.array([[0.7, 3.0]])
     found = _acquisition._near_the_best(model, other, 4000, np.random.default_rng(0))
