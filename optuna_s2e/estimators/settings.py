@@ -20,8 +20,8 @@ class Estimator(NamedTuple):
         summary: What it does, in a few words for help texts.
         step_size: Default of rho, the length of a step before the trust region.
         reuse: Default number of earlier updates whose draws join the new ones.
-        direction: Turns gradient, Hessian and Fisher information into a step; None for
-            `"surrogate"`, whose step is `surrogate_newton.update`.
+        direction: Function that turns gradient, Hessian and Fisher information into a step.
+            `"surrogate"` has None, because its step is `surrogate_newton.update`.
         needs_hessian: Whether the step needs an estimate of the Hessian.
     """
 
@@ -117,15 +117,17 @@ class UpdateSettings:
         for name, value in checked.items():
             object.__setattr__(self, name, value)
         low, high = self.theta_bounds
-        if not low <= 1.0 <= high <= MAX_THETA or low == high:
+        if not low <= 1.0 <= high or low == high:
             raise ValueError(
-                f"theta_bounds must be (low, high) with low <= 1 <= high <= {MAX_THETA:g} and "
-                f"low < high, but got {self.theta_bounds!r}. The search starts at theta = 1."
+                "theta_bounds must be (low, high) with low <= 1 <= high and low < high, "
+                f"but got {self.theta_bounds!r}. The search starts at theta = 1."
             )
+        if high > MAX_THETA:
+            raise ValueError(f"theta_bounds[1] must be at most {MAX_THETA:g}, but got {high!r}.")
 
     @property
     def direction(self) -> newton.Direction | None:
-        """The estimator's direction; None if its step is no single direction."""
+        """The estimator's direction, or None for `"surrogate"`."""
         return ESTIMATORS[self.estimator].direction
 
     @property
