@@ -115,6 +115,14 @@ class KeyedSampler(BaseSampler):
 
     Args:
         key: Key of the trial.
+
+    Example:
+        >>> import optuna
+        >>> from optuna_s2e.distributions import Key, KeyedSampler
+        >>> study = optuna.create_study(sampler=KeyedSampler(Key(seed=0, number=7)))
+        >>> first, again = (study.ask().suggest_float("x", 0, 1) for _ in range(2))
+        >>> first == again
+        True
     """
 
     def __init__(self, key: Key) -> None:

@@ -152,6 +152,9 @@ def same_value(distribution: BaseDistribution, a: Any, b: Any) -> bool:
         a: A value of the distribution.
         b: Another one.
 
+    Returns:
+        Whether they differ by at most 1e-9 of their size, or by at most 1e-12.
+
     Example:
         >>> from optuna.distributions import FloatDistribution
         >>> from optuna_s2e.distributions import same_value

@@ -86,7 +86,17 @@ class StepSettings(Protocol):
 
 
 Direction = Callable[[FloatArray, FloatArray | None, FloatArray, StepSettings], FloatArray]
-"""A function (gradient, hessian, fisher, settings) -> d, (n_theta,), a step downhill."""
+"""A function (gradient, hessian, fisher, settings) -> d, a step downhill.
+
+Args:
+    gradient: Gradient of J, (n_theta,).
+    hessian: Hessian of J, (n_theta, n_theta). None for directions that need none.
+    fisher: Fisher information of p_theta, (n_theta, n_theta).
+    settings: `curvature_bounds` are read; the step size is applied later.
+
+Returns:
+    d, (n_theta,).
+"""
 
 
 class Update(NamedTuple):
@@ -288,14 +298,32 @@ def hessian_estimate(
 def gradient_direction(
     gradient: FloatArray, hessian: FloatArray | None, fisher: FloatArray, settings: StepSettings
 ) -> FloatArray:
-    """Return -g: plain stochastic gradient descent."""
+    """Return -g: plain stochastic gradient descent. See `Direction` for the arguments.
+
+    Example:
+        >>> import numpy as np
+        >>> from optuna_s2e.estimators import newton, resolve
+        >>> g, F = np.array([1.0, -2.0]), np.diag([4.0, 1.0])
+        >>> newton.gradient_direction(g, None, F, resolve({})).tolist()
+        [-1.0, 2.0]
+    """
     return -gradient
 
 
 def natural_gradient_direction(
     gradient: FloatArray, hessian: FloatArray | None, fisher: FloatArray, settings: StepSettings
 ) -> FloatArray:
-    """Return -F^+ g: the steepest descent if length is measured by KL (Amari 1998)."""
+    """Return -F^+ g: the steepest descent if length is measured by KL (Amari 1998).
+
+    See `Direction` for the arguments.
+
+    Example:
+        >>> import numpy as np
+        >>> from optuna_s2e.estimators import newton, resolve
+        >>> g, F = np.array([1.0, -2.0]), np.diag([4.0, 1.0])
+        >>> newton.natural_gradient_direction(g, None, F, resolve({})).tolist()
+        [-0.25, 2.0]
+    """
     whitening = whiten(fisher)
     return -(whitening @ (whitening.T @ gradient))
 
@@ -307,10 +335,18 @@ def newton_direction(
 
     B is :math:`W^T H W` with its eigenvalues clipped to [eta, L]. Assumption 3 supposes such a
     Hessian; sampled ones are indefinite at every K. In whitened coordinates the bounds mean the
-    same for every block and every theta: a step of length r has a KL of about r^2 / 2.
+    same for every block and every theta: a step of length r has a KL of about r^2 / 2. See
+    `Direction` for the arguments.
 
     Raises:
         ValueError: If `hessian` is None.
+
+    Example:
+        >>> import numpy as np
+        >>> from optuna_s2e.estimators import newton, resolve
+        >>> g, H = np.array([1.0, -2.0]), np.diag([4.0, 999.0])  # L = 10 bounds the curvature
+        >>> newton.newton_direction(g, H, np.eye(2), resolve({})).round(9).tolist()
+        [-0.25, 0.2]
     """
     hessian = _required(hessian)
     whitening = whiten(fisher)
@@ -330,10 +366,17 @@ def cubic_direction(
     is the d with :math:`(H + \frac{L}{2} |d| I) d = -g` and :math:`H + \frac{L}{2} |d| I \succeq
     0`, and :math:`|d|` is the root of one decreasing function. If g has no part along the lowest
     eigenvector of an indefinite H (the "hard case"), either sign of d along it is a minimiser,
-    and one is taken.
+    and one is taken. See `Direction` for the arguments.
 
     Raises:
         ValueError: If `hessian` is None.
+
+    Example:
+        >>> import numpy as np
+        >>> from optuna_s2e.estimators import newton, resolve
+        >>> g, H = np.array([5.0]), np.array([[0.0]])  # L = 10: |d| = sqrt(2 |g| / L)
+        >>> newton.cubic_direction(g, H, np.eye(1), resolve({})).round(9).tolist()
+        [-1.0]
     """
     hessian = _required(hessian)
     whitening = whiten(fisher)
@@ -430,6 +473,17 @@ def descent_step(
 
     Raises:
         ValueError: If the direction needs a Hessian and `hessian` is None.
+
+    Example:
+        >>> import numpy as np
+        >>> from optuna_s2e.distributions import Beta, SearchDistribution
+        >>> from optuna_s2e.estimators import newton, resolve
+        >>> theta = np.array([2.0, 2.0])
+        >>> newton.descent_step(
+        ...     SearchDistribution((Beta(),)), theta, np.array([0.5, -0.5]), None,
+        ...     direction=newton.gradient_direction, reference=theta, settings=resolve({}),
+        ... ).theta.tolist()
+        [1.5, 2.5]
     """
     displacement = _displacement(distribution, theta, gradient, hessian, direction, settings)
     scale = 1.0

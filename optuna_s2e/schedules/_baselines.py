@@ -17,6 +17,9 @@ def standard_schedule(n_epochs: int) -> Schedule:
     Args:
         n_epochs: T, at least 2.
 
+    Returns:
+        A schedule of the space `"eq1"`.
+
     Raises:
         ValueError: If `n_epochs` is out of range.
 
@@ -39,6 +42,9 @@ def coteaching_schedule(
         n_gradual: t_k, the number of epochs until the drop is complete, at least 1. Values above
             T count as T.
         exponent: c, in [1/4, 4].
+
+    Returns:
+        A schedule of the space `"eq1"`.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -65,6 +71,9 @@ def table1_schedule(
         n_epochs: T, at least 2.
         mix_weights: alpha, non-negative weights of f1 .. f4 that sum to 1, (4,).
         basis_params: a_1 .. a_4 of f1 .. f4, each in [0, 1], (4, 4).
+
+    Returns:
+        A schedule of the space `"table1"`.
 
     Raises:
         ValueError: If a shape is wrong or a value is out of range.

@@ -367,6 +367,9 @@ def find_space(params: Mapping[str, Any]) -> ScheduleSpace:
     Args:
         params: Parameters by name; `R.<space>` and `R.n_epochs` are read.
 
+    Returns:
+        The space.
+
     Raises:
         ValueError: If they name no space, several spaces, or one of an unknown version.
 
