@@ -1,7 +1,5 @@
 """The cubic model's minimiser, against many descents and the conditions of a global minimum."""
 
-from functools import partial
-
 import numpy as np
 import pytest
 import scipy.linalg
