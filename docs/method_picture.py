@@ -19,9 +19,9 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
 from optuna_s2e import Schedule, generations, recommend
-from optuna_s2e.distributions._search_space import SearchSpace
-from optuna_s2e.estimators.surrogate_newton import Model
-from optuna_s2e.history._record import read_tags
+from optuna_s2e.distributions import SearchSpace
+from optuna_s2e.history import read_tags
+from optuna_s2e.surrogate import Model
 
 OUT = Path(__file__).parent / "images" / "method.png"
 EARLY = 5  # epoch
@@ -62,9 +62,9 @@ def picture(study: optuna.Study) -> Figure:
     space = SearchSpace.of(first.distributions, read_tags(first))
     x = np.array([space.encode(t.params) for t in trials.values()])
     values = np.array([t.value for t in trials.values()], dtype=float)
-    model = Model.fit(space, x, np.ones(x.shape, dtype=bool), values)
+    model = Model.fit(space, x, active=np.ones(x.shape, dtype=bool), losses=values)
     anywhere = draws(space, space.distribution.uniform_theta(), 4000)
-    mean = model.surrogate.mean(model.features(anywhere))
+    mean = model.gp.mean(model.featurize(anywhere))
     early, last = at_two_epochs(space, anywhere)
     dots = model_of.scatter(early, last, c=100 * mean, s=6, cmap="Greys_r", label="uniform draws")
     figure.colorbar(dots, ax=model_of, label="expected validation error, %")

@@ -1,6 +1,6 @@
-"""Checks of arguments, all with one wording.
+"""Checks of arguments, all with one wording: `{name} must be {condition}, but got {value!r}.`
 
-`{name} must be {condition}, but got {value!r}.` NumPy's numbers are numbers, bools are none.
+NumPy's integers are ints and its numbers are numbers; bools are neither.
 """
 
 from __future__ import annotations
@@ -15,8 +15,14 @@ import numpy.typing as npt
 def check_int(name: str, value: object, low: int, high: int | None = None) -> int:
     """Return an argument as a Python int.
 
+    Args:
+        name: Name of the argument.
+        value: Value of the argument.
+        low: Smallest value allowed.
+        high: Largest value allowed. None means no upper bound.
+
     Raises:
-        ValueError: If it is no int in [low, high], or none of at least low without `high`.
+        ValueError: If the value is no int in [low, high].
     """
     is_int = isinstance(value, Integral) and not isinstance(value, bool)
     if is_int and low <= int(value) <= (inf if high is None else high):  # type: ignore[call-overload]
@@ -37,15 +43,15 @@ def check_number(
     """Return an argument as a finite Python float.
 
     Args:
-        name: Of the argument.
-        value: The argument.
-        low: Smallest value.
-        high: Largest value.
+        name: Name of the argument.
+        value: Value of the argument.
+        low: Smallest value allowed.
+        high: Largest value allowed.
         open_low: Whether `low` itself is refused.
         open_high: Whether `high` itself is refused.
 
     Raises:
-        ValueError: If it is no finite number between the bounds.
+        ValueError: If the value is no finite number between the bounds.
     """
     if isinstance(value, Real) and not isinstance(value, bool):
         number = float(value)
@@ -59,10 +65,15 @@ def check_number(
 
 
 def check_choice(name: str, value: object, choices: Iterable[str]) -> str:
-    """Return an argument that is one of these names.
+    """Return an argument that is one of some names.
+
+    Args:
+        name: Name of the argument.
+        value: Value of the argument.
+        choices: The names allowed.
 
     Raises:
-        ValueError: If it is none of them.
+        ValueError: If the value is none of them.
     """
     names = list(choices)
     if isinstance(value, str) and value in names:
@@ -75,13 +86,13 @@ def check_shape(name: str, array: npt.NDArray, symbols: str, shape: tuple[int, .
     """Check the shape of an array.
 
     Args:
-        name: Of the argument.
-        array: The argument.
-        symbols: Its shape in letters, "(K, n_theta)".
-        shape: Its shape in numbers.
+        name: Name of the argument.
+        array: Value of the argument.
+        symbols: The shape that it must have in letters, such as "(K, n_theta)".
+        shape: The shape that it must have in numbers.
 
     Raises:
-        ValueError: If it has another one.
+        ValueError: If the array has another shape.
     """
     if array.shape != shape:
         raise ValueError(f"{name} must have shape {symbols} = {shape}, but got {array.shape}.")

@@ -75,7 +75,7 @@ def summarise(values: runs.Results, part: str, n: int) -> list[str]:
         return np.array(rows)[:, :, [0, -1]]
 
     def ratio(own: np.ndarray, base: np.ndarray) -> np.ndarray:
-        ratios = own.mean(axis=1) / base.mean(axis=1)
+        ratios = own.mean(axis=-2) / base.mean(axis=-2)
         return np.exp(np.mean(np.log(np.maximum(ratios, LEAST_RATIO)), axis=0))
 
     if any(f"{part}|{t}|random|{s}" not in values for t in TASKS[part] for s in seeds):
@@ -88,11 +88,8 @@ def summarise(values: runs.Results, part: str, n: int) -> list[str]:
         if any(f"{part}|{t}|{algorithm}|{s}" not in values for t in TASKS[part] for s in seeds):
             continue  # not run yet
         own = scores(algorithm)
-        samples = []
-        for _ in range(1000):
-            i = rng.integers(0, len(seeds), len(seeds))
-            samples.append(ratio(own[:, i], base[:, i]))
-        low, high = np.percentile(samples, [2.5, 97.5], axis=0)
+        i = rng.integers(0, len(seeds), (1000, len(seeds)))  # bootstrap
+        low, high = np.percentile(ratio(own[:, i], base[:, i]), [2.5, 97.5], axis=0)
         cells = [f"{m:.3f} [{a:.3f}, {b:.3f}]"
                  for m, a, b in zip(ratio(own, base), low, high, strict=True)]  # fmt: skip
         lines.append(f"{algorithm:28}{cells[0]:>22}{cells[1]:>24}")

@@ -22,8 +22,7 @@ from matplotlib.figure import Figure
 from polynomials import PROBLEMS, Array, Polynomial
 from scipy.optimize import lsq_linear
 
-from optuna_s2e.estimators import newton
-from optuna_s2e.estimators.settings import UpdateSettings
+from optuna_s2e.estimators import newton, resolve
 
 RESULTS = Path(__file__).parent / "results" / "theory.json"
 PICTURE = Path(__file__).parents[1] / "docs" / "images" / "theory.png"
@@ -140,13 +139,14 @@ def assumption_2(problem: Polynomial, n: int) -> dict[str, list[float]]:
     }
 
 
+NEWTON, CUBIC = resolve({"estimator": "newton"}), resolve({"estimator": "cubic"})
 Rule = Callable[[Array, Array, Array], Array]
 RULES: dict[str, tuple[bool, Rule]] = {
     "Eq 8 as printed, +H^-1 g": (False, lambda g, H, F: np.linalg.solve(H, g)),
     "Eq 9, -H^-1 g": (False, lambda g, H, F: -np.linalg.solve(H, g)),
     "Newton, eigenvalues in [eta, L]": (
-        True, lambda g, H, F: newton.newton_direction(g, H, F, UpdateSettings())),
-    "cubic": (True, lambda g, H, F: newton.cubic_direction(g, H, F, UpdateSettings())),
+        True, lambda g, H, F: newton.newton_direction(g, H, F, NEWTON)),
+    "cubic": (True, lambda g, H, F: newton.cubic_direction(g, H, F, CUBIC)),
     "gradient": (True, lambda g, H, F: -g),
 }  # fmt: skip
 """Name -> whether f is standardised, and the direction."""

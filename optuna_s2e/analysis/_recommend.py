@@ -79,7 +79,7 @@ def recommend(study: Study, rule: str = "smoothed") -> Recommendation:
     found = [trials[i].params for i in used]
     x = np.array([space.encode(params) for params in found])
     active = np.array([space.active(params) for params in found])
-    model = Model.fit(space, x, active, losses[used])
+    model = Model.fit(space, x, active=active, losses=losses[used])
 
     chosen: FrozenTrial | None
     if rule == "theta":
@@ -126,7 +126,7 @@ def _recommendation(
     model: Model,
 ) -> Recommendation:
     space = model.space
-    z = model.features(space.encode(params)[None], space.active(params)[None])
+    z = model.featurize(space.encode(params)[None], space.active(params)[None])
     mean, deviation = (float(v[0]) for v in model.gp.predict(z))
     bounds = sorted(
         (-1.0 if rules.maximize else 1.0) * (mean + z * deviation) for z in (-1.96, 1.96)

@@ -1,8 +1,11 @@
 """p_theta, and Optuna's parameters as its coordinates.
 
-`SearchDistribution` is p_theta: a product of `Beta`, `Dirichlet` and `Categorical` families with
-one flat parameter vector theta. `SearchSpace` maps Optuna's parameters to the coordinates of
-p_theta and back. `suggest_simplex` gives an objective weights that sum to 1.
+- `SearchDistribution` is p_theta: a product of `Beta`, `Dirichlet` and `Categorical` families with
+  one flat parameter vector theta.
+- `SearchSpace` maps Optuna's parameters to the coordinates of p_theta and back; `decode` does it
+  for one parameter.
+- `suggest_simplex` gives an objective weights that sum to 1; `weights_from_unit` computes them.
+- `keyed_rng` and the functions beside it draw random numbers that depend on a key alone.
 """
 
 from optuna_s2e.distributions._keyed_random import (
@@ -41,7 +44,6 @@ __all__ = [
     "Categorical",
     "Dirichlet",
     "Family",
-    "FloatArray",
     "Key",
     "KeyedSampler",
     "SearchDistribution",

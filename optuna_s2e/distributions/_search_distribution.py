@@ -1,7 +1,7 @@
 r"""The search distribution p_theta: Dirichlet, Beta and categorical blocks and their product.
 
-S2E minimises :math:`J(\theta) = E_{x \sim p_\theta}[f(x)]` (Eq 6) instead of f. Everything that
-the update rules of `optuna_s2e.estimators.newton` ask of p_theta is here, in closed form.
+S2E minimises :math:`J(\theta) = E_{x \sim p_\theta}[f(x)]` (Eq 6) instead of f. All that the
+update rules of `optuna_s2e.estimators.newton` need of p_theta is here, in closed form.
 
 Notation
     ======================  ==========================================  =====================
@@ -16,7 +16,7 @@ Notation
     ======================  ==========================================  =====================
 
 theta = 1 is the uniform distribution in every block. A family computes on the columns and the
-theta of its own block and trusts their shapes; `SearchDistribution` checks them.
+theta of its own block and does not check their shapes; `SearchDistribution` does.
 
 References:
     Yao, Yang, Han, Niu, Kwok. Searching to exploit memorization effect in learning with noisy
@@ -34,17 +34,22 @@ from itertools import accumulate
 from typing import NamedTuple, final
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from scipy.special import digamma, gammaln, zeta
 
-FloatArray = NDArray[np.float64]
+from optuna_s2e._checks import check_int, check_shape
+from optuna_s2e._typing import BoolArray, FloatArray, IntArray
 
 EPSILON = 1e-6
 """Draws keep this distance from the boundary, where the score of a Beta is infinite."""
 
 
 class Family(ABC):
-    """Describe one independent block of p_theta; the module's docstring has the notation."""
+    """One independent block of p_theta.
+
+    Implementations are `Beta`, `Dirichlet` and `Categorical`. Arrays are as in the notation of
+    `SearchDistribution`, with the columns and the theta of this block alone.
+    """
 
     @property
     @abstractmethod
@@ -58,7 +63,7 @@ class Family(ABC):
 
     @abstractmethod
     def sample(self, theta: FloatArray, rng: np.random.Generator, size: int) -> FloatArray:
-        """Draw `size` points and keep them off the boundary, (size, n_columns)."""
+        """Draw `size` points that keep off the boundary, (size, n_columns)."""
 
     @abstractmethod
     def log_density(self, theta: FloatArray, X: FloatArray) -> FloatArray:
@@ -74,7 +79,7 @@ class Family(ABC):
 
     @abstractmethod
     def fisher(self, theta: FloatArray) -> FloatArray:
-        """Return the Fisher information, (n_theta, n_theta)."""
+        """Return the Fisher information of one draw, (n_theta, n_theta)."""
 
     @abstractmethod
     def kl(self, theta: FloatArray, other: FloatArray) -> FloatArray:
@@ -82,7 +87,7 @@ class Family(ABC):
 
     @abstractmethod
     def mean(self, theta: FloatArray) -> FloatArray:
-        """Return the point that stands for p_theta, (n_columns,)."""
+        """Return the mean, or the most probable category, (n_columns,)."""
 
     def project(self, theta: FloatArray, bounds: tuple[float, float]) -> FloatArray:
         """Bring finite theta of any sign into the box [low, high] per component."""
@@ -90,24 +95,24 @@ class Family(ABC):
 
     def free(
         self, theta: FloatArray, gradient: FloatArray, bounds: tuple[float, float]
-    ) -> NDArray[np.bool_]:
-        """Return which components descent along -gradient does not push against the box."""
+    ) -> BoolArray:
+        """Return which components a step along -gradient does not push out of the box."""
         low, high = bounds
         return ~(((theta <= low) & (gradient > 0.0)) | ((theta >= high) & (gradient < 0.0)))
 
 
 class _Concentration(Family):
-    r"""Share what Beta and Dirichlet have in common: a Beta is the Dirichlet of (x, 1 - x).
+    r"""What Beta and Dirichlet have in common: a Beta is the Dirichlet of (x, 1 - x).
 
     .. math:: \log p_\theta(x) = \sum_i (\theta_i - 1) \log w_i(x) - A(\theta), \qquad
               A(\theta) = \sum_i \log\Gamma(\theta_i) - \log\Gamma(S)
 
-    An exponential family: score, Hessian, Fisher information and KL follow from A.
+    It is an exponential family, so score, Hessian, Fisher information and KL follow from A.
     """
 
     @abstractmethod
     def _log_weights(self, X: FloatArray) -> FloatArray:
-        """Return the logarithms of the weights w that a point stands for, (K, n_theta)."""
+        """Return log w of each point's weights w, (K, n_theta)."""
 
     def log_density(self, theta: FloatArray, X: FloatArray) -> FloatArray:
         """Return the sum of (theta_i - 1) log w_i, less A(theta)."""
@@ -118,7 +123,7 @@ class _Concentration(Family):
         return self._log_weights(X) - _expected_log_weights(theta)
 
     def hessian(self, theta: FloatArray, X: FloatArray) -> FloatArray:
-        """Return minus the Fisher information, whatever X (a read-only broadcast)."""
+        """Return minus the Fisher information for every X, as a read-only broadcast."""
         return np.broadcast_to(-self.fisher(theta), (len(X), self.n_theta, self.n_theta))
 
     def fisher(self, theta: FloatArray) -> FloatArray:
@@ -177,7 +182,7 @@ class Dirichlet(_Concentration):
         k: Number of weights, at least 2.
 
     Raises:
-        ValueError: If `k` is not an int >= 2.
+        ValueError: If `k` is no int of at least 2.
 
     Example:
         >>> import numpy as np
@@ -189,7 +194,7 @@ class Dirichlet(_Concentration):
     k: int
 
     def __post_init__(self) -> None:
-        _check_int("k", self.k, at_least=2)
+        object.__setattr__(self, "k", check_int("k", self.k, 2))
 
     @property
     def n_columns(self) -> int:
@@ -224,14 +229,14 @@ class Categorical(Family):
     .. math:: p_\theta(c) = \theta_c / S
 
     Only the ratios of theta matter: :math:`p_{r\theta} = p_\theta` for r > 0. So the score is
-    orthogonal to theta and the Fisher information is singular along theta; an update must leave
-    that direction alone (`optuna_s2e.estimators.newton` whitens with a pseudo-inverse).
+    orthogonal to theta and the Fisher information is singular along theta. An update must not
+    move along that direction; `optuna_s2e.estimators.newton` whitens with a pseudo-inverse.
 
     Args:
         n: Number of categories, at least 1.
 
     Raises:
-        ValueError: If `n` is not an int >= 1.
+        ValueError: If `n` is no int of at least 1.
 
     Example:
         >>> import numpy as np
@@ -246,7 +251,7 @@ class Categorical(Family):
     n_columns = 1
 
     def __post_init__(self) -> None:
-        _check_int("n", self.n, at_least=1)
+        object.__setattr__(self, "n", check_int("n", self.n, 1))
 
     @property
     def n_theta(self) -> int:
@@ -280,14 +285,14 @@ class Categorical(Family):
         return np.asarray(np.maximum(0.0, (p * np.log(p / q)).sum(axis=-1)))
 
     def mean(self, theta: FloatArray) -> FloatArray:
-        """Return the most probable category, the lowest index among equals, (1,)."""
+        """Return the most probable category, the lowest index if several are, (1,)."""
         return np.array([np.argmax(theta)], dtype=np.float64)
 
     def project(self, theta: FloatArray, bounds: tuple[float, float]) -> FloatArray:
         """Bring theta into the box [low, high] and keep the ratios that fit into it.
 
-        Only components below low / high times the largest are raised; the rescaling that puts
-        the smallest component on `low` leaves the probabilities as they are.
+        Only components below low / high times the largest are raised. Then theta is rescaled so
+        that its smallest component is `low`, which does not change the probabilities.
         """
         low, high = bounds
         floor = float(theta.max()) * (low / high)
@@ -298,11 +303,11 @@ class Categorical(Family):
 
     def free(
         self, theta: FloatArray, gradient: FloatArray, bounds: tuple[float, float]
-    ) -> NDArray[np.bool_]:
-        """Return True for all: with some held, the others' steps could run along theta."""
+    ) -> BoolArray:
+        """Return True for all: if some were held, the others' step could run along theta."""
         return np.ones(self.n, dtype=np.bool_)
 
-    def _index(self, X: FloatArray) -> NDArray[np.intp]:
+    def _index(self, X: FloatArray) -> IntArray:
         if not np.isin(X, np.arange(self.n)).all():
             raise ValueError(_outside("a Categorical", f"an index in 0..{self.n - 1}", X))
         return X[:, 0].astype(np.intp)
@@ -330,9 +335,9 @@ class SearchDistribution:
         families: The blocks, at least one.
 
     Raises:
-        ValueError: If `families` is not a non-empty tuple of `Family`. Every method raises it
-            for an argument of another shape than its docstring says, for theta that is not
-            finite and > 0, and for points outside the support.
+        ValueError: If `families` is no non-empty tuple of `Family`. Every method raises it, too,
+            if an argument has another shape than its docstring says, if theta is not finite
+            and > 0, or if a point is outside the support.
 
     Example:
         >>> import numpy as np
@@ -370,14 +375,22 @@ class SearchDistribution:
         return np.ones(self.n_theta)
 
     def sample(self, theta: ArrayLike, rng: np.random.Generator, size: int) -> FloatArray:
-        """Draw `size` points, (size, n_columns), about EPSILON or more off the boundary."""
-        theta = self._checked_theta("theta", theta)
-        _check_int("size", size, at_least=0)
+        """Draw points of p_theta.
+
+        Args:
+            theta: Parameters, (n_theta,).
+            rng: Generator of the draws.
+            size: Number of points, at least 0.
+
+        Returns:
+            Points, (size, n_columns), about `EPSILON` or more off the boundary.
+        """
+        theta, size = self._checked_theta("theta", theta), check_int("size", size, 0)
         draws = [b.family.sample(theta[b.theta], rng, size) for b in self._blocks]
         return np.concatenate(draws, axis=1)
 
     def log_density(self, theta: ArrayLike, X: ArrayLike) -> FloatArray:
-        """Return log p_theta of each row, (K,); a row's bits do not depend on the other rows."""
+        """Return log p_theta of each row, (K,). A row's bits do not depend on the other rows."""
         theta, X = self._checked_theta("theta", theta), self._checked_points(X)
         total = np.zeros(len(X))
         for family, columns, block in self._blocks:
@@ -422,8 +435,11 @@ class SearchDistribution:
         """Bring theta into the box [low, high] per component, (n_theta,).
 
         Args:
-            theta: Finite numbers of any sign, (n_theta,): where a step has led.
+            theta: Finite numbers of any sign, such as the end of a step, (n_theta,).
             bounds: (low, high) with 0 < low < high.
+
+        Returns:
+            theta inside the box. A categorical block keeps the ratios that fit into it.
         """
         theta = self._checked_theta("theta", theta, positive=False)
         _check_bounds(bounds)
@@ -431,19 +447,19 @@ class SearchDistribution:
 
     def free(
         self, theta: ArrayLike, gradient: ArrayLike, bounds: tuple[float, float]
-    ) -> NDArray[np.bool_]:
-        """Return which components descent along -gradient does not push against the box.
+    ) -> BoolArray:
+        """Return which components a step along -gradient does not push out of the box.
 
-        The other components sit on a bound and the descent would have them leave the box. A
-        categorical block, whose scale is no matter, is always free.
+        The other components sit on a bound and would leave the box. The components of a
+        categorical block are always free, because its scale does not matter.
 
         Args:
-            theta: Inside the box, (n_theta,).
-            gradient: Finite, (n_theta,).
+            theta: Parameters inside the box, (n_theta,).
+            gradient: Finite gradient at theta, (n_theta,).
             bounds: (low, high) with 0 < low < high.
 
         Returns:
-            Booleans, (n_theta,).
+            Whether each component is free, (n_theta,).
         """
         theta = self._checked_theta("theta", theta)
         slope = self._checked_theta("gradient", gradient, positive=False)
@@ -461,8 +477,8 @@ class SearchDistribution:
         )
 
     @cached_property
-    def _alike(self) -> dict[Family, NDArray[np.intp]]:
-        """Components of theta of the blocks of one family, (n_blocks, n_theta of the family)."""
+    def _alike(self) -> dict[Family, IntArray]:
+        """Components of theta by family, (number of its blocks, n_theta of the family)."""
         of_block = [(b.family, np.arange(b.theta.start, b.theta.stop)) for b in self._blocks]
         return {
             family: np.stack([at for other, at in of_block if other == family])
@@ -471,9 +487,7 @@ class SearchDistribution:
 
     def _checked_theta(self, name: str, theta: ArrayLike, *, positive: bool = True) -> FloatArray:
         array = np.asarray(theta, dtype=np.float64)
-        if array.shape != (self.n_theta,):
-            expected = f"(n_theta,) = ({self.n_theta},)"
-            raise ValueError(f"{name} must have shape {expected}, but got {array.shape}.")
+        check_shape(name, array, "(n_theta,)", (self.n_theta,))
         good = np.isfinite(array) & (array > 0.0) if positive else np.isfinite(array)
         if not good.all():
             at, condition = int(np.argmin(good)), "finite and > 0" if positive else "finite"
@@ -482,18 +496,16 @@ class SearchDistribution:
 
     def _checked_points(self, X: ArrayLike) -> FloatArray:
         array = np.asarray(X, dtype=np.float64)
-        if array.ndim != 2 or array.shape[1] != self.n_columns:
-            rows = len(array) if array.ndim == 2 else "K"
-            expected = f"(K, n_columns) = ({rows}, {self.n_columns})"
-            raise ValueError(f"X must have shape {expected}, but got {array.shape}.")
+        n_rows = len(array) if array.ndim == 2 else 1
+        check_shape("X", array, "(K, n_columns)", (n_rows, self.n_columns))
         return array
 
 
 def _dot(matrix: FloatArray, vector: FloatArray) -> FloatArray:
     """Return matrix @ vector, summed column by column.
 
-    BLAS may treat the last rows of a batch differently; here a row's bits are the same in every
-    batch, so the importance weight of a draw from theta itself is exactly 1.
+    BLAS may treat the last rows of a batch differently. Here a row's bits are the same in every
+    batch, so the importance weight of a draw of theta itself is exactly 1.
     """
     total = np.zeros(len(matrix))
     for column, factor in zip(matrix.T, vector, strict=True):
@@ -521,8 +533,3 @@ def _outside(what: str, condition: str, X: FloatArray) -> str:
 def _check_bounds(bounds: tuple[float, float]) -> None:
     if not 0.0 < bounds[0] < bounds[1] < np.inf:
         raise ValueError(f"bounds must be (low, high), 0 < low < high, but got {bounds!r}.")
-
-
-def _check_int(name: str, value: object, *, at_least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < at_least:
-        raise ValueError(f"{name} must be an int >= {at_least}, but got {value!r}.")

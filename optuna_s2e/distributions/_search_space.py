@@ -1,15 +1,15 @@
 r"""Optuna's parameters as coordinates of p_theta, both ways.
 
 Notation
-    d           number of searched parameters
-    x           one draw, one coordinate per parameter: in (0, 1), a category's index for
-                categorical parameters; this is what a trial records              (d,)
+    d           number of searched parameters                                     scalar
+    x           coordinates of one draw, one per parameter: a number in (0, 1),
+                or a category's index                                             (d,)
     X           points of p_theta: simplexes as their weights, the rest as in x   (K, n_columns)
 
-Simplexes come first, then the other parameters; both ordered by name. Floats and ints, with or
-without log or step, are mapped to the unit interval so that theta = 1 is Optuna's own uniform
-distribution; a coordinate of a discrete parameter says more than its value does (the score of a
-draw needs the coordinate), which is why x is recorded and not derived.
+Simplexes come first, then the other parameters; both are ordered by name. Floats and ints, with
+or without log or step, are mapped to the unit interval so that theta = 1 is Optuna's own uniform
+distribution. Many coordinates stand for one value of a discrete parameter, and the score of a draw
+needs the coordinate. So a trial records x; it cannot be computed from the values.
 """
 
 from __future__ import annotations
@@ -44,12 +44,28 @@ from optuna_s2e.distributions._simplex import find_simplexes, unit_from_weights,
 
 _Number = TypeVar("_Number", float, FloatArray)
 
-
-_TINY = 2.0**-53  # off 0 and 1, where the encoding of a simplex is not unique
+_TINY = 2.0**-53  # distance kept from 0 and 1, where the encoding of a simplex is not unique
 
 
 def decode(coordinate: float, distribution: BaseDistribution) -> Any:
-    """Return the value of a parameter at a coordinate: a pure Python float, int or choice."""
+    """Return the value of a parameter at a coordinate.
+
+    Args:
+        coordinate: A number in (0, 1), or the index of a category.
+        distribution: Optuna's distribution of the parameter.
+
+    Returns:
+        A Python float or int, or a choice.
+
+    Raises:
+        ValueError: If the distribution is of a type that cannot be searched.
+
+    Example:
+        >>> from optuna.distributions import IntDistribution
+        >>> from optuna_s2e.distributions import decode
+        >>> decode(0.99, IntDistribution(1, 10))
+        10
+    """
     match distribution:
         case CategoricalDistribution():
             return distribution.choices[int(coordinate)]
@@ -70,7 +86,25 @@ def decode(coordinate: float, distribution: BaseDistribution) -> Any:
 
 
 def decode_column(coordinates: FloatArray, distribution: BaseDistribution) -> FloatArray:
-    """Return the values of a numerical parameter at many coordinates, (K,)."""
+    """Return the values of a numerical parameter at many coordinates.
+
+    Args:
+        coordinates: Numbers in (0, 1), (K,).
+        distribution: Optuna's distribution of the parameter.
+
+    Returns:
+        Values, (K,).
+
+    Raises:
+        ValueError: If the distribution is of a type that cannot be searched.
+
+    Example:
+        >>> import numpy as np
+        >>> from optuna.distributions import FloatDistribution
+        >>> from optuna_s2e.distributions import decode_column
+        >>> decode_column(np.array([0.25, 0.5]), FloatDistribution(0, 8)).tolist()
+        [2.0, 4.0]
+    """
     match distribution:
         case FloatDistribution(low=low, high=high, log=log, step=None):
             if log:
@@ -82,7 +116,11 @@ def decode_column(coordinates: FloatArray, distribution: BaseDistribution) -> Fl
 
 
 def encode(value: Any, distribution: BaseDistribution) -> float:
-    """Return the coordinate of a value; for discrete parameters the middle of its interval."""
+    """Return the coordinate of a value; for a discrete value the middle of its interval.
+
+    Raises:
+        ValueError: If the distribution is of a type that cannot be searched.
+    """
     internal = distribution.to_internal_repr(value)
     match distribution:
         case CategoricalDistribution():
@@ -107,20 +145,45 @@ def encode(value: Any, distribution: BaseDistribution) -> float:
 
 
 def same_value(distribution: BaseDistribution, a: Any, b: Any) -> bool:
-    """Say whether two values of a parameter are one, up to another platform's rounding."""
-    # internal: categories by index (NaN is one), ints as the storage keeps them
+    """Return whether two values of a parameter are equal up to another platform's rounding.
+
+    Args:
+        distribution: Optuna's distribution of the parameter.
+        a: A value of the distribution.
+        b: Another one.
+
+    Returns:
+        Whether they differ by at most 1e-9 of their size, or by at most 1e-12.
+
+    Example:
+        >>> from optuna.distributions import FloatDistribution
+        >>> from optuna_s2e.distributions import same_value
+        >>> same_value(FloatDistribution(0, 1), 0.3, 0.1 + 0.2)
+        True
+    """
+    # Internal values: the index of a category (which may be NaN), ints as the storage keeps them.
     x, y = distribution.to_internal_repr(a), distribution.to_internal_repr(b)
     return math.isclose(x, y, rel_tol=1e-9, abs_tol=1e-12)
 
 
 @dataclass(frozen=True)
 class SearchSpace:
-    """The parameters that theta describes, in the order of its coordinates.
+    """The parameters that theta describes, in the order of the coordinates x.
 
     Attributes:
         distributions: Optuna's distributions by name, in the order of the coordinates.
-        tags: Single-valued parameters that belong to the meaning of the others: the name,
-            version and number of epochs of a schedule space. Empty for other objectives.
+        tags: Single-valued parameters that give the others their meaning: the name, version and
+            number of epochs of a schedule space. Empty for other objectives.
+
+    Example:
+        >>> import numpy as np
+        >>> from optuna.distributions import FloatDistribution, IntDistribution
+        >>> from optuna_s2e.distributions import SearchSpace
+        >>> space = SearchSpace.of({"x": FloatDistribution(0, 4), "n": IntDistribution(1, 4)})
+        >>> space.names, space.distribution.n_theta
+        (('n', 'x'), 4)
+        >>> space.decode(np.array([0.1, 0.75]))
+        {'n': 1, 'x': 3.0}
     """
 
     distributions: Mapping[str, BaseDistribution]
@@ -130,7 +193,12 @@ class SearchSpace:
     def of(
         cls, distributions: Mapping[str, BaseDistribution], tags: Mapping[str, Any] | None = None
     ) -> SearchSpace:
-        """Make a space of these parameters; single-valued ones are left out."""
+        """Make the space of these parameters, without the single-valued ones.
+
+        Args:
+            distributions: Optuna's distributions by name.
+            tags: See the class. None means no tags.
+        """
         free = {n: d for n, d in distributions.items() if not d.single()}
         in_simplexes = [name for names in find_simplexes(free) for name in names]
         others = sorted(free.keys() - set(in_simplexes))
@@ -143,7 +211,7 @@ class SearchSpace:
 
     @cached_property
     def fingerprint(self) -> str:
-        """16 hex digits that name the parameters, their distributions and the tags."""
+        """A hash of the parameters, their distributions and the tags: 16 hex digits."""
         parameters = [[n, distribution_to_json(d)] for n, d in self.distributions.items()]
         text = json.dumps([parameters, sorted(self.tags.items())])
         return hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -166,7 +234,7 @@ class SearchSpace:
         return SearchDistribution(tuple(families))
 
     def points(self, x: FloatArray) -> FloatArray:
-        """Turn draws x (K, d) into points X (K, n_columns): break the sticks."""
+        """Return the points X (K, n_columns) of draws x (K, d)."""
         columns, start = [], 0
         for names in self._simplexes:
             stop = start + len(names)
@@ -176,7 +244,7 @@ class SearchSpace:
         return np.concatenate([*columns, x[:, start:]], axis=1)
 
     def coordinates(self, points: FloatArray) -> FloatArray:
-        """Turn points X (K, n_columns) into draws x (K, d): invert `points`."""
+        """Return the draws x (K, d) of points X (K, n_columns): invert `points`."""
         columns, start = [], 0
         for names in self._simplexes:
             stop = start + len(names) + 1
@@ -186,7 +254,7 @@ class SearchSpace:
         return np.concatenate([*columns, points[:, start:]], axis=1)
 
     def decode(self, x: FloatArray) -> dict[str, Any]:
-        """Return the parameters at one draw x (d,), by name."""
+        """Return the values of the parameters of one draw x (d,), by name."""
         coordinates = x.tolist()  # pure Python floats
         return {
             name: decode(c, d)
@@ -196,7 +264,11 @@ class SearchSpace:
     def encode(self, params: Mapping[str, Any]) -> FloatArray:
         """Return the coordinates x (d,) of the parameters of a trial.
 
-        One that the trial does not have is in the middle of its range, or the first category.
+        A parameter that the trial does not have gets the middle of its range, or the first
+        category.
+
+        Args:
+            params: Values by name.
         """
         return np.array([
             encode(params[n], d) if n in params
@@ -209,10 +281,16 @@ class SearchSpace:
         return np.array([name in params for name in self.names], dtype=bool)
 
     def unit_features(self, x: FloatArray, active: BoolArray) -> FloatArray:
-        """Return draws x (K, d) as features in which distance means difference.
+        """Return features of draws in which distance means difference.
 
-        Weights of simplexes, numbers in the unit interval, categories one-hot (at distance 1).
-        Inactive parameters, by `active` (K, d), are in the middle of their range.
+        Args:
+            x: Coordinates of the draws, (K, d).
+            active: Which coordinates the objective asks for, (K, d). The others are replaced by
+                the middle of their range.
+
+        Returns:
+            Features, (K, n_features): the weights of simplexes, coordinates of numbers, and
+            categories as one-hot vectors at distance 1 from each other.
         """
         points = self.points(x)
         columns, start, at = [], 0, 0
@@ -238,15 +316,41 @@ class SearchSpace:
 def intersection(
     spaces: list[Mapping[str, BaseDistribution]],
 ) -> dict[str, BaseDistribution]:
-    """Return the parameters that all of these trials share, with equal distributions."""
+    """Return the parameters that all of these trials share, with equal distributions.
+
+    Args:
+        spaces: Distributions by name of each trial, at least one trial.
+
+    Returns:
+        Distributions by name, in the order of the first trial.
+
+    Example:
+        >>> from optuna.distributions import FloatDistribution
+        >>> from optuna_s2e.distributions import intersection
+        >>> unit = FloatDistribution(0, 1)
+        >>> sorted(intersection([{"a": unit, "b": unit}, {"a": unit, "c": unit}]))
+        ['a']
+    """
     first, *rest = spaces
     return {n: d for n, d in first.items() if all(s.get(n) == d for s in rest)}
 
 
 def union(spaces: list[Mapping[str, BaseDistribution]]) -> dict[str, BaseDistribution]:
-    """Return the parameters that any of these trials has, if all that have one agree on it.
+    """Return the parameters that any of these trials has, if all that have it agree on it.
 
-    None at all if there is no parameter that all share: they are not of one objective.
+    Args:
+        spaces: Distributions by name of each trial, at least one trial.
+
+    Returns:
+        Distributions by name. Empty if no parameter is shared by all trials, because they are
+        then trials of different objectives.
+
+    Example:
+        >>> from optuna.distributions import FloatDistribution
+        >>> from optuna_s2e.distributions import union
+        >>> unit = FloatDistribution(0, 1)
+        >>> sorted(union([{"a": unit, "b": unit}, {"a": unit, "c": unit}]))
+        ['a', 'b', 'c']
     """
     if not intersection(spaces):
         return {}
@@ -266,9 +370,9 @@ def _cell(u: float, n: int) -> int:
 
 
 def _between(low: float, high: float, u: _Number) -> _Number:
-    return low * (1.0 - u) + high * u  # no overflow for [-1e308, 1e308]; u itself for [0, 1]
+    return low * (1.0 - u) + high * u  # no overflow for [-1e308, 1e308], exactly u for [0, 1]
 
 
 def _share(low: float, high: float, value: float) -> float:
-    # halved: the width of [-1e308, 1e308] is no float
+    # Halved, because the width of [-1e308, 1e308] is no float.
     return (value / 2 - low / 2) / (high / 2 - low / 2)

@@ -5,14 +5,14 @@ Notation
     u          stick-breaking parameters, what Optuna stores        (..., k - 1), each in [0, 1]
     weights    w, non-negative, summing to 1                        (..., k)
 
-Stick-breaking with the inverse CDF of the flat Dirichlet: the share that weight i takes of what
-is left of the stick is v_i ~ Beta(1, k - i) when w ~ Dirichlet(1, ..., 1), hence
+This is stick-breaking with the inverse CDF of the flat Dirichlet. Weight i takes the share v_i of
+the rest of the stick. If w ~ Dirichlet(1, ..., 1), then v_i ~ Beta(1, k - i), hence
 
     v_i = 1 - (1 - u_i)^(1 / (k - i)),    w_i = v_i * prod_{j<i} (1 - v_j),    w_k = the rest.
 
-Independent uniform u therefore give exactly the flat Dirichlet, under any sampler, and the
-Jacobian is constant: scores of a Dirichlet are the same in u and in w. Every point of the cube
-is valid, its corners included.
+Independent uniform u therefore give exactly the flat Dirichlet under any sampler. The Jacobian is
+constant, so scores of a Dirichlet are the same in u and in w. Every point of the cube is valid,
+its corners included.
 
 References:
     Connor and Mosimann, "Concepts of independence for proportions", JASA 1969 (stick-breaking).
@@ -28,6 +28,7 @@ import numpy.typing as npt
 from optuna.distributions import BaseDistribution, FloatDistribution
 from optuna.trial import BaseTrial
 
+from optuna_s2e._checks import check_int
 from optuna_s2e._typing import FloatArray
 
 MAX_WEIGHTS = 1000
@@ -47,11 +48,15 @@ def parameter_names(name: str, k: int) -> list[str]:
 
     Raises:
         ValueError: If the name is empty or k is out of range.
+
+    Example:
+        >>> from optuna_s2e.distributions import parameter_names
+        >>> parameter_names("w", 3)
+        ['w.simplex3.1', 'w.simplex3.2']
     """
     if not name:
         raise ValueError("name must not be empty: it is the prefix of the parameters' names.")
-    if isinstance(k, bool) or not isinstance(k, int) or not 2 <= k <= MAX_WEIGHTS:
-        raise ValueError(f"k must be an int in [2, {MAX_WEIGHTS}], but got {k!r}.")
+    k = check_int("k", k, 2, MAX_WEIGHTS)
     return [f"{name}.simplex{k}.{i:0{len(str(k))}d}" for i in range(1, k)]
 
 
@@ -59,12 +64,12 @@ def suggest_simplex(trial: BaseTrial, name: str, k: int) -> FloatArray:
     """Suggest k non-negative weights that sum to 1.
 
     The weights are stored as k - 1 float parameters in [0, 1]. `S2ESampler` recognises them by
-    name and searches them with a Dirichlet distribution; under every other sampler they are
-    ordinary floats whose uniform distribution is the flat Dirichlet.
+    name and searches them with a Dirichlet distribution. Other samplers see ordinary floats,
+    whose uniform distribution gives the flat Dirichlet.
 
     Args:
         trial: An Optuna trial (also `FixedTrial`).
-        name: Name of the simplex; the parameters are called `{name}.simplex{k}.{i}`.
+        name: Name of the simplex. The parameters are called `{name}.simplex{k}.{i}`.
         k: Number of weights, in [2, 1000].
 
     Returns:
@@ -88,17 +93,23 @@ def suggest_simplex(trial: BaseTrial, name: str, k: int) -> FloatArray:
 def simplex_params(name: str, weights: npt.ArrayLike) -> dict[str, float]:
     """Return the parameters that `suggest_simplex` decodes to these weights.
 
-    For `study.enqueue_trial`.
+    Pass them to `study.enqueue_trial` to have the weights tried.
 
     Args:
         name: Name of the simplex.
-        weights: Shape (k,), non-negative, summing to 1 within 1e-6.
+        weights: Non-negative weights that sum to 1 within 1e-6, (k,), k in [2, 1000].
 
     Returns:
         k - 1 parameters in [0, 1] by name.
 
     Raises:
-        ValueError: If the weights are negative, do not sum to 1 or have another shape.
+        ValueError: If the weights are negative, do not sum to 1 or have another shape, or if the
+            name is empty.
+
+    Example:
+        >>> from optuna_s2e import simplex_params
+        >>> simplex_params("w", [0.0, 0.25, 0.75])
+        {'w.simplex3.1': 0.0, 'w.simplex3.2': 0.25}
     """
     w = np.asarray(weights, dtype=np.float64)
     if w.ndim != 1:
@@ -110,7 +121,20 @@ def simplex_params(name: str, weights: npt.ArrayLike) -> dict[str, float]:
 
 
 def weights_from_unit(u: FloatArray) -> FloatArray:
-    """Break the stick: parameters u of shape (..., k - 1) to weights of shape (..., k)."""
+    """Return the weights of stick-breaking parameters.
+
+    Args:
+        u: Parameters in [0, 1], (..., k - 1).
+
+    Returns:
+        Weights in [0, 1] that sum to 1, (..., k).
+
+    Example:
+        >>> import numpy as np
+        >>> from optuna_s2e.distributions import weights_from_unit
+        >>> weights_from_unit(np.array([0.0, 0.25])).tolist()
+        [0.0, 0.25, 0.75]
+    """
     k = u.shape[-1] + 1
     kept = (1.0 - u) ** (1.0 / np.arange(k - 1, 0, -1))  # 1 - v_i
     left = np.cumprod(kept, axis=-1)
@@ -119,12 +143,25 @@ def weights_from_unit(u: FloatArray) -> FloatArray:
 
 
 def unit_from_weights(weights: FloatArray) -> FloatArray:
-    """Invert `weights_from_unit`: weights of shape (..., k) to parameters of shape (..., k - 1).
+    """Return the stick-breaking parameters of weights: invert `weights_from_unit`.
 
-    Where the stick is used up before its end the encoding is not unique; 0 is taken.
+    If the stick is used up before its end, the parameters of the rest may have any value and
+    become 0.
+
+    Args:
+        weights: Non-negative weights that sum to 1, (..., k).
+
+    Returns:
+        Parameters in [0, 1], (..., k - 1).
+
+    Example:
+        >>> import numpy as np
+        >>> from optuna_s2e.distributions import unit_from_weights
+        >>> unit_from_weights(np.array([0.0, 0.25, 0.75])).tolist()
+        [0.0, 0.25]
     """
     k = weights.shape[-1]
-    # what is left before and after weight i, summed from the end: exact where little is left
+    # The rest of the stick before and after weight i; sums from its end keep short rests exact.
     left = np.cumsum(weights[..., ::-1], axis=-1)[..., ::-1]
     before, after = left[..., :-1], left[..., 1:]
     kept = np.divide(after, before, out=np.ones_like(after), where=before > 0)
@@ -134,14 +171,22 @@ def unit_from_weights(weights: FloatArray) -> FloatArray:
 def find_simplexes(distributions: Mapping[str, BaseDistribution]) -> list[list[str]]:
     """Recognise the simplexes among stored parameters by their names.
 
-    A simplex is recognised if all of its k - 1 parameters are present as plain floats in [0, 1];
-    otherwise its parameters are ordinary ones.
+    A simplex is recognised if all of its k - 1 parameters are present as plain floats in [0, 1].
+    Otherwise its parameters are ordinary ones.
 
     Args:
         distributions: Optuna's distributions by parameter name.
 
     Returns:
-        The names of each simplex, in the order of its weights; simplexes ordered by name.
+        The parameter names of each simplex, in the order of its weights. Simplexes are ordered by
+        name.
+
+    Example:
+        >>> from optuna.distributions import FloatDistribution
+        >>> from optuna_s2e.distributions import find_simplexes
+        >>> names = ["lr", "w.simplex3.1", "w.simplex3.2"]
+        >>> find_simplexes(dict.fromkeys(names, FloatDistribution(0, 1)))
+        [['w.simplex3.1', 'w.simplex3.2']]
     """
     found = {(m["name"], int(m["k"])) for m in _matches(distributions) if int(m["k"]) >= 2}
     groups = [parameter_names(n, k) for n, k in sorted(found) if k <= MAX_WEIGHTS]

@@ -1,13 +1,27 @@
 """From draws and losses to the next theta: pure functions on arrays.
 
-`newton` holds Eq 7, Proposition 1 and the directions of descent, `surrogate_newton` the same on a
-model of the loss, `settings` what an update depends on besides the draws.
+- `ESTIMATORS` lists the estimators by name; `DEFAULT_ESTIMATOR` names the one that is used
+  unless another is asked for.
+- `UpdateSettings` holds what an update depends on besides the draws; `resolve` fills in an
+  estimator's defaults.
+- `newton` holds the paper's estimates (Eq 7, Proposition 1), the directions of descent and the
+  trust region.
+- `surrogate_newton` does the same steps on a model of the loss.
 """
 
 from optuna_s2e.estimators import newton, settings, surrogate_newton
-from optuna_s2e.estimators.settings import UpdateSettings, resolve
+from optuna_s2e.estimators.settings import (
+    DEFAULT_ESTIMATOR,
+    ESTIMATORS,
+    Estimator,
+    UpdateSettings,
+    resolve,
+)
 
 __all__ = [
+    "DEFAULT_ESTIMATOR",
+    "ESTIMATORS",
+    "Estimator",
     "UpdateSettings",
     "newton",
     "resolve",

@@ -15,9 +15,9 @@ Notation
     K                   population_size, the draws between two updates           scalar
     ==================  =======================================================  ==============
 
-`update` does one step. It takes any number of draws under whatever proposal, so the K draws of
-one generation (q = p_theta, all weights 1) are a special case: with all past draws, q is the
-mixture of the thetas that they came from.
+`update` does one step. It takes any number of draws of any proposal q. The K draws of one
+generation are the special case q = p_theta, in which all weights are 1. If earlier draws join
+them, q is the mixture of the thetas that the draws came from.
 
 References:
     Yao, Yang, Han, Niu, Kwok. Searching to exploit memorization effect in learning with noisy
@@ -32,15 +32,16 @@ References:
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy import optimize
 
+from optuna_s2e._checks import check_shape
 from optuna_s2e._typing import FloatArray
 from optuna_s2e.distributions import SearchDistribution
-from optuna_s2e.estimators.settings import UpdateSettings
 
 NULL_EIGENVALUE = 1e-12
 """Eigenvalues of the Fisher information below this share of the largest count as zero."""
@@ -52,6 +53,52 @@ BACKTRACK = 0.85
 MAX_BACKTRACKS = 60  # the shortest step tried is 0.85**59 = 7e-5 of the full one
 
 
+class StepSettings(Protocol):
+    """Name the settings that a step reads; `UpdateSettings` has them and explains them."""
+
+    @property
+    def step_size(self) -> float:
+        """rho of Eq 8."""
+
+    @property
+    def max_kl(self) -> float:
+        """Radius of the trust region in nats."""
+
+    @property
+    def curvature_bounds(self) -> tuple[float, float]:
+        """(eta, L) of Assumption 3."""
+
+    @property
+    def theta_bounds(self) -> tuple[float, float]:
+        """(low, high) of every component of theta."""
+
+    @property
+    def max_weight(self) -> float:
+        """Upper bound of an importance weight."""
+
+    @property
+    def direction(self) -> Direction | None:
+        """The direction of the step."""
+
+    @property
+    def needs_hessian(self) -> bool:
+        """Whether the direction needs a Hessian."""
+
+
+Direction = Callable[[FloatArray, FloatArray | None, FloatArray, StepSettings], FloatArray]
+"""A function (gradient, hessian, fisher, settings) -> d, a step downhill.
+
+Args:
+    gradient: Gradient of J, (n_theta,).
+    hessian: Hessian of J, (n_theta, n_theta). None for directions that need none.
+    fisher: Fisher information of p_theta, (n_theta, n_theta).
+    settings: `curvature_bounds` are read; the step size is applied later.
+
+Returns:
+    d, (n_theta,).
+"""
+
+
 class Update(NamedTuple):
     """Hold what `update` returns.
 
@@ -60,7 +107,8 @@ class Update(NamedTuple):
         gradient_norm: Euclidean norm of the estimated gradient of the standardised losses.
         kl: KL(p_new || p_old) of the step in nats.
         effective_sample_size: Number of equally weighted draws that the draws are worth.
-        step_scale: Share of the step that the trust region let through; 0: theta was kept.
+        step_scale: Share of the step that the trust region let through, in [0, 1]. 0 means that
+            theta was kept.
     """
 
     theta: FloatArray
@@ -71,49 +119,56 @@ class Update(NamedTuple):
 
 
 class Step(NamedTuple):
-    """Hold what `descent_step` returns: theta, KL(p_theta || p_reference), share taken."""
+    """Hold what `descent_step` returns.
+
+    Attributes:
+        theta: The end of the step, (n_theta,).
+        kl: KL(p_theta || p_reference) in nats.
+        scale: Share of the full step that was taken, in [0, 1].
+    """
 
     theta: FloatArray
     kl: float
     scale: float
 
 
-def standardize(losses: ArrayLike, *, weights: ArrayLike | None = None) -> FloatArray:
+def z_scores(losses: ArrayLike, *, weights: ArrayLike | None = None) -> FloatArray:
     r"""Return the losses with weighted mean 0 and weighted standard deviation 1.
 
-    An affine change of f moves neither the minimiser of J nor the direction of its gradient, and
-    a constant baseline b changes neither Eq 7 nor Proposition 1 in expectation, because
-    :math:`E[s] = 0` and :math:`E[s s^T + \nabla^2 \log p] = 0`; it only removes variance.
+    An affine change of f moves neither the minimiser of J nor the direction of its gradient. A
+    constant baseline b changes neither Eq 7 nor Proposition 1 in expectation, because
+    :math:`E[s] = 0` and :math:`E[s s^T + \nabla^2 \log p] = 0`. It only removes variance.
 
-    The mean is the weighted one: it estimates J(theta), the baseline that a fresh batch would
-    have, where the plain mean of old draws estimates the J of their proposal. When p_theta has
-    moved to better points, nearly all of them lie below that plain mean, and the baseline would
-    put back the noise that it is there to remove. Equal weights give the plain mean.
+    The mean is weighted because it then estimates J(theta), the baseline that a fresh batch would
+    have. The plain mean of old draws estimates the J of their proposal instead. When p_theta has
+    moved to better points, nearly all of its losses lie below that plain mean, and the baseline
+    would add the noise that it is there to remove. Equal weights give the plain mean.
 
     Args:
-        losses: (K,). +inf counts as the largest finite loss, -inf as the smallest.
-        weights: Importance weights, finite and >= 0, (K,). By default all 1.
+        losses: f(x) of the draws, (N,). +inf counts as the largest finite loss, -inf as the
+            smallest.
+        weights: Importance weights, finite and >= 0, (N,). None means that all are 1.
 
     Returns:
-        The standardised losses, (K,): zeros if the losses (of weight > 0) are all equal or none
-        is finite.
+        The standardised losses, (N,). They are zeros if the losses of weight > 0 are all equal,
+        or if no loss is finite.
 
     Raises:
         ValueError: If a loss is NaN, or a shape is wrong.
 
     Example:
-        >>> from optuna_s2e.estimators.newton import standardize
-        >>> standardize([1e308, -1e308, float("inf"), float("-inf")]).tolist()
+        >>> from optuna_s2e.estimators.newton import z_scores
+        >>> z_scores([1e308, -1e308, float("inf"), float("-inf")]).tolist()
         [1.0, -1.0, 1.0, -1.0]
     """
     values = np.asarray(losses, dtype=np.float64)
     if values.ndim != 1 or len(values) == 0:
-        raise ValueError(f"losses must have shape (K,), K >= 1, but got {values.shape}.")
+        raise ValueError(f"losses must have shape (N,), N >= 1, but got {values.shape}.")
     if np.isnan(values).any():
         at = int(np.argmax(np.isnan(values)))
         raise ValueError(f"losses[{at}] must be a number, but got nan. Drop failed draws.")
     w = np.asarray(np.ones_like(values) if weights is None else weights, dtype=np.float64)
-    _check_shape("weights", w, "(K,)", values.shape)
+    check_shape("weights", w, "(N,)", values.shape)
     finite = np.isfinite(values)
     total = float(w.sum())
     if not finite.any() or total == 0.0:
@@ -127,19 +182,48 @@ def standardize(losses: ArrayLike, *, weights: ArrayLike | None = None) -> Float
 def importance_weights(
     log_density: ArrayLike, log_density_drawn: ArrayLike, max_weight: float
 ) -> FloatArray:
-    r"""Return :math:`\min(p_\theta(x) / q(x), w_{max})`, (N,), without overflow.
+    r"""Return :math:`\min(p_\theta(x) / q(x), w_{max})` without overflow.
 
-    Exactly 1 where the densities are equal: draws of theta itself are not reweighted.
+    A weight is exactly 1 where the densities are equal, so draws of theta itself keep their
+    weight.
+
+    Args:
+        log_density: :math:`\log p_\theta(x)` of each draw, (N,).
+        log_density_drawn: :math:`\log q(x)` of each draw, (N,).
+        max_weight: :math:`w_{max}`, > 0.
+
+    Returns:
+        Weights in [0, max_weight], (N,).
+
+    Raises:
+        ValueError: If the shapes differ.
+
+    Example:
+        >>> from optuna_s2e.estimators.newton import importance_weights
+        >>> importance_weights([0.0, 2000.0], [0.0, 0.0], 10.0).tolist()
+        [1.0, 10.0]
     """
     log_p = np.asarray(log_density, dtype=np.float64)
     log_q = np.asarray(log_density_drawn, dtype=np.float64)
-    _check_shape("log_density_drawn", log_q, "(N,)", log_p.shape)
+    check_shape("log_density_drawn", log_q, "(N,)", log_p.shape)
     bounded = np.exp(np.minimum(log_p - log_q, np.log(max_weight)))
     return np.asarray(np.minimum(bounded, max_weight))  # exp(log(w)) may round to above w
 
 
 def effective_sample_size(weights: ArrayLike) -> float:
-    r"""Return :math:`(\sum w)^2 / \sum w^2` (Kish), 0 if all weights are 0."""
+    r"""Return Kish's effective sample size, :math:`(\sum w)^2 / \sum w^2`.
+
+    Args:
+        weights: Weights >= 0, (N,).
+
+    Returns:
+        A number in [1, N], or 0 if all weights are 0.
+
+    Example:
+        >>> from optuna_s2e.estimators.newton import effective_sample_size
+        >>> effective_sample_size([2.0, 2.0, 0.0])
+        2.0
+    """
     w = np.asarray(weights, dtype=np.float64)
     if w.max() == 0.0:
         return 0.0
@@ -148,18 +232,26 @@ def effective_sample_size(weights: ArrayLike) -> float:
 
 
 def gradient_estimate(losses: ArrayLike, scores: ArrayLike, weights: ArrayLike) -> FloatArray:
-    r"""Return Eq 7, :math:`\frac{1}{N} \sum_i w_i f(x_i) s_i`, (n_theta,).
+    r"""Estimate the gradient of J by Eq 7, :math:`\frac{1}{N} \sum_i w_i f(x_i) s_i`.
 
     Args:
         losses: f(x) of the draws, (N,).
-        scores: (N, n_theta).
-        weights: (N,).
+        scores: s of the draws, (N, n_theta).
+        weights: w of the draws, (N,).
+
+    Returns:
+        The estimate, (n_theta,).
 
     Raises:
         ValueError: If a shape is wrong.
+
+    Example:
+        >>> from optuna_s2e.estimators.newton import gradient_estimate
+        >>> gradient_estimate([1.0, -1.0], [[2.0], [1.0]], [1.0, 1.0]).tolist()
+        [0.5]
     """
-    # Not `weighted @ scores`, and in one memory layout: rows are summed in their order, so the
-    # bits depend neither on BLAS and its threads nor on how the caller's points lie.
+    # The product `weighted @ scores` would depend on BLAS and its threads. Rows are summed in
+    # their order and in one memory layout instead, so the bits are always the same.
     scores = np.asarray(scores, dtype=np.float64, order="C")
     weighted = _weighted_losses(losses, weights, len(scores))
     return np.asarray((weighted[:, None] * scores).sum(axis=0) / len(scores))
@@ -168,73 +260,95 @@ def gradient_estimate(losses: ArrayLike, scores: ArrayLike, weights: ArrayLike) 
 def hessian_estimate(
     losses: ArrayLike, scores: ArrayLike, log_density_hessians: ArrayLike, weights: ArrayLike
 ) -> FloatArray:
-    r"""Return Proposition 1, :math:`\frac{1}{N} \sum_i w_i f(x_i) (s_i s_i^T + \nabla^2 \log p)`.
+    r"""Estimate the Hessian of J by Proposition 1.
 
-    With losses of weighted mean 0, the part of :math:`\nabla^2 \log p` that does not depend on x
-    (all of it for Beta and Dirichlet) cancels, and N draws give a Hessian of rank N at most.
+    .. math:: \frac{1}{N} \sum_i w_i f(x_i) (s_i s_i^T + \nabla^2 \log p_\theta(x_i))
+
+    If the losses have weighted mean 0, the part of :math:`\nabla^2 \log p` that does not depend
+    on x cancels. For Beta and Dirichlet that is all of it, and N draws give a Hessian of rank N
+    at most.
 
     Args:
         losses: f(x) of the draws, (N,).
-        scores: (N, n_theta).
+        scores: s of the draws, (N, n_theta).
         log_density_hessians: Hessians of log p_theta, (N, n_theta, n_theta).
-        weights: (N,).
+        weights: w of the draws, (N,).
 
     Returns:
-        A symmetric matrix, (n_theta, n_theta); indefinite as a rule.
+        A symmetric matrix, (n_theta, n_theta). It is indefinite as a rule.
 
     Raises:
         ValueError: If a shape is wrong.
+
+    Example:
+        >>> from optuna_s2e.estimators.newton import hessian_estimate
+        >>> hessian_estimate([1.0, -1.0], [[2.0], [1.0]], [[[0.0]], [[0.0]]], [1.0, 1.0]).tolist()
+        [[1.5]]
     """
     scores = np.asarray(scores, dtype=np.float64, order="C")
     hessians = np.asarray(log_density_hessians, dtype=np.float64)
     n, n_theta = scores.shape
-    _check_shape("log_density_hessians", hessians, "(N, n_theta, n_theta)", (n, n_theta, n_theta))
+    check_shape("log_density_hessians", hessians, "(N, n_theta, n_theta)", (n, n_theta, n_theta))
     weighted = _weighted_losses(losses, weights, n)
     terms = scores[:, :, None] * scores[:, None, :] + hessians
     hessian = (weighted[:, None, None] * terms).sum(axis=0) / n
     return np.asarray((hessian + hessian.T) / 2.0)
 
 
-class Estimator(Protocol):
-    """Turn the estimates into a descent step d, (n_theta,): theta_new = theta + step_size d."""
-
-    def __call__(
-        self,
-        gradient: FloatArray,
-        hessian: FloatArray | None,
-        fisher: FloatArray,
-        settings: UpdateSettings,
-        /,
-    ) -> FloatArray:
-        """Return d."""
-
-
 def gradient_direction(
-    gradient: FloatArray, hessian: FloatArray | None, fisher: FloatArray, settings: UpdateSettings
+    gradient: FloatArray, hessian: FloatArray | None, fisher: FloatArray, settings: StepSettings
 ) -> FloatArray:
-    """Return -g: plain stochastic gradient descent."""
+    """Return -g: plain stochastic gradient descent. See `Direction` for the arguments.
+
+    Example:
+        >>> import numpy as np
+        >>> from optuna_s2e.estimators import newton, resolve
+        >>> g, F = np.array([1.0, -2.0]), np.diag([4.0, 1.0])
+        >>> newton.gradient_direction(g, None, F, resolve({})).tolist()
+        [-1.0, 2.0]
+    """
     return -gradient
 
 
 def natural_gradient_direction(
-    gradient: FloatArray, hessian: FloatArray | None, fisher: FloatArray, settings: UpdateSettings
+    gradient: FloatArray, hessian: FloatArray | None, fisher: FloatArray, settings: StepSettings
 ) -> FloatArray:
-    """Return -F^+ g: steepest descent where length is measured by KL (Amari 1998)."""
+    """Return -F^+ g: the steepest descent if length is measured by KL (Amari 1998).
+
+    See `Direction` for the arguments.
+
+    Example:
+        >>> import numpy as np
+        >>> from optuna_s2e.estimators import newton, resolve
+        >>> g, F = np.array([1.0, -2.0]), np.diag([4.0, 1.0])
+        >>> newton.natural_gradient_direction(g, None, F, resolve({})).tolist()
+        [-0.25, 2.0]
+    """
     whitening = whiten(fisher)
     return -(whitening @ (whitening.T @ gradient))
 
 
 def newton_direction(
-    gradient: FloatArray, hessian: FloatArray | None, fisher: FloatArray, settings: UpdateSettings
+    gradient: FloatArray, hessian: FloatArray | None, fisher: FloatArray, settings: StepSettings
 ) -> FloatArray:
     r"""Return :math:`-W B^{-1} W^T g`, the Newton step in Fisher-whitened coordinates.
 
     B is :math:`W^T H W` with its eigenvalues clipped to [eta, L]. Assumption 3 supposes such a
     Hessian; sampled ones are indefinite at every K. In whitened coordinates the bounds mean the
-    same for every block and every theta: a step of length r has a KL of about r^2 / 2.
+    same for every block and every theta: a step of length r has a KL of about r^2 / 2. See
+    `Direction` for the arguments.
+
+    Raises:
+        ValueError: If `hessian` is None.
+
+    Example:
+        >>> import numpy as np
+        >>> from optuna_s2e.estimators import newton, resolve
+        >>> g, H = np.array([1.0, -2.0]), np.diag([4.0, 999.0])  # L = 10 bounds the curvature
+        >>> newton.newton_direction(g, H, np.eye(2), resolve({})).round(9).tolist()
+        [-0.25, 0.2]
     """
-    if hessian is None:
-        raise ValueError("hessian must be an array for this estimator, but got None.")
+    hessian = _required(hessian)
     whitening = whiten(fisher)
     curvature, axes = np.linalg.eigh(whitening.T @ hessian @ whitening)
     curvature = np.clip(curvature, *settings.curvature_bounds)  # Assumption 3
@@ -243,18 +357,28 @@ def newton_direction(
 
 
 def cubic_direction(
-    gradient: FloatArray, hessian: FloatArray | None, fisher: FloatArray, settings: UpdateSettings
+    gradient: FloatArray, hessian: FloatArray | None, fisher: FloatArray, settings: StepSettings
 ) -> FloatArray:
     r"""Return W d, d the global minimiser of the cubic model in Fisher-whitened coordinates.
 
     :math:`m(d) = g^T d + d^T H d / 2 + L |d|^3 / 6`, with L of `curvature_bounds` as the Lipschitz
     constant of the Hessian (Nesterov, Polyak 2006). An indefinite H needs no repair: the minimiser
     is the d with :math:`(H + \frac{L}{2} |d| I) d = -g` and :math:`H + \frac{L}{2} |d| I \succeq
-    0`, and :math:`|d|` is the root of one decreasing function. Where g has no part along the
-    lowest eigenvector of an indefinite H ("hard case"), d has one of the two signs there.
+    0`, and :math:`|d|` is the root of one decreasing function. If g has no part along the lowest
+    eigenvector of an indefinite H (the "hard case"), either sign of d along it is a minimiser,
+    and one is taken. See `Direction` for the arguments.
+
+    Raises:
+        ValueError: If `hessian` is None.
+
+    Example:
+        >>> import numpy as np
+        >>> from optuna_s2e.estimators import newton, resolve
+        >>> g, H = np.array([5.0]), np.array([[0.0]])  # L = 10: |d| = sqrt(2 |g| / L)
+        >>> newton.cubic_direction(g, H, np.eye(1), resolve({})).round(9).tolist()
+        [-1.0]
     """
-    if hessian is None:
-        raise ValueError("hessian must be an array for this estimator, but got None.")
+    hessian = _required(hessian)
     whitening = whiten(fisher)
     curvature, axes = np.linalg.eigh(whitening.T @ hessian @ whitening)
     slope = axes.T @ (whitening.T @ gradient)
@@ -267,7 +391,7 @@ def cubic_direction(
     unit = max(float(np.sqrt(steepest / half)), sharpest / half) or 1.0
     slope, curvature = slope / unit / unit / half, curvature / unit / half
 
-    # |d| = pole + shift. The distance from the pole is what must be known to all its digits.
+    # |d| = pole + shift. All digits of the shift, the distance from the pole, are needed.
     pole = max(0.0, -float(np.min(curvature, initial=0.0)))
     if pole > 0.0 and slope[0] == 0.0:
         slope[0] = HARD_CASE
@@ -280,7 +404,7 @@ def cubic_direction(
         shift = np.exp(log_shift)
         return float(np.linalg.norm(slope / (above + shift)) / (pole + shift)) - 1.0
 
-    def shift_for(size: FloatArray) -> float:  # the largest of (above + s) (pole + s) = size
+    def shift_for(size: FloatArray) -> float:  # the largest s with (above + s) (pole + s) = size
         twice = above + pole + np.sqrt((above - pole) ** 2 + 4.0 * size)
         return float(np.max(2.0 * (size - above * pole) / twice))
 
@@ -291,23 +415,23 @@ def cubic_direction(
     return np.asarray(-unit * (whitening @ (axes @ (slope / (above + shift)))))
 
 
-ESTIMATORS: dict[str, Estimator] = {
-    "newton": newton_direction,
-    "gradient": gradient_direction,
-    "natural": natural_gradient_direction,
-    "cubic": cubic_direction,
-}
-"""Name -> direction of the Monte-Carlo estimators."""
-
-FIRST_ORDER = {"gradient", "natural"}
-"""Names of estimators that get hessian = None, which `update` then need not estimate."""
-
-
 def whiten(fisher: FloatArray) -> FloatArray:
-    """Return W with W W' = F^+, (n_theta, rank).
+    """Return W with W W' = F^+, the map to coordinates in which the Fisher information is I.
 
     Directions in which p_theta does not change (a categorical block along its theta) are left
     out, so no step goes there.
+
+    Args:
+        fisher: F, symmetric and positive semi-definite, (n_theta, n_theta).
+
+    Returns:
+        W, (n_theta, rank of F).
+
+    Example:
+        >>> import numpy as np
+        >>> from optuna_s2e.estimators.newton import whiten
+        >>> whiten(np.diag([4.0, 0.0])).tolist()
+        [[0.5], [0.0]]
     """
     eigenvalues, axes = np.linalg.eigh(fisher)
     kept = eigenvalues > NULL_EIGENVALUE * np.max(eigenvalues, initial=0.0)
@@ -320,31 +444,46 @@ def descent_step(
     gradient: FloatArray,
     hessian: FloatArray | None,
     *,
-    direction: Estimator,
+    direction: Direction,
     reference: FloatArray,
-    settings: UpdateSettings,
+    settings: StepSettings,
 ) -> Step:
     """Step from theta inside the box and the trust region.
 
-    Components that sit on a bound which the gradient pushes against are held, and the direction
-    is taken among the free ones (projected Newton, Bertsekas 1982). At theta = 1 with low = 1
-    this is half of them. Clipping a step of all components instead can undo a descent: with
-    f(x) = x, one Beta and exact estimates, the clipped Newton step from (1, 1) is
-    (-8.0, -2.3): downhill, yet the box would hold theta at (1, 1) for ever.
+    Components that sit on a bound and would leave the box are held, and the direction is taken
+    among the free ones (projected Newton, Bertsekas 1982). At theta = 1 with low = 1, half of the
+    components are held. Clipping a step of all components instead can undo a descent. Take
+    f(x) = x, one Beta and exact estimates: the Newton step from (1, 1) is (-8.0, -2.3). It goes
+    downhill, yet the box would hold theta at (1, 1) for ever.
 
     Args:
         distribution: p_theta.
         theta: Start of the step, inside the box, (n_theta,).
-        gradient: Of J at theta, (n_theta,).
-        hessian: Of J at theta, (n_theta, n_theta); None for an estimator that needs none.
-        direction: An estimator; it sees the free components only.
-        reference: Centre of the trust region: theta, or where a series of inner steps started.
-        settings: `step_size`, `max_kl`, `theta_bounds` and what the estimator uses.
+        gradient: Gradient of J at theta, (n_theta,).
+        hessian: Hessian of J at theta, (n_theta, n_theta). None if the direction needs none.
+        direction: Function that returns d. It sees the free components only.
+        reference: Centre of the trust region, (n_theta,): theta, or the start of a series of
+            steps.
+        settings: `step_size`, `max_kl`, `theta_bounds`, and what the direction uses.
 
     Returns:
         The first candidate project(theta + scale * step_size * d), scale = 1, 0.85, 0.85^2, ...
-        with KL(p_candidate || p_reference) <= max_kl. Theta itself with scale 0 if there is none
-        or if an input or the direction is not finite.
+        with KL(p_candidate || p_reference) <= max_kl. If there is none, or if an input or the
+        direction is not finite, theta itself with scale 0.
+
+    Raises:
+        ValueError: If the direction needs a Hessian and `hessian` is None.
+
+    Example:
+        >>> import numpy as np
+        >>> from optuna_s2e.distributions import Beta, SearchDistribution
+        >>> from optuna_s2e.estimators import newton, resolve
+        >>> theta = np.array([2.0, 2.0])
+        >>> newton.descent_step(
+        ...     SearchDistribution((Beta(),)), theta, np.array([0.5, -0.5]), None,
+        ...     direction=newton.gradient_direction, reference=theta, settings=resolve({}),
+        ... ).theta.tolist()
+        [1.5, 2.5]
     """
     displacement = _displacement(distribution, theta, gradient, hessian, direction, settings)
     scale = 1.0
@@ -361,9 +500,10 @@ def update(
     distribution: SearchDistribution,
     theta: ArrayLike,
     points: ArrayLike,
+    *,
     losses: ArrayLike,
     log_density_drawn: ArrayLike,
-    settings: UpdateSettings,
+    settings: StepSettings,
 ) -> Update:
     """Do one step of Algorithm 2: estimate, choose a direction, stay in the trust region.
 
@@ -371,45 +511,49 @@ def update(
         distribution: p_theta.
         theta: Present parameters, inside `settings.theta_bounds`, (n_theta,).
         points: Draws inside the support, (N, n_columns), N >= 1.
-        losses: f of the draws, (N,); infinite ones are allowed.
+        losses: f(x) of the draws, (N,). Infinite losses are allowed.
         log_density_drawn: Log density of each draw under the proposal that it came from, (N,).
-            For draws of theta itself: `distribution.log_density(theta, points)`.
-        settings: See `UpdateSettings`.
+            For draws of theta itself it is `distribution.log_density(theta, points)`.
+        settings: An `UpdateSettings` of an estimator with a direction.
 
     Returns:
-        The next theta and what a user may want to see of the step. One draw alone, or equal
-        losses, leave p_theta as it is.
+        The next theta, and numbers that describe the step. A single draw, or equal losses, leave
+        theta as it is.
 
     Raises:
         ValueError: If a shape is wrong, a loss is NaN, a log density is not finite, theta is not
-            > 0 or a point is outside the support.
+            > 0, a point is outside the support, or the estimator has no direction.
 
     Example:
         >>> import numpy as np
-        >>> from optuna_s2e.estimators.newton import update
-        >>> from optuna_s2e.estimators import UpdateSettings
         >>> from optuna_s2e.distributions import Beta, SearchDistribution
+        >>> from optuna_s2e.estimators import newton, resolve
         >>> distribution = SearchDistribution((Beta(),))
         >>> theta = distribution.uniform_theta()
         >>> X = distribution.sample(theta, np.random.default_rng(0), 100)
-        >>> drawn = distribution.log_density(theta, X)
-        >>> step = update(distribution, theta, X, X[:, 0], drawn, UpdateSettings())
+        >>> step = newton.update(
+        ...     distribution, theta, X, losses=X[:, 0],
+        ...     log_density_drawn=distribution.log_density(theta, X),
+        ...     settings=resolve({"estimator": "newton"}),
+        ... )
         >>> bool(distribution.mean(step.theta)[0] < 0.5)
         True
     """
+    if settings.direction is None:
+        raise ValueError("settings must be of an estimator with a direction, but it has none.")
     theta, drawn = np.asarray(theta, np.float64), np.asarray(log_density_drawn, np.float64)
     log_density = distribution.log_density(theta, points)
-    _check_shape("losses", np.asarray(losses, np.float64), "(N,)", log_density.shape)
+    check_shape("losses", np.asarray(losses, np.float64), "(N,)", log_density.shape)
     if not np.isfinite(drawn).all():
         at = int(np.argmin(np.isfinite(drawn)))
         raise ValueError(f"log_density_drawn[{at}] must be finite, but got {float(drawn[at])!r}.")
 
     weights = importance_weights(log_density, drawn, settings.max_weight)
-    standardized = standardize(losses, weights=weights)
+    standardized = z_scores(losses, weights=weights)
     scores = distribution.score(theta, points)
     gradient = gradient_estimate(standardized, scores, weights)
     hessian = None
-    if settings.estimator not in FIRST_ORDER:
+    if settings.needs_hessian:
         hessians = distribution.hessian(theta, points)
         hessian = hessian_estimate(standardized, scores, hessians, weights)
     step = descent_step(
@@ -417,7 +561,7 @@ def update(
         theta,
         gradient,
         hessian,
-        direction=ESTIMATORS[settings.estimator],
+        direction=settings.direction,
         reference=theta,
         settings=settings,
     )
@@ -435,8 +579,8 @@ def _displacement(
     theta: FloatArray,
     gradient: FloatArray,
     hessian: FloatArray | None,
-    direction: Estimator,
-    settings: UpdateSettings,
+    direction: Direction,
+    settings: StepSettings,
 ) -> FloatArray:
     """Return step_size * d among the free components; NaN where the algebra breaks down."""
     if not np.isfinite(gradient).all():
@@ -456,10 +600,16 @@ def _displacement(
     return displacement
 
 
+def _required(hessian: FloatArray | None) -> FloatArray:
+    if hessian is None:
+        raise ValueError("hessian must be an array for this direction, but got None.")
+    return hessian
+
+
 def _weighted_losses(losses: ArrayLike, weights: ArrayLike, n: int) -> FloatArray:
     f, w = np.asarray(losses, dtype=np.float64), np.asarray(weights, dtype=np.float64)
-    _check_shape("losses", f, "(N,)", (n,))
-    _check_shape("weights", w, "(N,)", (n,))
+    check_shape("losses", f, "(N,)", (n,))
+    check_shape("weights", w, "(N,)", (n,))
     return w * f
 
 
@@ -469,8 +619,3 @@ def _to_unit_interval(values: FloatArray) -> FloatArray:
     shifted = scaled - float(scaled.min())
     largest = float(shifted.max())
     return shifted / largest if largest > 0.0 else shifted
-
-
-def _check_shape(name: str, array: FloatArray, symbols: str, shape: tuple[int, ...]) -> None:
-    if array.shape != shape:
-        raise ValueError(f"{name} must have shape {symbols} = {shape}, but got {array.shape}.")

@@ -1,42 +1,84 @@
-"""What an update depends on besides the draws, with one set of defaults per estimator."""
+"""The estimators by name, and all that an update of theta depends on besides the draws."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from numbers import Integral, Real
-from typing import Any
+from typing import Any, NamedTuple
 
-import numpy as np
+from optuna_s2e._checks import check_choice, check_int, check_number
+from optuna_s2e.estimators import newton
 
 MAX_THETA = 1e9
 """Largest component of theta: beyond it, digamma differences lose their digits."""
 
-DEFAULTS: dict[str, dict[str, Any]] = {
-    "surrogate": {"step_size": 1.0, "reuse": 1000},
-    "natural": {"step_size": 3.0, "reuse": 10},
-    "newton": {"step_size": 1.0, "reuse": 10},
-    "cubic": {"step_size": 1.0, "reuse": 10},
-    "gradient": {"step_size": 1.0, "reuse": 10},
-}
-"""Estimator -> its defaults: the paper's step for Newton's, measured ones for the others."""
+
+class Estimator(NamedTuple):
+    """One way to move theta, and its defaults.
+
+    Attributes:
+        summary: What it does, in a few words for help texts.
+        step_size: Default of rho, the length of a step before the trust region.
+        reuse: Default number of earlier updates whose draws join the new ones.
+        direction: Function that turns gradient, Hessian and Fisher information into a step.
+            `"surrogate"` has None, because its step is `surrogate_newton.update`.
+        needs_hessian: Whether the step needs an estimate of the Hessian.
+    """
+
+    summary: str
+    step_size: float
+    reuse: int
+    direction: newton.Direction | None
+    needs_hessian: bool
 
 
-@dataclass(frozen=True)
+DEFAULT_ESTIMATOR = "surrogate"
+
+ESTIMATORS: dict[str, Estimator] = {
+    "surrogate": Estimator(
+        "Newton's method on a model of the loss, which also chooses the trials",
+        step_size=1.0, reuse=1000, direction=None, needs_hessian=True,
+    ),
+    "natural": Estimator(
+        "natural gradient from the losses alone",
+        step_size=3.0, reuse=10,
+        direction=newton.natural_gradient_direction, needs_hessian=False,
+    ),
+    "newton": Estimator(
+        "the paper's Newton step (Eq 9) from the losses alone",
+        step_size=1.0, reuse=10, direction=newton.newton_direction, needs_hessian=True,
+    ),
+    "cubic": Estimator(
+        "cubic-regularised Newton step from the losses alone",
+        step_size=1.0, reuse=10, direction=newton.cubic_direction, needs_hessian=True,
+    ),
+    "gradient": Estimator(
+        "plain gradient (Eq 7) from the losses alone",
+        step_size=1.0, reuse=10, direction=newton.gradient_direction, needs_hessian=False,
+    ),
+}  # fmt: skip
+"""All estimators by name. The step size is the paper's for Newton's method, else measured."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class UpdateSettings:
-    """Settings of `update`; equal settings give equal steps.
+    """Settings of one update of theta; equal settings give equal steps.
+
+    `resolve` fills in the defaults of an estimator.
 
     Args:
-        population_size: K, the number of completed draws between two updates.
-        estimator: A name in `DEFAULTS`.
+        population_size: K, the number of completed draws between two updates, in [1, 100000].
+        estimator: A name in `ESTIMATORS`.
         step_size: rho of Eq 8, the length of the step before the trust region, > 0.
-        max_kl: Trust region: KL(p_new || p_old) of one update in nats, > 0, so that one noisy
-            batch cannot collapse p_theta.
-        curvature_bounds: (eta, L) of Assumption 3: the Fisher-whitened Hessian's eigenvalues
-            are brought between them. 1 / eta is the longest step per unit of gradient.
-        theta_bounds: (low, high) of every component of theta; must contain 1, where the search
-            starts. low = 1 keeps Beta and Dirichlet log-concave, high keeps them spread.
-        max_weight: Upper bound of an importance weight, at least 1.
+        max_kl: Trust region: the largest KL(p_new || p_old) of one update in nats, > 0. It keeps
+            one noisy batch from collapsing p_theta.
+        curvature_bounds: (eta, L) of Assumption 3, 0 < eta <= L. The eigenvalues of the
+            Fisher-whitened Hessian are brought between them. 1 / eta is the longest step per
+            unit of gradient.
+        theta_bounds: (low, high) of every component of theta, 0 < low <= 1 <= high <= 1e9: the
+            search starts at theta = 1. low = 1 keeps Beta and Dirichlet log-concave, high keeps
+            them spread.
+        max_weight: Upper bound of an importance weight, >= 1.
         reuse: Number of earlier updates whose draws join the K new ones, in [0, 1000].
 
     Raises:
@@ -44,88 +86,90 @@ class UpdateSettings:
 
     Example:
         >>> from optuna_s2e.estimators import UpdateSettings, resolve
-        >>> settings = UpdateSettings(max_kl=0.5)
+        >>> settings = UpdateSettings(estimator="newton", step_size=1.0, reuse=0)
+        >>> settings.max_kl
+        1.0
         >>> resolve(settings.to_dict()) == settings
         True
     """
 
     population_size: int = 6
-    estimator: str = "newton"
-    step_size: float = 1.0
+    estimator: str
+    step_size: float
     max_kl: float = 1.0
     curvature_bounds: tuple[float, float] = (0.1, 10.0)
     theta_bounds: tuple[float, float] = (1.0, 100.0)
     max_weight: float = 10.0
-    reuse: int = 0
+    reuse: int
 
     def __post_init__(self) -> None:
-        if not isinstance(self.estimator, str) or self.estimator not in DEFAULTS:
-            names = ", ".join(map(repr, DEFAULTS))
-            raise ValueError(f"estimator must be one of {names}, but got {self.estimator!r}.")
-        # One type per field, so that 1 and 1.0 are the same settings in JSON too.
-        size = _integer("population_size", self.population_size, 1, 100_000)
-        self._set("population_size", size)
-        self._set("reuse", _integer("reuse", self.reuse, 0, 1000))
-        self._set("step_size", _number("step_size", self.step_size))
-        self._set("max_kl", _number("max_kl", self.max_kl))
-        self._set("curvature_bounds", _bounds("curvature_bounds", self.curvature_bounds))
-        self._set("theta_bounds", _bounds("theta_bounds", self.theta_bounds))
-        self._set("max_weight", _number("max_weight", self.max_weight))
+        # One type per field: 1 and 1.0 are the same settings, also in JSON.
+        checked = {
+            "estimator": check_choice("estimator", self.estimator, ESTIMATORS),
+            "population_size": check_int("population_size", self.population_size, 1, 100_000),
+            "reuse": check_int("reuse", self.reuse, 0, 1000),
+            "step_size": check_number("step_size", self.step_size, 0.0, open_low=True),
+            "max_kl": check_number("max_kl", self.max_kl, 0.0, open_low=True),
+            "max_weight": check_number("max_weight", self.max_weight, 1.0),
+            "curvature_bounds": _bounds("curvature_bounds", self.curvature_bounds),
+            "theta_bounds": _bounds("theta_bounds", self.theta_bounds),
+        }
+        for name, value in checked.items():
+            object.__setattr__(self, name, value)
         low, high = self.theta_bounds
         if not low <= 1.0 <= high or low == high:
             raise ValueError(
-                f"theta_bounds must be (low, high) with low <= 1 <= high, low < high: the search "
-                f"starts at theta = 1, but got {self.theta_bounds!r}."
+                "theta_bounds must be (low, high) with low <= 1 <= high and low < high, "
+                f"but got {self.theta_bounds!r}. The search starts at theta = 1."
             )
         if high > MAX_THETA:
             raise ValueError(f"theta_bounds[1] must be at most {MAX_THETA:g}, but got {high!r}.")
-        if self.max_weight < 1.0:
-            raise ValueError(f"max_weight must be at least 1, but got {self.max_weight!r}.")
+
+    @property
+    def direction(self) -> newton.Direction | None:
+        """The estimator's direction, or None for `"surrogate"`."""
+        return ESTIMATORS[self.estimator].direction
+
+    @property
+    def needs_hessian(self) -> bool:
+        """Whether the estimator needs an estimate of the Hessian."""
+        return ESTIMATORS[self.estimator].needs_hessian
 
     def to_dict(self) -> dict[str, Any]:
         """Return the settings as JSON values (tuples as lists)."""
         return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
 
-    def _set(self, name: str, value: object) -> None:
-        object.__setattr__(self, name, value)
-
 
 def resolve(options: Mapping[str, Any]) -> UpdateSettings:
-    """Return full settings from those that were asked for.
+    """Fill in what is missing: the default estimator, and the defaults of the estimator.
 
     Args:
         options: Some fields of `UpdateSettings`, or all.
+
+    Returns:
+        Full settings.
 
     Raises:
         ValueError: If a value is out of range.
         TypeError: If a name is unknown.
 
     Example:
+        >>> from optuna_s2e.estimators import resolve
         >>> resolve({"max_kl": 0.5}).estimator
         'surrogate'
+        >>> resolve({"estimator": "natural"}).step_size
+        3.0
     """
-    estimator = options.get("estimator", "surrogate")
-    defaults = DEFAULTS.get(estimator, {}) if isinstance(estimator, str) else {}
-    return UpdateSettings(**{**defaults, **options, "estimator": estimator})
-
-
-def _number(name: str, value: object) -> float:
-    number = float(value) if isinstance(value, Real) and not isinstance(value, bool) else np.nan
-    if not 0.0 < number < np.inf:
-        raise ValueError(f"{name} must be a finite number > 0, but got {value!r}.")
-    return number
-
-
-def _integer(name: str, value: object, low: int, high: int) -> int:
-    if isinstance(value, Integral) and not isinstance(value, bool) and low <= int(value) <= high:
-        return int(value)
-    raise ValueError(f"{name} must be an int in [{low}, {high}], but got {value!r}.")
+    name = check_choice("estimator", options.get("estimator", DEFAULT_ESTIMATOR), ESTIMATORS)
+    estimator = ESTIMATORS[name]
+    defaults = {"estimator": name, "step_size": estimator.step_size, "reuse": estimator.reuse}
+    return UpdateSettings(**{**defaults, **options})
 
 
 def _bounds(name: str, value: object) -> tuple[float, float]:
     if not isinstance(value, tuple | list) or len(value) != 2:
         raise ValueError(f"{name} must be two numbers (low, high), but got {value!r}.")
-    low, high = _number(f"{name}[0]", value[0]), _number(f"{name}[1]", value[1])
+    low, high = (check_number(f"{name}[{i}]", v, 0.0, open_low=True) for i, v in enumerate(value))
     if low > high:
         raise ValueError(f"{name} must be (low, high) with low <= high, but got {value!r}.")
     return low, high

@@ -2,15 +2,15 @@ r"""Newton's method on a model of the loss.
 
 Notation
     f_hat       posterior mean of the model, fitted to all draws so far
-    X           virtual draws: points that nobody trains                       (N, n_columns)
+    X           virtual draws: points of p_theta that nobody trains            (N, n_columns)
 
-Six losses say little about a Hessian; a model of the loss answers for hundreds of virtual draws.
-`update` minimises :math:`E_{p_\theta}[\hat f]` from theta_m by Newton steps whose gradient (Eq 7)
-and Hessian (Proposition 1) are averages over virtual draws, inside the trust region around
-theta_m. The trials themselves are drawn by `optuna_s2e.surrogate.propose`.
+Six losses say little about a Hessian, but a model of the loss answers for hundreds of virtual
+draws. `update` starts at theta_m and minimises :math:`E_{p_\theta}[\hat f]` by Newton steps inside
+the trust region around theta_m. The gradient (Eq 7) and the Hessian (Proposition 1) of each step
+are averages over virtual draws. The trials themselves are drawn by `optuna_s2e.surrogate.propose`.
 
-Bias: the estimates are those of :math:`E_{p_\theta}[\hat f]`, not of :math:`E_{p_\theta}[f]`; the
-model is smooth where f is not.
+The estimates are those of :math:`E_{p_\theta}[\hat f]`, not of :math:`E_{p_\theta}[f]`: they are
+biased where the model is smooth and f is not.
 
 References:
     Yao et al., "Searching to Exploit Memorization Effect in Learning with Noisy Labels",
@@ -27,13 +27,14 @@ from optuna_s2e.estimators.settings import UpdateSettings
 from optuna_s2e.surrogate import Model
 
 N_STEPS = 6  # Newton steps of one update
-LEAST_SCALE = 0.01  # of a step inside the trust region, after which no other is tried
-N_VIRTUAL = 400
+LEAST_SCALE = 0.01  # share of a step inside the trust region, below which no other step is tried
+N_VIRTUAL = 400  # virtual draws of one step
 
 
 def update(
     theta: FloatArray,
     model: Model,
+    *,
     settings: UpdateSettings,
     rng: np.random.Generator,
 ) -> newton.Update:
@@ -41,23 +42,41 @@ def update(
 
     Args:
         theta: theta_m, (n_theta,).
-        model: Of the loss over theta's space.
-        settings: Step size, bounds and trust region of every Newton step; the trust region is
+        model: Model of the loss over theta's space.
+        settings: Step size, bounds and trust region of every Newton step. The trust region is
             around `theta`.
-        rng: Draws the virtual points.
+        rng: Generator that draws the virtual points.
 
     Returns:
-        The next theta; its effective sample size is the number of virtual draws of a step.
+        The next theta. Gradient norm and step scale are those of the first step; the effective
+        sample size is the number of virtual draws of a step.
+
+    Raises:
+        ValueError: If theta has another shape than that of the model's space, or is not > 0.
+
+    Example:
+        >>> import numpy as np
+        >>> from optuna.distributions import FloatDistribution
+        >>> from optuna_s2e.distributions import SearchSpace
+        >>> from optuna_s2e.estimators import resolve, surrogate_newton
+        >>> from optuna_s2e.surrogate import Model
+        >>> space = SearchSpace.of({"a": FloatDistribution(0, 1)})
+        >>> x = np.linspace(0.1, 0.9, 9)[:, None]
+        >>> model = Model.fit(space, x, active=x > 0, losses=(x[:, 0] - 0.2) ** 2)
+        >>> theta, rng = space.distribution.uniform_theta(), np.random.default_rng(0)
+        >>> step = surrogate_newton.update(theta, model, settings=resolve({}), rng=rng)
+        >>> bool(space.distribution.mean(step.theta)[0] < 0.4)
+        True
     """
     space, distribution = model.space, model.space.distribution
     moved, first_norm, scale = theta, 0.0, 0.0
     for step_number in range(N_STEPS):
         points = distribution.sample(moved, rng, N_VIRTUAL)
-        f = newton.standardize(model.gp.mean(model.features(space.coordinates(points))))
+        f = newton.z_scores(model.gp.mean(model.featurize(space.coordinates(points))))
         weights = np.ones(N_VIRTUAL)
         scores = distribution.score(moved, points)
         gradient = newton.gradient_estimate(f, scores, weights)
-        # Proposition 1, as in newton.hessian_estimate but by matrix products: 36 thetas are many
+        # Proposition 1 as in newton.hessian_estimate, but by matrix products, which are faster.
         hessian = (f * scores.T) @ scores
         hessian += np.tensordot(f, distribution.hessian(moved, points), axes=1)
         step = newton.descent_step(

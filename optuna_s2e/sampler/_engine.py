@@ -299,7 +299,14 @@ class Engine:
         if known.model is None:
             x = plan.chain.space.sample(theta, rng)
         else:
-            x = propose(theta, known.model, plan.pending, plan.failed, record.generation, rng)
+            x = propose(
+                theta,
+                known.model,
+                pending=plan.pending,
+                failed=plan.failed,
+                generation=record.generation,
+                rng=rng,
+            )
         return replace(record, x=tuple(x.tolist()))
 
     def _join(self, known: _Known, chain: Chain, number: int) -> Record:

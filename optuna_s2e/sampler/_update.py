@@ -60,7 +60,7 @@ def next_theta(
         model = model or fit_model(space, parent, members, ledger, settings)
         if model is not None:
             rng = keyed_rng(2, 0 if parent is None else parent.generation)
-            return surrogate_newton.update(theta, model, settings, rng)
+            return surrogate_newton.update(theta, model, settings=settings, rng=rng)
         settings = replace(settings, estimator="newton", reuse=0)
     draws, x = _evidence(space, parent, members, ledger, settings.reuse)
     own = [i for i, d in enumerate(draws) if not _is_chosen_by_model(d, ledger)]
@@ -82,9 +82,9 @@ def next_theta(
         distribution,
         theta,
         points,
-        np.array([ledger.rules.loss(d.trial) for d in draws]),
-        _log_sum_exp(np.array(log_densities)),
-        settings,
+        losses=np.array([ledger.rules.loss(d.trial) for d in draws]),
+        log_density_drawn=_log_sum_exp(np.array(log_densities)),
+        settings=settings,
     )
 
 
@@ -111,7 +111,7 @@ def fit_model(
     losses = np.array([ledger.rules.loss(d.trial) for d in draws])
     active = np.array([space.active(d.trial.params) for d in draws])
     try:
-        model = Model.fit(space, x, active, losses)
+        model = Model.fit(space, x, active=active, losses=losses)
     except (ValueError, ArithmeticError):  # LinAlgError is a ValueError
         return None
     return model if np.isfinite(model.gp.mean(model.gp.features)).all() else None

@@ -1,4 +1,10 @@
-"""Sample-selection schedules R(t), and the spaces in which they are searched."""
+"""Sample-selection schedules R(t), and the spaces in which they are searched.
+
+- `Schedule` is one R(t); `n_kept` turns it into numbers of samples.
+- `ScheduleSpace` draws schedules in an Optuna objective; `find_space` finds the space of a trial.
+- `standard_schedule`, `coteaching_schedule` and `table1_schedule` need no search.
+- `SPACES` holds the formulas of the spaces, `basis_function` those of Table 1.
+"""
 
 from optuna_s2e.schedules._baselines import coteaching_schedule, standard_schedule, table1_schedule
 from optuna_s2e.schedules._formulas import SPACES, basis_function

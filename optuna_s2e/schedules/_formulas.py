@@ -7,7 +7,7 @@ Notation
     a_1 .. a_4   `basis_params`: parameters of one basis, each in [0, 1]              (4, 4)
     tau, t_k, c  of Eq 1: drop, epoch at which the drop is complete, exponent
 
-A space is a version and two functions of plain parameters, so that others can join.
+A space is a version and two functions of plain parameters. Add a space by adding it to `SPACES`.
 
 References:
     Yao et al., "Searching to Exploit Memorization Effect in Learning with Noisy Labels",
@@ -23,16 +23,23 @@ import numpy as np
 import numpy.typing as npt
 from optuna.distributions import FloatDistribution
 
+from optuna_s2e._checks import check_int
 from optuna_s2e._typing import FloatArray
 from optuna_s2e.distributions import parameter_names, weights_from_unit
 
 
 class Space(NamedTuple):
-    """One kind of space: all that ScheduleSpace needs to know of it."""
+    """One kind of space: all that `ScheduleSpace` needs to know of it.
+
+    Attributes:
+        version: Version of the formulas, which every trial records.
+        distributions: Function T -> Optuna's distributions of the searched parameters.
+        keep_rates: Function (parameters by name, (n, 1) each; epochs t, (m,); T) -> R before
+            clipping, (n, m).
+    """
 
     version: int
     distributions: Callable[[int], dict[str, FloatDistribution]]
-    # (parameters by name, each (n, 1); t (m,) in epochs; T) -> R before clipping, (n, m)
     keep_rates: Callable[[Mapping[str, FloatArray], FloatArray, int], FloatArray]
 
 
@@ -52,7 +59,7 @@ def _log_rise(t: FloatArray, n_epochs: int, a3: FloatArray, a4: FloatArray) -> F
     return a3 * np.log1p(t**a4) / np.log1p(float(n_epochs) ** a4)
 
 
-# Table 1, f1 .. f4: a decay and a rise each
+# Table 1, f1 .. f4: each is the sum of a decay and a rise
 BASES = (
     (_exponential_decay, _power_rise),
     (_exponential_decay, _log_rise),
@@ -66,14 +73,23 @@ def basis_function(i: int, t: FloatArray, n_epochs: int, a: npt.ArrayLike) -> Fl
 
     Args:
         i: 1, 2, 3 or 4.
-        t: Epochs, any shape.
+        t: Epochs, of any shape.
         n_epochs: T.
-        a: a_1 .. a_4, shape (4,) or broadcastable (4, ...), each in [0, 1].
+        a: a_1 .. a_4, each in [0, 1], (4,) or (4, ...) to broadcast against `t`.
 
     Returns:
-        f_i(t), of the shape of `t` (broadcast against `a`).
+        f_i(t), of the shape of `t` broadcast against `a`.
+
+    Raises:
+        ValueError: If `i` is out of range.
+
+    Example:
+        >>> import numpy as np
+        >>> from optuna_s2e.schedules import basis_function
+        >>> basis_function(3, np.arange(3.0), n_epochs=3, a=[1, 1, 0, 0]).round(2)
+        array([1.  , 0.5 , 0.33])
     """
-    decay, rise = BASES[i - 1]
+    decay, rise = BASES[check_int("i", i, 1, len(BASES)) - 1]
     a1, a2, a3, a4 = np.asarray(a, dtype=np.float64)
     return decay(t, a1, a2) + rise(t, n_epochs, a3, a4)
 

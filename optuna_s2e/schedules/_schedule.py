@@ -7,10 +7,10 @@ Notation
 
 R(0) = 1 (Assumption 1: nothing is memorised before training) and 0 < R(t) <= 1.
 
-A space is a name with two functions (bases.py): its distributions, and params -> R(t). What a
-reader needs to turn the parameters of any trial back into its schedule (the space, its version,
-the number of epochs) is stored beside them as single-valued parameters, `R.<space>` and
-`R.n_epochs`.
+A space is a name with two functions (`_formulas`): its distributions, and params -> R(t). The
+space, its version and the number of epochs are stored with the parameters of every trial, as the
+single-valued parameters `R.<space>` and `R.n_epochs`. So the parameters of a trial alone give its
+schedule back.
 
 References:
     Yao et al., "Searching to Exploit Memorization Effect in Learning with Noisy Labels",
@@ -32,10 +32,11 @@ import numpy.typing as npt
 from optuna.distributions import BaseDistribution, IntDistribution
 from optuna.trial import BaseTrial, FrozenTrial
 
+from optuna_s2e._checks import check_choice, check_int, check_number
 from optuna_s2e._typing import FloatArray
 from optuna_s2e.schedules._formulas import SPACES
 
-MIN_KEEP_RATE = 1e-6  # R(t) stays positive; at least one sample is kept whatever it is
+MIN_KEEP_RATE = 1e-6  # R(t) stays positive; at least one sample is kept however small it is
 MAX_EPOCHS = 1_000_000
 PREFIX = "R."  # of every parameter that belongs to a schedule
 N_EPOCHS = "R.n_epochs"
@@ -47,12 +48,21 @@ def n_kept(keep_rates: npt.ArrayLike, batch_size: int) -> npt.NDArray[np.int64]:
 
     Args:
         keep_rates: R(t), any shape, in (0, 1].
-        batch_size: Samples in the mini-batch, at least 1.
+        batch_size: Number of samples in the mini-batch, at least 1.
 
     Returns:
         int64 counts in [1, batch_size], of the shape of `keep_rates`.
+
+    Raises:
+        ValueError: If `batch_size` is no int of at least 1.
+
+    Example:
+        >>> from optuna_s2e.schedules import n_kept
+        >>> n_kept([1.0, 0.29], 100).tolist()
+        [100, 29]
     """
-    # 1e-9: floor(0.29 * 100) is 28 in binary floating point, and 29 is meant
+    check_int("batch_size", batch_size, 1)
+    # floor(0.29 * 100) is 28 in binary floating point, but 29 is meant: hence 1e-9.
     kept = np.floor(np.asarray(keep_rates, dtype=np.float64) * batch_size + 1e-9)
     return np.clip(kept, 1, batch_size).astype(np.int64)
 
@@ -62,9 +72,9 @@ class Schedule:
     """A sample-selection schedule R(t), t = 0 .. T - 1.
 
     Attributes:
-        keep_rates: R(t), float64 of shape (T,), R(0) = 1, values in (0, 1]; read-only.
-        params: The Optuna parameters that it decodes from, or None for a schedule of another
-            origin (an array, a file).
+        keep_rates: R(t), float64, read-only, values in (0, 1], R(0) = 1, (T,).
+        params: Optuna parameters that decode to it. None if it comes from an array or a file
+            without parameters.
 
     Raises:
         ValueError: If the values are not a schedule.
@@ -80,7 +90,7 @@ class Schedule:
     def __init__(
         self, keep_rates: npt.ArrayLike, params: Mapping[str, float | int] | None = None
     ) -> None:
-        rates = np.array(keep_rates, dtype=np.float64)  # a copy: nobody else can change it
+        rates = np.array(keep_rates, dtype=np.float64)  # a copy, so nobody else can change it
         if rates.ndim != 1 or not 1 <= rates.size <= MAX_EPOCHS:
             raise ValueError(f"keep_rates must have shape (n_epochs,), but got {rates.shape}.")
         if not np.all((rates > 0) & (rates <= 1)):  # also refuses NaN
@@ -115,21 +125,35 @@ class Schedule:
         return 1.0 - self.keep_rates
 
     def n_kept(self, batch_size: int) -> npt.NDArray[np.int64]:
-        """Return the number of samples kept of a mini-batch in each epoch, int64 of shape (T,)."""
+        """Return how many samples of a mini-batch are trained on in each epoch, int64 (T,).
+
+        Args:
+            batch_size: Number of samples in the mini-batch, at least 1.
+
+        Raises:
+            ValueError: If `batch_size` is no int of at least 1.
+        """
         return n_kept(self.keep_rates, batch_size)
 
     @classmethod
     def from_params(cls, params: Mapping[str, Any]) -> Schedule:
-        """Decode the parameters of a trial; other parameters of the trial are ignored.
+        """Decode the parameters of a trial; parameters of other things are ignored.
+
+        Args:
+            params: Parameters by name, as Optuna stores them.
 
         Raises:
-            ValueError: If they contain no schedule, or that of a space or version unknown here.
+            ValueError: If they hold no schedule, or one of an unknown space or version.
         """
         return find_space(params).from_params(params)
 
     @classmethod
     def from_trial(cls, trial: FrozenTrial) -> Schedule:
-        """Decode the schedule of a stored trial, as `from_params`; errors name the trial."""
+        """Decode the schedule of a stored trial.
+
+        Raises:
+            ValueError: As `from_params`; the message names the trial.
+        """
         try:
             return cls.from_params(trial.params)
         except ValueError as error:
@@ -148,10 +172,10 @@ class Schedule:
 
     @classmethod
     def from_json(cls, text: str) -> Schedule:
-        """Read what `to_json` wrote.
+        """Read a schedule from the text that `to_json` wrote.
 
         Raises:
-            ValueError: If the text is damaged, or written by a later version.
+            ValueError: If the text is damaged, or was written by a later release.
         """
         try:
             document = json.loads(text)
@@ -178,13 +202,15 @@ class Schedule:
         if not isinstance(params, dict):
             raise ValueError('"params" must be an object or null.')
         decoded = cls.from_params(params)
-        # not bit for bit: another machine's exp and log may differ in the last place
+        # Not bit for bit: exp and log of another machine may differ in the last place.
         if not np.allclose(decoded.keep_rates, rates, rtol=0, atol=1e-9):
-            raise ValueError('"params" decode to other values than "keep_rates": damaged?')
+            raise ValueError(
+                '"params" decode to other values than "keep_rates": the file is damaged.'
+            )
         return cls(rates, decoded.params)
 
     def save(self, path: str | Path) -> None:
-        """Write `to_json()` to a file, whole or not at all."""
+        """Write `to_json()` to a file; an interrupted write leaves an old file as it was."""
         path = Path(path)
         part = path.with_name(path.name + ".part")
         part.write_text(self.to_json())
@@ -208,14 +234,15 @@ DEFAULT_KIND = "eq1"
 
 
 class ScheduleSpace:
-    """A space of schedules that an Optuna objective can draw from.
+    """A space of schedules, from which an Optuna objective draws.
 
     Args:
         n_epochs: T, the number of training epochs, at least 2.
-        kind: `"eq1"` (default): Co-teaching's schedule, Eq 1, with its drop tau in [0, 0.95], the
-            epoch t_k in [1, T] at which the drop is complete and the exponent c in [1/4, 4]
-            (log) free; 3 parameters. `"table1"`: the paper's space, a convex combination (Eq 4)
-            of the four bases of Table 1 with own a_1 .. a_4 each; 3 + 16 parameters in [0, 1].
+        kind: Name of the formulas. `"eq1"` (default) is Co-teaching's schedule, Eq 1, with 3
+            parameters: the drop tau in [0, 0.95], the epoch t_k in [1, T] at which the drop is
+            complete, and the exponent c in [1/4, 4] (log). `"table1"` is the paper's space, a
+            convex combination (Eq 4) of the four bases of Table 1, each with its own a_1 .. a_4:
+            3 + 16 parameters in [0, 1].
 
     Raises:
         ValueError: If an argument is out of range.
@@ -231,16 +258,9 @@ class ScheduleSpace:
     """
 
     def __init__(self, n_epochs: int, kind: str = DEFAULT_KIND) -> None:
-        whole = isinstance(n_epochs, int | np.integer) and not isinstance(n_epochs, bool)
-        if not whole or not 2 <= n_epochs <= MAX_EPOCHS:
-            raise ValueError(
-                f"n_epochs must be an int in [2, {MAX_EPOCHS}], but got {n_epochs!r}."
-            )
-        if kind not in SPACES:
-            raise ValueError(f"kind must be one of {sorted(SPACES)}, but got {kind!r}.")
-        self.n_epochs = int(n_epochs)
-        self.kind = kind
-        self._space = SPACES[kind]
+        self.n_epochs = check_int("n_epochs", n_epochs, 2, MAX_EPOCHS)
+        self.kind = check_choice("kind", kind, SPACES)
+        self._space = SPACES[self.kind]
         self._searched = self._space.distributions(self.n_epochs)
 
     def __repr__(self) -> str:
@@ -266,7 +286,11 @@ class ScheduleSpace:
         return {**tags, **self._searched}
 
     def suggest(self, trial: BaseTrial) -> Schedule:
-        """Draw a schedule; one call per trial."""
+        """Draw the schedule of a trial; call it once per trial.
+
+        Args:
+            trial: An Optuna trial (also `FixedTrial`).
+        """
         params: dict[str, float | int] = {}
         for name, value in self.tags.items():  # first, so that a sampler sees the space
             params[name] = trial.suggest_int(name, value, value)
@@ -277,8 +301,11 @@ class ScheduleSpace:
     def from_params(self, params: Mapping[str, Any]) -> Schedule:
         """Decode the parameters of a trial of this space; other parameters are ignored.
 
+        Args:
+            params: Parameters by name, as Optuna stores them. The tags may be missing.
+
         Raises:
-            ValueError: If one is missing, out of range, or of another space.
+            ValueError: If a parameter is missing, out of range, or of another space.
         """
         own: dict[str, float | int] = {}
         for name, tag in self.tags.items():
@@ -288,14 +315,14 @@ class ScheduleSpace:
         for name, d in self._searched.items():
             if name not in params:
                 raise ValueError(f"{name} is missing from the parameters of {self!r}.")
-            value = params[name]
-            if not (isinstance(value, int | float) and d.low <= value <= d.high):
-                raise ValueError(f"{name} must be in [{d.low}, {d.high}], but got {value!r}.")
-            own[name] = float(value)
+            own[name] = check_number(name, params[name], d.low, d.high)
         return Schedule(self.keep_rates(own), own)
 
     def to_params(self, schedule: Schedule) -> dict[str, float | int]:
-        """Return the parameters that decode to this schedule, for `study.enqueue_trial`.
+        """Return the parameters that decode to a schedule, for `study.enqueue_trial`.
+
+        Args:
+            schedule: A schedule with parameters of this space.
 
         Raises:
             ValueError: If the schedule does not come from this space.
@@ -314,14 +341,14 @@ class ScheduleSpace:
         return rates
 
     def curves(self, params: Mapping[str, npt.ArrayLike], n_points: int = 32) -> FloatArray:
-        """Return R on a grid: all that a search needs to know of schedules.
+        """Return R of many schedules on a grid, for example to compare them.
 
         Args:
-            params: Searched parameters by name, each of shape (n,).
-            n_points: Points of the grid, evenly spaced over [0, T - 1].
+            params: Searched parameters by name, (n,) each.
+            n_points: Number of points of the grid, evenly spaced over [0, T - 1].
 
         Returns:
-            R of shape (n, n_points), in (0, 1], first column 1.
+            R in (0, 1], with 1 in the first column, (n, n_points).
         """
         columns = {
             name: np.asarray(params[name], dtype=np.float64).reshape(-1, 1)
@@ -337,19 +364,30 @@ class ScheduleSpace:
 def find_space(params: Mapping[str, Any]) -> ScheduleSpace:
     """Return the space that the parameters of a trial name.
 
+    Args:
+        params: Parameters by name; `R.<space>` and `R.n_epochs` are read.
+
+    Returns:
+        The space.
+
     Raises:
-        ValueError: If they name none, or one of an unknown version.
+        ValueError: If they name no space, several spaces, or one of an unknown version.
+
+    Example:
+        >>> from optuna_s2e.schedules import find_space
+        >>> find_space({"R.eq1": 1, "R.n_epochs": 40, "lr": 0.1})
+        ScheduleSpace(n_epochs=40, kind='eq1')
     """
     kinds = [kind for kind in SPACES if f"{PREFIX}{kind}" in params]
     if len(kinds) != 1 or N_EPOCHS not in params:
         raise ValueError(
             f"the parameters must name one schedule space ({N_EPOCHS} and one of "
-            f"{[PREFIX + kind for kind in sorted(SPACES)]}), but have {sorted(params)}."
+            f"{[PREFIX + kind for kind in sorted(SPACES)]}), but they are {sorted(params)}."
         )
     kind = kinds[0]
     if params[f"{PREFIX}{kind}"] != SPACES[kind].version:
         raise ValueError(
             f"{PREFIX}{kind} (version) must be {SPACES[kind].version}, "
-            f"but got {params[f'{PREFIX}{kind}']!r}: decode it with the release that wrote it."
+            f"but got {params[f'{PREFIX}{kind}']!r}. Decode it with the release that wrote it."
         )
     return ScheduleSpace(params[N_EPOCHS], kind)

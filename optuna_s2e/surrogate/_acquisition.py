@@ -4,26 +4,31 @@ Notation
     f_hat       posterior mean of the model, fitted to all draws so far
     sigma       posterior standard deviation of f under the model
     tau         standard deviation of the noise of one loss
+    m           generation, from 1
     pending     draws whose losses are not known yet                           (P, d)
 
-Half of the candidates are drawn from p_theta and half uniformly (a defensive mixture: p_theta is a
-product of families, cannot follow a bent valley, and may be wrong). In more than six dimensions
-none of these lies near the best draws; there, a third of the candidates lie between one of the
-best draws and a candidate of the other kinds. The candidate with the lowest
-:math:`\hat f - \kappa_m \tilde\sigma` is trained, where
+Candidates. Half of them are drawn from p_theta and half uniformly. The uniform half is a
+defensive mixture: p_theta is a product of families, cannot follow a bent valley, and may be
+wrong. In more than six dimensions none of these lies near the best draws. There, a third of the
+candidates lie between one of the best draws and another candidate.
+
+Choice. The candidate with the lowest :math:`\hat f - \kappa_m \tilde\sigma` is trained, where
 
 .. math:: \tilde\sigma = \sigma^2 / \sqrt{\sigma^2 + \tau^2}
 
-is the standard deviation of the change of the posterior mean that a loss there would cause.
-Where one noisy loss teaches little, there is little to explore (with sigma itself, noisy
-objectives are searched in the corners). Sigma is the uncertainty that remains once the losses of
-the pending draws are known, so that the draws of one generation differ. Exploration decays,
-:math:`\kappa_m = \max(3 / \sqrt{m}, 1/2)` in generation m: a budget of sixty trainings is spent
-first on finding the good region and then in it. Where some of the five nearest draws have failed,
-the largest loss of the model replaces that share of the bound: a region where the objective
-raises teaches no loss, and would be drawn from again and again.
+is the standard deviation of the change of the posterior mean that a loss there would cause. If
+one noisy loss teaches little, there is little to explore; with sigma itself, noisy objectives are
+searched in the corners. Sigma is the uncertainty that remains once the losses of the pending
+draws are known, so the draws of one generation differ. Exploration decays with the generation,
+:math:`\kappa_m = \max(3 / \sqrt{m}, 1/2)`: a budget of sixty trainings is spent first on finding
+the good region and then in it.
 
-The draws are not distributed as p_theta: a Monte-Carlo estimator must not take them as such.
+Failures. A failed draw teaches no loss, so a region where the objective raises would be drawn
+from again and again. Where some of the five nearest draws have failed, the largest loss of the
+model therefore replaces that share of the bound.
+
+The draws are not distributed as p_theta, so a Monte-Carlo estimator must not use them as draws
+of p_theta.
 
 References:
     Srinivas et al., "Gaussian Process Optimization in the Bandit Setting", ICML 2010 (lower
@@ -40,13 +45,14 @@ from optuna.distributions import CategoricalDistribution
 from scipy.spatial.distance import cdist
 
 from optuna_s2e._blas import one_blas_thread
+from optuna_s2e._checks import check_int
 from optuna_s2e._typing import FloatArray
 from optuna_s2e.surrogate._model import Model
 
 N_CANDIDATES = 800
 FEW_PARAMETERS = 6  # up to these, candidates lie densely enough
 N_BASES = 3  # draws of least expected loss, near which candidates lie in more dimensions
-LEAST_SHARE = 0.03  # of the way from such a draw to another
+LEAST_SHARE = 0.03  # of the way from such a draw to another candidate
 N_NEAREST = 5  # draws that say whether a training at a point will fail
 
 
@@ -54,21 +60,59 @@ N_NEAREST = 5  # draws that say whether a training at a point will fail
 def propose(
     theta: FloatArray,
     model: Model,
+    *,
     pending: FloatArray,
     failed: FloatArray,
     generation: int,
     rng: np.random.Generator,
 ) -> FloatArray:
-    """Return the candidate x (d,) that is most worth a training.
+    """Return the candidate that is most worth a training.
 
     Args:
-        theta: Of the generation, (n_theta,).
-        model: Of the loss over theta's space.
-        pending: Coordinates of the draws whose losses are not known yet, (P, d).
-        failed: Coordinates of draws that failed, (F, d).
+        theta: theta of the generation, (n_theta,).
+        model: Model of the loss over theta's space.
+        pending: Coordinates of the draws whose losses are not known yet, (P, d). P may be 0.
+        failed: Coordinates of draws that failed, (F, d). F may be 0.
         generation: m, at least 1.
-        rng: Draws the candidates.
+        rng: Generator that draws the candidates.
+
+    Returns:
+        Coordinates of the candidate, (d,).
+
+    Raises:
+        ValueError: If `generation` is no int of at least 1.
+
+    Example:
+        >>> import numpy as np
+        >>> from optuna.distributions import FloatDistribution
+        >>> from optuna_s2e.distributions import SearchSpace
+        >>> from optuna_s2e.surrogate import Model, propose
+        >>> space = SearchSpace.of({"a": FloatDistribution(0, 1)})
+        >>> x = np.linspace(0.1, 0.9, 9)[:, None]
+        >>> model = Model.fit(space, x, active=x > 0, losses=(x[:, 0] - 0.3) ** 2)
+        >>> none, theta = np.empty((0, 1)), space.distribution.uniform_theta()
+        >>> rng = np.random.default_rng(0)
+        >>> best = propose(theta, model, pending=none, failed=none, generation=36, rng=rng)
+        >>> abs(float(best[0]) - 0.3) < 0.1
+        True
     """
+    check_int("generation", generation, 1)
+    x = _candidates(theta, model, rng)
+    known = model.featurize(pending) if len(pending) else None
+    z = model.featurize(x)
+    mean, deviation = model.gp.predict(z, known)
+    change = deviation**2 / np.hypot(deviation, model.gp.noise_deviation)
+    bound = mean - exploration(generation) * change
+    if len(failed):
+        completed = model.gp.features
+        risk = share_failed(z, completed, model.featurize(failed))
+        bound = (1.0 - risk) * bound + risk * model.gp.mean(completed).max()
+    chosen: FloatArray = x[int(np.argmin(bound))]
+    return chosen
+
+
+def _candidates(theta: FloatArray, model: Model, rng: np.random.Generator) -> FloatArray:
+    """Draw `N_CANDIDATES` candidates, (N_CANDIDATES, d)."""
     space, distribution = model.space, model.space.distribution
     n_near = N_CANDIDATES // 3 if len(space.names) > FEW_PARAMETERS else 0
     n_own = (N_CANDIDATES - n_near) // 2
@@ -77,44 +121,35 @@ def propose(
         distribution.sample(distribution.uniform_theta(), rng, N_CANDIDATES - n_near - n_own),
     ])  # fmt: skip
     x = space.coordinates(points)
-    if n_near:
-        x = np.concatenate([x, _near_the_best(model, x, n_near, rng)])
-    known = model.features(pending) if len(pending) else None
-    z = model.features(x)
-    mean, deviation = model.gp.predict(z, known)
-    change = deviation**2 / np.hypot(deviation, model.gp.noise_deviation)
-    bound = mean - exploration(generation) * change
-    if len(failed):
-        completed = model.gp.features
-        risk = share_failed(z, completed, model.features(failed))
-        bound = (1.0 - risk) * bound + risk * model.gp.mean(completed).max()
-    chosen: FloatArray = x[int(np.argmin(bound))]
-    return chosen
+    return np.concatenate([x, _near_the_best(model, x, n_near, rng)]) if n_near else x
 
 
 def _near_the_best(model: Model, x: FloatArray, n: int, rng: np.random.Generator) -> FloatArray:
     """Return candidates (n, d) between the best draws and some of the candidates x (N, d).
 
-    Each goes a share w of the way, log-uniform in [`LEAST_SHARE`, 1]; a category goes over with
-    probability w.
+    Each lies a share w of the way from a draw to a candidate, with w log-uniform in
+    [`LEAST_SHARE`, 1]. A category is the candidate's with probability w, else the draw's.
     """
     order = np.argsort(model.gp.mean(model.gp.features), kind="stable")
     bases = model.x[rng.choice(order[:N_BASES], n)]
     others = x[rng.choice(len(x), n)]
     w = np.exp(rng.uniform(np.log(LEAST_SHARE), 0.0, (n, 1)))
-    go_over = np.where(rng.random(bases.shape) < w, others, bases)
+    either = np.where(rng.random(bases.shape) < w, others, bases)
     distributions = model.space.distributions.values()
     is_category = [isinstance(d, CategoricalDistribution) for d in distributions]
-    return np.where(is_category, go_over, bases + w * (others - bases))
+    return np.where(is_category, either, bases + w * (others - bases))
 
 
 def share_failed(z: FloatArray, completed: FloatArray, failed: FloatArray) -> FloatArray:
-    """Return the share of failed draws among the five nearest of each point, (N,).
+    """Return the share of failed draws among the five nearest draws of each point.
 
     Args:
         z: Features of the points, (N, n_features).
         completed: Features of draws that completed, (C, n_features).
         failed: Features of draws that failed, (F, n_features), F > 0.
+
+    Returns:
+        Shares in [0, 1], (N,).
     """
     distances = cdist(z, np.concatenate([completed, failed]))
     n_near = min(N_NEAREST, distances.shape[1])
@@ -123,5 +158,5 @@ def share_failed(z: FloatArray, completed: FloatArray, failed: FloatArray) -> Fl
 
 
 def exploration(generation: int) -> float:
-    """Return kappa_m, the weight of what can be learned."""
+    """Return kappa_m, the weight of what a loss would teach, in generation m >= 1."""
     return float(max(3.0 / np.sqrt(generation), 0.5))

@@ -1,17 +1,21 @@
-r"""How much each parameter matters to the loss: automatic relevance determination.
+r"""Automatic relevance determination (ARD): how much each parameter matters to the loss.
 
 Notation
     Z           features of the draws                                          (N, n_features)
+    G           number of parameters; a schedule counts as one                 scalar
     D_j         squared distances in the features of parameter j               (G, N, N)
-    a_j         log relevance of parameter j                                   (G,)
-    l, s        length scale and noise share, as in `surrogate`                scalars
+    a_j         log of the inverse length scale of parameter j                 (G,)
+    l, s        common length scale and noise share, as in `surrogate.fit`     scalars
 
-A Gaussian process with one length for all coordinates must train far more to see that few of
-many matter. Here the squared distance is :math:`\sum_j e^{2 a_j} D_j / l^2`, and (a, l, s) are a
-posterior mode: marginal likelihood (with the signal scale solved for as in `surrogate.fit`) times
-independent Cauchy priors on a_j, which leave most parameters alike and let some stand out. The
-mode with a = 0 stays unless the other is e^3 times as probable: with few draws, relevance is
-easily imagined, and where all parameters matter alike the search pays for it.
+A Gaussian process with one length scale for all parameters needs many more losses to see that few
+of them matter. Here the squared distance is :math:`\sum_j e^{2 a_j} D_j / l^2`, and (a, l, s) is a
+posterior mode. The posterior is the marginal likelihood, with the signal scale in closed form as
+in `surrogate.fit`, times independent Cauchy priors on a_j, which leave most parameters alike and
+let some stand out.
+
+With few draws, differences in relevance are easily imagined, and the search pays for them if all
+parameters matter alike. So all scales are 1 unless the mode with free a is e^3 times as probable
+as the mode with a = 0.
 
 References:
     Neal, "Bayesian Learning for Neural Networks", Springer 1996, 1.2 and 4.3. Rasmussen and
@@ -26,33 +30,45 @@ from scipy.optimize import minimize
 
 from optuna_s2e._typing import FloatArray, IntArray
 
-MAX_POINTS = 100  # one evaluation takes about a millisecond
-MAX_STEPS = 15  # of L-BFGS
+MAX_POINTS = 100  # draws used: one evaluation takes about a millisecond
+MAX_STEPS = 15  # steps of L-BFGS
 STARTS = (1.0, np.e)  # length scales, in units of the median distance
-PRIOR_WIDTH = 0.5  # of a_j
-LARGEST = 4.0  # |a_j|
+PRIOR_WIDTH = 0.5  # scale of the Cauchy prior on a_j
+LARGEST = 4.0  # bound of |a_j|
 NEEDED = 3.0  # log odds against a = 0
-LENGTHS = (0.1, 6.0)
-LOGITS = (-6.0, 2.5)  # of s
+LENGTHS = (0.1, 6.0)  # bounds of l, in units of the median distance
+LOGITS = (-6.0, 2.5)  # bounds of logit s
 LOGIT, LOGIT_WIDTH, LOG_LENGTH_WIDTH = -2.0, 2.5, 1.5  # weak normal priors
 
 
-def relevance(z: FloatArray, y: FloatArray, groups: IntArray) -> FloatArray:
-    """Return factors (n_features,) of the features, of geometric mean 1 over the parameters.
+def ard_scales(features: FloatArray, y: FloatArray, groups: IntArray) -> FloatArray:
+    """Return the factors by which ARD multiplies the features before distances are taken.
 
     Args:
-        z: Features, (N, n_features). Of more than `MAX_POINTS`, evenly spread ones are used.
+        features: Z, (N, n_features). If N exceeds `MAX_POINTS`, evenly spread draws are used.
         y: Standardised losses, (N,).
         groups: Parameter of each feature, 0 .. G - 1, (n_features,).
 
+    Returns:
+        exp(a_j) of each feature's parameter j, (n_features,). The geometric mean over the
+        parameters is 1. All are 1 if nothing speaks for differences.
+
     Raises:
         ValueError: If the algebra breaks down (LinAlgError).
+
+    Example:
+        >>> import numpy as np
+        >>> from optuna_s2e.surrogate import ard_scales
+        >>> z = np.random.default_rng(0).uniform(size=(60, 8))
+        >>> y = (z[:, 2] - z[:, 2].mean()) / z[:, 2].std()
+        >>> int(ard_scales(z, y, np.arange(8)).argmax())
+        2
     """
     n_groups = int(groups.max()) + 1
     if n_groups == 1:
         return np.ones(len(groups))
     used = np.unique(np.linspace(0, len(y) - 1, min(len(y), MAX_POINTS)).round().astype(int))
-    posterior = _Posterior(z[used], y[used], groups, n_groups)
+    posterior = _Posterior(features[used], y[used], groups, n_groups)
     starts = [np.array([0.0] * n_groups + [np.log(start), LOGIT]) for start in STARTS]
     density, alike = min((_mode(posterior, v, 0.0) for v in starts), key=lambda mode: mode[0])
     density_apart, apart = _mode(posterior, alike, LARGEST)
@@ -75,8 +91,10 @@ def _mode(posterior: _Posterior, start: FloatArray, largest: float) -> tuple[flo
 class _Posterior:
     """Minus the log posterior density of (a, log l, logit s), and its gradient."""
 
-    def __init__(self, z: FloatArray, y: FloatArray, groups: IntArray, n_groups: int) -> None:
-        blocks = [z[:, groups == j] for j in range(n_groups)]
+    def __init__(
+        self, features: FloatArray, y: FloatArray, groups: IntArray, n_groups: int
+    ) -> None:
+        blocks = [features[:, groups == j] for j in range(n_groups)]
         self._squares = np.array(
             [((b[:, None] - b) ** 2).sum(axis=2).ravel() for b in blocks]
         )  # (G, N N)

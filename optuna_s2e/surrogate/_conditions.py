@@ -1,9 +1,9 @@
-"""Which parameters are active at a point, learned from trials that ran.
+"""Conditions of conditional parameters: where each parameter is active, learned from trials.
 
 A conditional parameter is active, that is, the objective asks for it, only where another parameter
 has certain values: the depth of a tree where the model is a tree, the width of layer 3 where there
-are three layers or more. Theta describes it everywhere (`history.space_of`), so each draw has a
-coordinate for it that the objective may never read; a model of the loss should not read it either.
+are three layers or more. theta describes a conditional parameter everywhere, so each draw has a
+coordinate for it that the objective may never read. A model of the loss must not read it either.
 """
 
 from __future__ import annotations
@@ -20,23 +20,24 @@ from optuna_s2e.distributions import SearchSpace
 
 
 @dataclass(frozen=True)
-class Gate:
-    """A parameter is active where another one, its gate, is active and has such values.
+class Condition:
+    """Where one parameter is active: where its parent is active and has certain values.
 
     Attributes:
-        column: Of the gate.
-        categories: Indices that let it through; None for numbers, and if all do.
-        low: Coordinates from here on do.
-        high: Coordinates up to here do.
+        parent: Column of the parent, the parameter that decides.
+        categories: Indices of the parent's categories that make the parameter active. None if the
+            parent is a number, or if all its values do.
+        low: Smallest coordinate of a numerical parent that makes the parameter active.
+        high: Largest coordinate of a numerical parent that makes the parameter active.
     """
 
-    column: int
+    parent: int
     categories: frozenset[int] | None = None
     low: float = -math.inf
     high: float = math.inf
 
-    def passes(self, coordinates: FloatArray) -> BoolArray:
-        """Say for coordinates (N,) of the gate whether they let through."""
+    def holds(self, coordinates: FloatArray) -> BoolArray:
+        """Return whether the condition holds at coordinates (N,) of the parent, (N,)."""
         if self.categories is not None:
             return np.isin(coordinates, list(self.categories))
         return np.asarray((self.low <= coordinates) & (coordinates <= self.high))
@@ -44,71 +45,102 @@ class Gate:
 
 @dataclass(frozen=True)
 class Conditions:
-    """The gates of conditional parameters, by column, gates before what they gate."""
+    """The conditions of a space's parameters.
 
-    gates: Mapping[int, Gate] = field(default_factory=dict)
+    Attributes:
+        by_column: Condition by column of the conditional parameter. A parent comes before the
+            parameters that depend on it.
+    """
+
+    by_column: Mapping[int, Condition] = field(default_factory=dict)
 
     def active(self, x: FloatArray) -> BoolArray:
         """Return which coordinates of draws x (N, d) the objective would ask for, (N, d)."""
         active = np.ones(x.shape, dtype=bool)
-        for column, gate in self.gates.items():
-            active[:, column] = active[:, gate.column] & gate.passes(x[:, gate.column])
+        for column, condition in self.by_column.items():
+            parent = condition.parent
+            active[:, column] = active[:, parent] & condition.holds(x[:, parent])
         return active
 
 
-def conditions_of(space: SearchSpace, x: FloatArray, active: BoolArray) -> Conditions:
-    """Find a gate for each parameter that some trials do not have.
+def find_conditions(space: SearchSpace, x: FloatArray, active: BoolArray) -> Conditions:
+    """Find a condition for each parameter that some trials do not have.
 
-    The gate is a parameter one of whose values, or a threshold, tells all trials that had the
-    parameter from all that did not: categorical ones are tried first, then ints, then floats,
-    which separate few trials by chance. Where none does, the parameter counts as active.
+    The parent is a parameter one of whose values, or a threshold, separates the trials that had
+    the conditional parameter from those that did not. Categorical parents are tried first, then
+    ints, then floats, because floats separate few trials by chance. If no parent is found, the
+    parameter counts as active everywhere.
 
     Args:
-        space: What the coordinates mean.
+        space: Space of the trials.
         x: Coordinates of trials that ran, (N, d).
-        active: Which of them the objective asked for, (N, d).
+        active: Which coordinates the objective asked for, (N, d).
+
+    Returns:
+        The conditions that were found.
+
+    Example:
+        >>> import numpy as np
+        >>> from optuna.distributions import CategoricalDistribution, FloatDistribution
+        >>> from optuna_s2e.distributions import SearchSpace
+        >>> from optuna_s2e.surrogate import find_conditions
+        >>> space = SearchSpace.of(
+        ...     {"depth": FloatDistribution(0, 1), "model": CategoricalDistribution(["a", "b"])}
+        ... )
+        >>> x, active = np.array([[0.3, 0.0], [0.7, 1.0]]), np.array([[True, True], [False, True]])
+        >>> find_conditions(space, x, active).active(np.array([[0.5, 1.0]])).tolist()
+        [[False, True]]
     """
     counts = active.sum(axis=0)
     order = sorted(range(len(counts)), key=lambda i: (-counts[i], i))
     kinds = [_rank(d) for d in space.distributions.values()]
-    gates: dict[int, Gate] = {}
+    by_column: dict[int, Condition] = {}
     for place, column in enumerate(order):
         if counts[column] == len(active):
             continue
         if not counts[column]:
-            gates[column] = Gate(column, frozenset())  # never
+            by_column[column] = Condition(column, frozenset())  # never active
             continue
-        others = sorted(order[:place], key=lambda i: (kinds[i], i))  # never in a circle
+        # Only parameters that come earlier in the order: conditions never form a circle.
+        parents = sorted(order[:place], key=lambda i: (kinds[i], i))
         found = (
-            _gate(i, x[:, i], active[:, i], active[:, column], categorical=kinds[i] == 0)
-            for i in others
+            _condition(i, x[:, i], active[:, i], active[:, column], categorical=kinds[i] == 0)
+            for i in parents
         )
-        gate = next((g for g in found if g is not None), None)
-        if gate is not None:
-            gates[column] = gate
-    return Conditions(gates)
+        condition = next((c for c in found if c is not None), None)
+        if condition is not None:
+            by_column[column] = condition
+    return Conditions(by_column)
 
 
 def _rank(distribution: BaseDistribution) -> int:
+    """Return the order in which parents are tried: 0 categories, 1 discrete numbers, 2 floats."""
     if isinstance(distribution, CategoricalDistribution):
         return 0
     return 2 if isinstance(distribution, FloatDistribution) and distribution.step is None else 1
 
 
-def _gate(
-    column: int, values: FloatArray, active: BoolArray, gated: BoolArray, *, categorical: bool
-) -> Gate | None:
-    """Return the gate at a column, with values (N,), if it tells `gated` (N,) from the rest."""
-    if (gated & ~active).any():
+def _condition(
+    parent: int,
+    values: FloatArray,
+    parent_active: BoolArray,
+    active: BoolArray,
+    *,
+    categorical: bool,
+) -> Condition | None:
+    """Return the condition on a parent with values (N,) that explains `active` (N,), if any."""
+    if (active & ~parent_active).any():
         return None
-    inside, outside = values[gated], values[active & ~gated]
+    inside, outside = values[active], values[parent_active & ~active]
     if not outside.size:
-        return Gate(column)
+        return Condition(parent)
     if categorical:
-        through = frozenset(inside.astype(int).tolist())
-        return None if through & set(outside.astype(int).tolist()) else Gate(column, through)
+        categories = frozenset(inside.astype(int).tolist())
+        if categories & set(outside.astype(int).tolist()):
+            return None
+        return Condition(parent, categories)
     if inside.min() > outside.max():
-        return Gate(column, low=float(inside.min() + outside.max()) / 2)
+        return Condition(parent, low=float(inside.min() + outside.max()) / 2)
     if inside.max() < outside.min():
-        return Gate(column, high=float(inside.max() + outside.min()) / 2)
+        return Condition(parent, high=float(inside.max() + outside.min()) / 2)
     return None

@@ -1,7 +1,7 @@
-"""What a model of the loss sees of a point: R(t) for schedules, unit coordinates for the rest.
+"""Features of draws, which the model of the loss sees: R(t) for schedules, else unit coordinates.
 
-The loss of a schedule depends on its parameters through R(t) alone, and points that are far apart
-in the parameters may be the same curve. Distances between curves say what is alike.
+The loss of a schedule depends on its parameters through R(t) alone, and draws that are far apart
+in the parameters may have the same curve. Distances between curves say which draws are alike.
 """
 
 from __future__ import annotations
@@ -12,25 +12,36 @@ from optuna_s2e._typing import BoolArray, FloatArray, IntArray
 from optuna_s2e.distributions import Categorical, SearchSpace, decode_column
 from optuna_s2e.schedules import find_space
 
-N_POINTS = 32  # of the grid on which schedules are compared
+N_POINTS = 32  # points of the grid on which schedules are compared
 
 
-def features(space: SearchSpace, x: FloatArray, active: BoolArray | None = None) -> FloatArray:
+def featurize(space: SearchSpace, x: FloatArray, active: BoolArray | None = None) -> FloatArray:
     """Return the features of draws, in which distance means difference.
 
     Args:
-        space: What the coordinates mean.
-        x: Coordinates, (N, d).
-        active: Which of them the objective asks for, (N, d); None is all. The others make no
-            difference.
+        space: Space of the draws.
+        x: Coordinates of the draws, (N, d).
+        active: Which coordinates the objective asks for, (N, d). None means all. The others have
+            no influence on the features.
 
     Returns:
-        (N, n_features): R on a grid, scaled so that distance is the root mean square over the
-        grid, if the space's tags name a schedule space; then the other parameters as in
-        `SearchSpace.unit_features`.
+        Features, (N, n_features). If the space's tags name a schedule space, the first `N_POINTS`
+        are R on a grid, scaled so that distance is the root mean square over the grid. The other
+        parameters follow as in `SearchSpace.unit_features`.
 
     Raises:
         ValueError: If the tags name a schedule space that this release does not know.
+
+    Example:
+        >>> import numpy as np
+        >>> from optuna.distributions import CategoricalDistribution, FloatDistribution
+        >>> from optuna_s2e.distributions import SearchSpace
+        >>> from optuna_s2e.surrogate import featurize
+        >>> space = SearchSpace.of(
+        ...     {"a": FloatDistribution(0, 9), "b": CategoricalDistribution(["x", "y"])}
+        ... )
+        >>> featurize(space, np.array([[0.25, 1.0]])).round(2).tolist()
+        [[0.25, 0.0, 0.71]]
     """
     active = np.ones(x.shape, dtype=bool) if active is None else active
     if not space.tags:
@@ -48,8 +59,25 @@ def features(space: SearchSpace, x: FloatArray, active: BoolArray | None = None)
     return np.concatenate([curves, rest.unit_features(x[:, at], active[:, at])], axis=1)
 
 
-def groups(space: SearchSpace) -> IntArray:
-    """Return which parameter each feature belongs to, (n_features,); a schedule is one."""
+def feature_groups(space: SearchSpace) -> IntArray:
+    """Return which parameter each feature of `featurize` belongs to; a schedule counts as one.
+
+    Args:
+        space: Space of the draws.
+
+    Returns:
+        Numbers 0 .. G - 1 of the parameters, (n_features,).
+
+    Example:
+        >>> from optuna.distributions import CategoricalDistribution, FloatDistribution
+        >>> from optuna_s2e.distributions import SearchSpace
+        >>> from optuna_s2e.surrogate import feature_groups
+        >>> space = SearchSpace.of(
+        ...     {"a": FloatDistribution(0, 9), "b": CategoricalDistribution(["x", "y"])}
+        ... )
+        >>> feature_groups(space).tolist()
+        [0, 1, 1]
+    """
     curves = find_space(space.tags).distributions if space.tags else {}
     others = {n: d for n, d in space.distributions.items() if n not in curves}
     families = SearchSpace.of(others).distribution.families if others else ()

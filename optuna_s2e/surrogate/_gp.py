@@ -1,15 +1,18 @@
-r"""A model of the loss over points: Gaussian process regression with a few hyper-parameters.
+r"""Gaussian-process regression of the loss on features, with a few hyper-parameters.
 
 Notation
     Z       features of the points: R(t) on a grid, or coordinates in the unit cube   (N, d)
     y       losses, clipped from above and standardised                              (N,)
-    l       length scale, in units of the median distance between points              scalar
-    s       noise variance / (signal + noise variance)                                scalar
+    l       length scale                                                             scalar
+    s       noise variance / (signal + noise variance)                               scalar
 
-k(z, z') = (1 - s) m(|z - z'| / l) + s [z is z'] with the Matern-5/2 function m. (l, s) are the
-grid point of largest marginal likelihood under a weak prior; the signal scale is solved for in
-closed form. Losses far above the median say that a point is bad, not how bad: they are clipped,
-because under label noise bad schedules are also the noisiest.
+The covariance of two observations is k(z, z') = (1 - s) m(|z - z'| / l) + s [z is z'], times the
+variance of an observation, with the Matern-5/2 function m. (l, s) is the grid point of the largest
+marginal likelihood under a weak normal prior on log l, centred on the median distance between
+points. The variance has a closed form.
+
+Losses far above the median say that a point is bad, not how bad: under label noise bad schedules
+are also the noisiest. Such losses are clipped.
 
 References:
     Rasmussen and Williams, "Gaussian Processes for Machine Learning", MIT Press 2006, 2.2 and 5.4.
@@ -18,24 +21,33 @@ References:
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from scipy import linalg
 
+from optuna_s2e._checks import check_shape
 from optuna_s2e._typing import FloatArray
 
-LENGTH_SCALES = np.geomspace(0.1, 6.0, 9)
+LENGTH_SCALES = np.geomspace(0.1, 6.0, 9)  # in units of the median distance
+LENGTH_SCALE_SPREAD = 1.5  # prior standard deviation of log l
 NOISE_SHARES = np.array([0.003, 0.03, 0.1, 0.2, 0.35, 0.5, 0.7, 0.9])
-LARGEST = 1e100  # loss: its square is still a number
-MAX_POINTS = 500  # the cubic cost of a fit: about half a second
+LARGEST = 1e100  # largest loss used: its square is still a number
+MAX_POINTS = 500  # points to fit at most: the cubic cost is about half a second
 
 
 @dataclass(frozen=True)
 class GaussianProcess:
-    """A fitted model; `predict` gives mean and standard deviation of f, without the noise."""
+    """A fitted regression; make one with `fit`.
+
+    Attributes:
+        features: Z, the points that it was fitted to, (N, d).
+        length_scale: l, in units of the features.
+        noise_share: s, in (0, 1).
+    """
 
     features: FloatArray
-    length_scale: float  # in units of the features
+    length_scale: float
     noise_share: float
     _cholesky: FloatArray
     _weights: FloatArray
@@ -49,18 +61,28 @@ class GaussianProcess:
         return float(np.sqrt(self.noise_share)) * self._scale * self._unit
 
     def mean(self, features: FloatArray) -> FloatArray:
-        """Return the posterior mean of f at points (M, d), (M,)."""
+        """Return the posterior mean of f.
+
+        Args:
+            features: Points, (M, d).
+
+        Returns:
+            Expected losses without noise, (M,).
+        """
         return self._shift + self._unit * (self._kernel(features, self.features) @ self._weights)
 
     def predict(
         self, features: FloatArray, pending: FloatArray | None = None
     ) -> tuple[FloatArray, FloatArray]:
-        """Return the posterior mean and standard deviation of f at points (M, d), (M,) each.
+        """Return the posterior mean and standard deviation of f, without the noise.
 
         Args:
-            features: The points.
-            pending: Points (P, d) whose losses will be known soon: the deviation is the one that
-                will be left then, which does not depend on the losses.
+            features: Points, (M, d).
+            pending: Points whose losses will be known soon, (P, d). The deviation is the one that
+                will be left then; it does not depend on the losses. None means no such points.
+
+        Returns:
+            Mean and standard deviation in units of the losses, (M,) each.
         """
         k = self._kernel(features, self.features)
         mean = k @ self._weights
@@ -81,22 +103,31 @@ class GaussianProcess:
 
 
 def fit(features: FloatArray, losses: FloatArray) -> GaussianProcess:
-    """Fit a model.
+    """Fit a Gaussian process to losses.
 
     Args:
-        features: Z, (N, d), finite.
-        losses: (N,); infinite ones count as the largest (smallest) finite one, and those beyond
-            1e100 as that.
+        features: Z, finite, (N, d).
+        losses: Losses at these points, (N,). Infinite losses count as the largest (smallest)
+            finite one, and losses beyond 1e100 as 1e100.
+
+    Returns:
+        The fitted regression.
 
     Raises:
-        ValueError: If there is no finite loss, or the shapes do not fit.
+        ValueError: If there is no finite loss, or a shape is wrong.
+
+    Example:
+        >>> import numpy as np
+        >>> from optuna_s2e.surrogate import fit
+        >>> z = np.linspace(0.0, 1.0, 20)[:, None]
+        >>> mean, deviation = fit(z, z[:, 0] ** 2).predict(np.array([[0.5], [3.0]]))
+        >>> abs(float(mean[0]) - 0.25) < 0.01, bool(deviation[1] > 10 * deviation[0])
+        (True, True)
     """
-    if features.ndim != 2 or losses.shape != (len(features),) or not len(losses):
-        raise ValueError(
-            "features and losses must have shapes (N, d) and (N,), "
-            f"but got {features.shape} and {losses.shape}."
-        )
-    y, shift, unit = standardize(losses)
+    if features.ndim != 2:
+        raise ValueError(f"features must have shape (N, d), but got {features.shape}.")
+    check_shape("losses", losses, "(N,)", (len(features),))
+    y, shift, unit = clip_and_standardize(losses)
     distances = _distances(features, features)
     typical = float(np.median(distances[distances > 0])) if np.any(distances > 0) else 1.0
     best: tuple[float, float, float, FloatArray, FloatArray, float] | None = None
@@ -109,7 +140,7 @@ def fit(features: FloatArray, losses: FloatArray) -> GaussianProcess:
             # scale^2 ~ inverse gamma of one pseudo-observation: exact fits stay uncertain
             scale2 = (whitened @ whitened + 1.0) / (len(y) + 1.0)
             log_likelihood = -np.log(np.diag(cholesky)).sum() - 0.5 * (len(y) + 1) * np.log(scale2)
-            log_prior = -0.5 * (np.log(length_scale / typical) / 1.5) ** 2
+            log_prior = -0.5 * (np.log(length_scale / typical) / LENGTH_SCALE_SPREAD) ** 2
             if best is None or log_likelihood + log_prior > best[0]:
                 weights = linalg.solve_triangular(
                     cholesky, whitened, trans=1, lower=True, check_finite=False
@@ -123,22 +154,51 @@ def fit(features: FloatArray, losses: FloatArray) -> GaussianProcess:
     return GaussianProcess(features, length_scale, share, cholesky, weights, scale, shift, unit)
 
 
-def standardize(losses: FloatArray) -> tuple[FloatArray, float, float]:
-    """Return losses (N,) clipped from above and standardised, their mean and their deviation.
+class StandardizedLosses(NamedTuple):
+    """Hold what `clip_and_standardize` returns.
+
+    Attributes:
+        y: Losses of mean 0 and standard deviation 1 (all 0 if they are equal), (N,).
+        mean: Mean of the clipped losses.
+        deviation: Standard deviation of the clipped losses; 1 if they are equal.
+    """
+
+    y: FloatArray
+    mean: float
+    deviation: float
+
+
+def clip_and_standardize(losses: FloatArray) -> StandardizedLosses:
+    """Clip losses from above, and standardise them.
+
+    They are clipped twice as far above the median as the lowest loss is below it.
+
+    Args:
+        losses: Losses, (N,). Infinite losses count as the largest (smallest) finite one.
+
+    Returns:
+        The standardised losses, and the mean and the deviation that were taken out.
 
     Raises:
         ValueError: If there is no finite loss.
+
+    Example:
+        >>> import numpy as np
+        >>> from optuna_s2e.surrogate import clip_and_standardize
+        >>> y, mean, deviation = clip_and_standardize(np.array([1.0, 2.0, 900.0]))
+        >>> (mean + deviation * y).tolist()
+        [1.0, 2.0, 4.0]
     """
     finite = np.clip(losses[np.isfinite(losses)], -LARGEST, LARGEST)
     if not finite.size:
         raise ValueError("losses must hold a finite number, but got none.")
     y = np.clip(losses, finite.min(), _ceiling(finite))
-    shift, unit = float(np.mean(y)), float(np.std(y)) or 1.0
-    return (y - shift) / unit, shift, unit
+    mean, deviation = float(np.mean(y)), float(np.std(y)) or 1.0
+    return StandardizedLosses((y - mean) / deviation, mean, deviation)
 
 
 def _ceiling(finite: FloatArray) -> float:
-    """Return where losses are clipped: twice as far above the median as the best is below."""
+    """Return the loss at which losses are clipped."""
     median = float(np.median(finite))
     return median + 2.0 * (median - float(finite.min()))
 

@@ -6,56 +6,75 @@ from dataclasses import dataclass
 
 from optuna_s2e._typing import BoolArray, FloatArray
 from optuna_s2e.distributions import SearchSpace
-from optuna_s2e.surrogate._ard import relevance
-from optuna_s2e.surrogate._conditions import Conditions, conditions_of
-from optuna_s2e.surrogate._features import features, groups
-from optuna_s2e.surrogate._gp import GaussianProcess, fit, standardize
+from optuna_s2e.surrogate._ard import ard_scales
+from optuna_s2e.surrogate._conditions import Conditions, find_conditions
+from optuna_s2e.surrogate._features import feature_groups, featurize
+from optuna_s2e.surrogate._gp import GaussianProcess, clip_and_standardize, fit
 
 
 @dataclass(frozen=True)
 class Model:
-    """A model of the loss over a space.
+    """A model of the loss over a space; make one with `Model.fit`.
 
     Attributes:
-        space: What theta describes.
+        space: Space of the draws.
         x: Coordinates of the draws that it was fitted to, (N, d).
-        conditions: Which of its parameters the objective asks for where.
-        factors: How much each feature matters, (n_features,).
-        gp: Fitted to the losses over `features`.
+        conditions: Where each parameter of the space is active.
+        scales: Factors of the features, from `ard_scales`, (n_features,).
+        gp: Regression of the losses on `featurize(x)`.
+
+    Example:
+        >>> import numpy as np
+        >>> from optuna.distributions import FloatDistribution
+        >>> from optuna_s2e.distributions import SearchSpace
+        >>> from optuna_s2e.surrogate import Model
+        >>> space = SearchSpace.of({"a": FloatDistribution(0, 1)})
+        >>> x = np.linspace(0.1, 0.9, 9)[:, None]
+        >>> model = Model.fit(space, x, active=x > 0, losses=x[:, 0] ** 2)
+        >>> abs(float(model.gp.mean(model.featurize(np.array([[0.5]])))[0]) - 0.25) < 0.02
+        True
     """
 
     space: SearchSpace
     x: FloatArray
     conditions: Conditions
-    factors: FloatArray
+    scales: FloatArray
     gp: GaussianProcess
 
     @classmethod
     def fit(
-        cls, space: SearchSpace, x: FloatArray, active: BoolArray, losses: FloatArray
+        cls, space: SearchSpace, x: FloatArray, *, active: BoolArray, losses: FloatArray
     ) -> Model:
         """Fit a model to draws.
 
         Args:
-            space: What theta describes.
+            space: Space of the draws.
             x: Coordinates of the draws, (N, d).
-            active: Which of them the objective asked for, (N, d).
-            losses: (N,).
+            active: Which coordinates the objective asked for, (N, d).
+            losses: Losses of the draws, (N,), as in `surrogate.fit`.
+
+        Returns:
+            The fitted model.
 
         Raises:
-            ValueError: As `fit`.
+            ValueError: If there is no finite loss, a shape is wrong, the space's tags name an
+                unknown schedule space, or the algebra breaks down (LinAlgError).
         """
-        z = features(space, x, active)
-        factors = relevance(z, standardize(losses)[0], groups(space))
-        fitted = fit(z * factors, losses)
-        return cls(space, x, conditions_of(space, x, active), factors, fitted)
+        z = featurize(space, x, active)
+        scales = ard_scales(z, clip_and_standardize(losses).y, feature_groups(space))
+        gp = fit(z * scales, losses)
+        return cls(space, x, find_conditions(space, x, active), scales, gp)
 
-    def features(self, x: FloatArray, active: BoolArray | None = None) -> FloatArray:
-        """Return the features of draws, scaled by how much they matter, (N, n_features).
+    def featurize(self, x: FloatArray, active: BoolArray | None = None) -> FloatArray:
+        """Return the features of draws, times `scales`.
 
         Args:
-            x: Coordinates, (N, d).
-            active: Which of them the objective asked for, (N, d); None if it did not run yet.
+            x: Coordinates of the draws, (N, d).
+            active: Which coordinates the objective asked for, (N, d). None takes what the
+                conditions predict, for draws that were not trained.
+
+        Returns:
+            Features as the regression takes them, (N, n_features).
         """
         active = self.conditions.active(x) if active is None else active
-        return features(self.space, x, active) * self.factors
+        return featurize(self.space, x, active) * self.scales

@@ -163,8 +163,8 @@ def test_surrogate_matches_a_literal_gaussian_process() -> None:
 @pytest.mark.parametrize(
     ("features", "losses", "message"),
     [
-        (np.zeros((3, 2)), np.zeros(2), "must have shapes"),
-        (np.zeros((0, 2)), np.zeros(0), "must have shapes"),
+        (np.zeros((3, 2)), np.zeros(2), "must have shape"),
+        (np.zeros((0, 2)), np.zeros(0), "finite number"),
         (np.zeros((2, 2)), np.full(2, np.inf), "finite number"),
     ],
 )

@@ -23,7 +23,7 @@ import optuna
 import scipy
 
 from optuna_s2e import S2ESampler, ScheduleSpace, coteaching_schedule, generations
-from optuna_s2e.estimators.settings import DEFAULTS
+from optuna_s2e.estimators import ESTIMATORS
 
 TARGET = coteaching_schedule(40, 0.5, 10).keep_rates
 Suggest = Callable[[optuna.Trial], float]
@@ -74,7 +74,8 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--trials", type=int, nargs="+", default=[60, 200, 1000])
-    parser.add_argument("--estimators", nargs="+", choices=list(DEFAULTS), default=list(DEFAULTS))
+    names = list(ESTIMATORS)
+    parser.add_argument("--estimators", nargs="+", choices=names, default=names)
     parser.add_argument("--json", type=Path, help="also write the table to this file")
     args = parser.parse_args()
     optuna.logging.set_verbosity(optuna.logging.ERROR)

@@ -266,6 +266,13 @@ def test_concentrations_pushed_against_the_box_are_not_free():
     assert free.tolist() == [True, False, True, True, False, True, True]
 
 
+def test_numpy_integers_are_ints():
+    assert repr(Dirichlet(np.int64(3))) == "Dirichlet(k=3)"
+    assert repr(Categorical(np.int32(3))) == "Categorical(n=3)"
+    assert SearchDistribution((Dirichlet(np.int64(3)),)) == SearchDistribution((Dirichlet(3),))
+    assert SMALL.sample(np.ones(5), np.random.default_rng(0), np.int64(2)).shape == (2, 4)
+
+
 def test_distribution_is_an_immutable_value():
     distribution = SearchDistribution(PRODUCT)
     assert distribution == SearchDistribution(PRODUCT)
@@ -282,9 +289,9 @@ WEIGHTS = [0.2, 0.3, 0.5]
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: Dirichlet(1), "k must be an int >= 2, but got 1."),
-        (lambda: Dirichlet(True), "k must be an int >= 2, but got True."),
-        (lambda: Categorical(0), "n must be an int >= 1, but got 0."),
+        (lambda: Dirichlet(1), "k must be an int of at least 2, but got 1."),
+        (lambda: Dirichlet(True), "k must be an int of at least 2, but got True."),
+        (lambda: Categorical(0), "n must be an int of at least 1, but got 0."),
         (lambda: SearchDistribution(()), "families must be non-empty, but got ()."),
         (lambda: SearchDistribution([Beta()]), "families must be a tuple of Family, but got [Be"),
         (
@@ -293,7 +300,7 @@ WEIGHTS = [0.2, 0.3, 0.5]
         ),
         (
             lambda: SMALL.log_density(np.ones(5), np.ones(4)),
-            "X must have shape (K, n_columns) = (K, 4), but got (4,).",
+            "X must have shape (K, n_columns) = (1, 4), but got (4,).",
         ),
         (
             lambda: SMALL.fisher(np.ones(4)),
@@ -321,7 +328,7 @@ WEIGHTS = [0.2, 0.3, 0.5]
         ),
         (
             lambda: SMALL.sample(np.ones(5), np.random.default_rng(0), -1),
-            "size must be an int >= 0, but got -1.",
+            "size must be an int of at least 0, but got -1.",
         ),
         (
             lambda: SMALL.score(np.ones(5), [[*WEIGHTS, 1.0]]),

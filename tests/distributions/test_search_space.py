@@ -1,3 +1,5 @@
+"""Parameters as coordinates: Optuna's uniform distribution at theta = 1, and back again."""
+
 import math
 from typing import Any
 
@@ -134,13 +136,6 @@ def test_fingerprint_names_the_space() -> None:
     assert SearchSpace.of(shuffled).fingerprint == SearchSpace.of(spaces[-1]).fingerprint
 
 
-def test_draws_depend_on_seed_number_and_name() -> None:
-    d = FloatDistribution(0, 1)
-    keys = [(0, 0, "x"), (1, 0, "x"), (0, 1, "x"), (0, 0, "y")]
-    assert len({keyed_coordinate(s, n, name, d) for s, n, name in keys}) == 4
-    assert keyed_coordinate(2**70, 5, "x", d) == keyed_coordinate(2**70, 5, "x", d)
-
-
 def test_union_needs_agreement_and_a_parameter_that_all_share() -> None:
     f = FloatDistribution
     spaces = [
@@ -151,7 +146,7 @@ def test_union_needs_agreement_and_a_parameter_that_all_share() -> None:
     assert union([{"c": f(0, 1)}, {"d": f(0, 1)}]) == {}
 
 
-def test_what_the_objective_does_not_ask_for_makes_no_difference() -> None:
+def test_inactive_parameters_have_no_influence_on_features() -> None:
     space = space_with_a_simplex()
     rng, theta = np.random.default_rng(0), space.distribution.uniform_theta()
     x = space.coordinates(space.distribution.sample(theta, rng, 2))

@@ -1,9 +1,11 @@
+"""Settings: what is refused, what survives JSON, and the defaults of every estimator."""
+
 import json
 
 import numpy as np
 import pytest
 
-from optuna_s2e.estimators.settings import DEFAULTS, UpdateSettings, resolve
+from optuna_s2e.estimators import DEFAULT_ESTIMATOR, ESTIMATORS, UpdateSettings, resolve
 
 
 def test_settings_survive_json():
@@ -15,18 +17,26 @@ def test_settings_survive_json():
         curvature_bounds=(0.5, 2.5),
         theta_bounds=(0.7, 50.0),
         max_weight=3.0,
+        reuse=2,
     )
     restored = resolve(json.loads(json.dumps(settings.to_dict())))
     assert restored == settings
-    assert restored != UpdateSettings()
+    assert restored != resolve({})
     assert hash(restored) == hash(settings)
 
 
 def test_equal_settings_have_equal_json_whatever_number_types():
-    plain = UpdateSettings(step_size=1.0, max_kl=2.0, theta_bounds=(1.0, 50.0), population_size=4)
+    plain = resolve(
+        {"step_size": 1.0, "max_kl": 2.0, "theta_bounds": (1.0, 50.0), "population_size": 4}
+    )
     four, fifty = np.int64(4), np.int64(50)
-    typed = UpdateSettings(
-        step_size=1, max_kl=np.float32(2), theta_bounds=[1, fifty], population_size=four
+    typed = resolve(
+        {
+            "step_size": 1,
+            "max_kl": np.float32(2),
+            "theta_bounds": [1, fifty],
+            "population_size": four,
+        }
     )
     assert json.dumps(plain.to_dict()) == json.dumps(typed.to_dict())
 
@@ -50,7 +60,8 @@ def test_equal_settings_have_equal_json_whatever_number_types():
         ("step_size", True, "step_size must be a finite number > 0, but got True."),
         ("step_size", "1", "step_size must be a finite number > 0, but got '1'."),
         ("max_kl", -1.0, "max_kl must be a finite number > 0, but got -1.0."),
-        ("max_weight", 0.5, "max_weight must be at least 1, but got 0.5."),
+        ("max_weight", 0.5, "max_weight must be a finite number >= 1, but got 0.5."),
+        ("reuse", -1, "reuse must be an int in [0, 1000], but got -1."),
         (
             "curvature_bounds",
             1.0,
@@ -62,11 +73,12 @@ def test_equal_settings_have_equal_json_whatever_number_types():
         ("theta_bounds", (1.0, True), "theta_bounds[1] must be a finite number > 0, but got True"),
         ("theta_bounds", (2.0, 9.0), "theta_bounds must be (low, high) with low <= 1 <= high"),
         ("theta_bounds", (1.0, 1.0), "theta_bounds must be (low, high) with low <= 1 <= high"),
+        ("theta_bounds", (1.0, 2e9), "theta_bounds[1] must be at most 1e+09, but got 2000000000."),
     ],
 )
 def test_settings_refuse_values_outside_their_range(name, value, message):
     with pytest.raises(ValueError) as caught:
-        UpdateSettings(**{name: value})
+        resolve({name: value})
     assert str(caught.value).startswith(message)
 
 
@@ -75,9 +87,28 @@ def test_an_unknown_option_is_refused():
         resolve({"rho": 1.0})
 
 
-def test_each_estimator_has_defaults_and_what_is_asked_for_wins():
-    for estimator, defaults in DEFAULTS.items():
-        full = resolve({"estimator": estimator}).to_dict()
-        assert full.items() >= defaults.items()
-    assert resolve({"estimator": "natural", "step_size": 2}).step_size == 2.0
-    assert resolve({}).estimator == "surrogate"
+def test_settings_without_the_values_that_depend_on_the_estimator_are_refused():
+    full = resolve({}).to_dict()
+    for name in ("estimator", "step_size", "reuse"):
+        with pytest.raises(TypeError, match=name):
+            UpdateSettings(**{k: v for k, v in full.items() if k != name})
+
+
+@pytest.mark.parametrize("name", ESTIMATORS)
+def test_each_estimator_has_defaults_and_given_values_win(name):
+    full, estimator = resolve({"estimator": name}), ESTIMATORS[name]
+    assert (full.step_size, full.reuse) == (estimator.step_size, estimator.reuse)
+    assert (full.direction, full.needs_hessian) == (estimator.direction, estimator.needs_hessian)
+    given = resolve({"estimator": name, "step_size": 2, "reuse": 3})
+    assert (given.step_size, given.reuse) == (2.0, 3)
+
+
+def test_only_the_default_estimator_has_a_step_of_its_own():
+    assert resolve({}).estimator == DEFAULT_ESTIMATOR == "surrogate"
+    assert [name for name, e in ESTIMATORS.items() if e.direction is None] == ["surrogate"]
+
+
+def test_summaries_fit_into_a_help_text():
+    for estimator in ESTIMATORS.values():
+        assert 10 < len(estimator.summary) < 80
+        assert not estimator.summary.endswith(".")

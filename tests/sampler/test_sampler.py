@@ -78,8 +78,10 @@ def test_reused_draws_are_weighed_by_the_mixture_that_they_came_from() -> None:
     sources = [gs[1].theta, gs[2].theta, gs[3].theta]  # members of m came from m - 1
     mixture = np.log(np.mean([np.exp(p.log_density(t, x)) for t in sources], axis=0))
     losses = [study.trials[n].value for n in draws]
-    settings = UpdateSettings(population_size=K, estimator="natural", step_size=3.0)
-    expected = update(p, gs[3].theta, x, losses, mixture, settings)
+    settings = UpdateSettings(population_size=K, estimator="natural", step_size=3.0, reuse=2)
+    expected = update(
+        p, gs[3].theta, x, losses=losses, log_density_drawn=mixture, settings=settings
+    )
     np.testing.assert_allclose(gs[4].theta, expected.theta, rtol=1e-9)
 
 

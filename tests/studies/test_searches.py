@@ -85,7 +85,7 @@ def test_noise_is_added_to_what_the_sampler_sees_only():
     assert np.std(seen - true) == pytest.approx(2.3, rel=0.2)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def lookup() -> asynchronous.Lookup:
     rates = asynchronous.drawn(tasks.TASKS[asynchronous.TASKS[0]])
     error = np.abs(rates[:, -1] - 0.5)

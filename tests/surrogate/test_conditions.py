@@ -1,4 +1,4 @@
-"""Which parameters an objective asks for: gates that tell, in any order, or none."""
+"""Conditions that are found: nested, with thresholds, with siblings, or none."""
 
 from __future__ import annotations
 
@@ -11,9 +11,8 @@ import pytest
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 from optuna.samplers import RandomSampler
 
-from optuna_s2e import S2ESampler, recommend
-from optuna_s2e.distributions._search_space import SearchSpace
-from optuna_s2e.surrogate._conditions import conditions_of
+from optuna_s2e.distributions import SearchSpace
+from optuna_s2e.surrogate import find_conditions
 
 
 def layers(trial: optuna.Trial) -> float:
@@ -49,7 +48,7 @@ def drawn(objective: Any, n: int, seed: int) -> list[optuna.trial.FrozenTrial]:
 def known(space: SearchSpace, trials: list[optuna.trial.FrozenTrial]) -> tuple[Any, Any]:
     rng = np.random.default_rng(0)
     theta = space.distribution.uniform_theta()
-    x = np.array([space.sample(theta, rng) for _ in trials])  # inert coordinates are random
+    x = np.array([space.sample(theta, rng) for _ in trials])  # inactive coordinates are random
     active = np.array([space.active(t.params) for t in trials])
     return np.where(active, np.array([space.encode(t.params) for t in trials]), x), active
 
@@ -62,37 +61,37 @@ def test_conditions_of_new_points_are_those_of_the_objective(objective: Any) -> 
         distributions |= trial.distributions
     space = SearchSpace.of(distributions)
     x, active = known(space, trials)
-    conditions = conditions_of(space, x[:200], active[:200])
+    conditions = find_conditions(space, x[:200], active[:200])
     wrong = conditions.active(x[200:]) != active[200:]
     assert wrong.mean() <= (0.002 if objective is threshold else 0)
 
 
-def test_parameters_without_conditions_are_always_asked_for() -> None:
+def test_parameters_that_all_trials_have_are_always_active() -> None:
     space = SearchSpace.of({n: FloatDistribution(0, 1) for n in "ab"})
     x = np.random.default_rng(0).uniform(size=(20, 2))
-    conditions = conditions_of(space, x, np.ones(x.shape, dtype=bool))
-    assert not conditions.gates
+    conditions = find_conditions(space, x, np.ones(x.shape, dtype=bool))
+    assert not conditions.by_column
     assert conditions.active(x).all()
 
 
-def test_what_no_parameter_tells_counts_as_asked_for() -> None:
+def test_parameters_without_a_parent_count_as_active() -> None:
     space = SearchSpace.of({n: FloatDistribution(0, 1) for n in "ab"})
     x = np.random.default_rng(0).uniform(size=(20, 2))
     active = np.ones(x.shape, dtype=bool)
-    active[::2, 1] = False  # every second trial: nothing of a tells
-    assert conditions_of(space, x, active).active(x).all()
+    active[::2, 1] = False  # every second trial, whatever a is
+    assert find_conditions(space, x, active).active(x).all()
 
 
-def test_what_no_trial_was_asked_for_is_never_asked_for() -> None:
+def test_parameters_that_no_trial_had_are_never_active() -> None:
     for kind in (FloatDistribution(0, 1), CategoricalDistribution("xy")):
         space = SearchSpace.of({"a": FloatDistribution(0, 1), "b": kind})
         x = np.array([[0.1, 0.0], [0.7, 1.0]])
         active = np.array([[True, False], [True, False]])
-        assert conditions_of(space, x, active).active(x).tolist() == active.tolist()
+        assert find_conditions(space, x, active).active(x).tolist() == active.tolist()
 
 
-def test_siblings_are_asked_for_together_whatever_their_values() -> None:
-    """The first is a gate of the second that tells nothing of its values."""
+def test_siblings_are_active_together_whatever_their_values() -> None:
+    """The first is the parent of the second, but its values decide nothing."""
     space = SearchSpace.of({
         "booster": CategoricalDistribution("xyz"),
         "model": CategoricalDistribution(["linear", "tree"]),
@@ -101,10 +100,10 @@ def test_siblings_are_asked_for_together_whatever_their_values() -> None:
     x = np.array([[0.0, 1.0, 0.2], [1.0, 1.0, 0.4], [2.0, 0.0, 0.6], [2.0, 0.0, 0.8]])
     active = np.array([[True] * 3, [True] * 3, [False, True, False], [False, True, False]])
     unseen = np.array([[2.0, 1.0, 0.5]])  # a booster that no tree had yet
-    assert conditions_of(space, x, active).active(unseen).all()
+    assert find_conditions(space, x, active).active(unseen).all()
 
 
-def test_a_category_is_believed_rather_than_a_float_that_tells_by_chance() -> None:
+def test_a_category_is_preferred_to_a_float_that_separates_by_chance() -> None:
     distributions: Mapping[str, BaseDistribution] = {
         "a": FloatDistribution(0, 1),
         "b": FloatDistribution(0, 1),
@@ -115,23 +114,4 @@ def test_a_category_is_believed_rather_than_a_float_that_tells_by_chance() -> No
     active = np.ones(x.shape, dtype=bool)
     active[2:, 1] = False
     new = np.array([[0.9, 0.5, 0.0], [0.1, 0.5, 1.0]])
-    assert conditions_of(space, x, active).active(new)[:, 1].tolist() == [True, False]
-
-
-def branches(trial: optuna.Trial) -> float:
-    if trial.suggest_categorical("model", ["linear", "tree"]) == "linear":
-        return 0.25 + (trial.suggest_float("penalty", 0, 1) - 0.3) ** 2
-    return 3 * (trial.suggest_float("depth", 0, 1) - 0.7) ** 2
-
-
-def test_a_branch_that_must_be_tuned_beats_one_that_need_not() -> None:
-    best, last = [], []
-    for seed in range(6):
-        study = optuna.create_study(sampler=S2ESampler(seed=seed))
-        study.optimize(branches, n_trials=36)
-        best.append(study.best_value)
-        last.append(np.mean([t.value for t in study.trials[-6:]]))
-        assert recommend(study).params.keys() == {"model", "depth"}
-        assert recommend(study, "theta").params.keys() == {"model", "depth"}
-    assert max(best) < 1e-3
-    assert np.median(last) < 0.05
+    assert find_conditions(space, x, active).active(new)[:, 1].tolist() == [True, False]

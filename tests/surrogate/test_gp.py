@@ -1,0 +1,124 @@
+"""The Gaussian process against textbook formulas, written out with scipy and full inverses."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy import optimize, stats
+from scipy.spatial.distance import cdist, pdist
+
+from optuna_s2e import surrogate
+from optuna_s2e.surrogate._gp import LENGTH_SCALES, NOISE_SHARES, clip_and_standardize
+
+
+def matern(a: np.ndarray, b: np.ndarray, length_scale: float) -> np.ndarray:
+    r = np.sqrt(5) * cdist(a, b) / length_scale
+    return np.asarray((1 + r + r**2 / 3) * np.exp(-r))
+
+
+def observations(n: int, noise: float, seed: int, d: int = 3) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    z = rng.uniform(size=(n, d))
+    return z, np.sin(5 * z[:, 0]) + noise * rng.normal(size=n)
+
+
+def log_evidence(covariance: np.ndarray, y: np.ndarray) -> float:
+    """Return the log likelihood at the best variance, given one pseudo-observation of 1."""
+    n, seen = len(y) + 1, np.append(y, 1.0)
+    wide = np.eye(n)
+    wide[:-1, :-1] = covariance
+    log_determinant, square = np.linalg.slogdet(wide)[1], seen @ np.linalg.inv(wide) @ seen
+
+    def minus(log_variance: float) -> float:  # of N(seen | 0, variance * wide), twice
+        return float(log_determinant + n * log_variance + square * np.exp(-log_variance))
+
+    found = optimize.minimize_scalar(minus, bounds=(-10, 10), method="bounded")
+    return -0.5 * float(found.fun)
+
+
+def test_hyper_parameters_are_the_grid_point_of_largest_posterior() -> None:
+    """In some of the cases the prior on the length scale decides."""
+    decided = 0
+    for seed in range(8):
+        z, losses = observations(4 + seed % 3, 0.3, seed)
+        z = np.round(64 * z) / 64  # exact squares: no point has a distance from itself
+        y, typical = clip_and_standardize(losses).y, float(np.median(pdist(z)))
+        likelihood = np.array([
+            [
+                log_evidence((1 - s) * matern(z, z, typical * r) + s * np.eye(len(y)), y)
+                for s in NOISE_SHARES
+            ]
+            for r in LENGTH_SCALES
+        ])  # fmt: skip
+        prior = stats.norm(0.0, 1.5).logpdf(np.log(LENGTH_SCALES))
+        best, without = (
+            np.unravel_index(np.argmax(value), value.shape)
+            for value in (likelihood + prior[:, None], likelihood)
+        )
+        gp = surrogate.fit(z, losses)
+        assert gp.length_scale == pytest.approx(typical * LENGTH_SCALES[best[0]])
+        assert gp.noise_share == NOISE_SHARES[best[1]]
+        decided += best != without
+    assert decided >= 3
+
+
+def test_posterior_is_that_of_full_inverses() -> None:
+    (z, losses), new = observations(20, 0.1, 0), np.random.default_rng(1).uniform(size=(7, 3))
+    gp, (y, mean, deviation) = surrogate.fit(z, losses), clip_and_standardize(losses)
+    k, among, between = (
+        (1 - gp.noise_share) * matern(a, b, gp.length_scale)
+        for a, b in ((new, new), (z, z), (new, z))
+    )
+    among += gp.noise_share * np.eye(20)
+    inverse = np.linalg.inv(among)
+    variance = (y @ inverse @ y + 1) / 21  # of an observation, with one pseudo-observation of 1
+    posterior = k - between @ inverse @ between.T
+    found = gp.predict(new)
+    np.testing.assert_allclose(found[0], mean + deviation * (between @ inverse @ y), rtol=1e-9)
+    np.testing.assert_allclose(found[1], deviation * np.sqrt(variance * np.diag(posterior)))
+    np.testing.assert_allclose(gp.mean(new), found[0], rtol=1e-12)
+    noise = deviation * np.sqrt(variance * gp.noise_share)
+    assert gp.noise_deviation == pytest.approx(noise)
+
+
+def test_deviation_after_pending_draws_is_that_of_a_model_that_knows_them() -> None:
+    (z, losses), rng = observations(20, 0.1, 0), np.random.default_rng(1)
+    pending, new = rng.uniform(size=(5, 3)), rng.uniform(size=(7, 3))
+    gp, every = surrogate.fit(z, losses), np.vstack([z, pending])
+    k, among = ((1 - gp.noise_share) * matern(a, every, gp.length_scale) for a in (new, every))
+    inverse = np.linalg.inv(among + gp.noise_share * np.eye(25))
+    variance = (1 - gp.noise_share) - np.einsum("ij,jk,ik->i", k, inverse, k)
+    unit = gp.noise_deviation / np.sqrt(gp.noise_share)
+    np.testing.assert_allclose(gp.predict(new, pending)[1], unit * np.sqrt(variance), rtol=1e-6)
+    np.testing.assert_array_equal(gp.predict(new, pending)[0], gp.predict(new)[0])
+
+
+def test_losses_are_clipped_above_the_median_and_standardised() -> None:
+    losses = np.array([3.0, 1.0, 2.0, 50.0, np.inf, -np.inf])
+    y, mean, deviation = clip_and_standardize(losses)
+    clipped = [3.0, 1.0, 2.0, 5.5, 5.5, 1.0]  # median of 1, 2, 3, 50: 2.5; 2.5 + 2 * 1.5
+    np.testing.assert_allclose(y, stats.zscore(clipped))
+    assert (mean, deviation) == (pytest.approx(np.mean(clipped)), pytest.approx(np.std(clipped)))
+
+
+def test_equal_and_huge_losses_are_no_trouble() -> None:
+    assert clip_and_standardize(np.full(3, 7.0)) == (pytest.approx(np.zeros(3)), 7.0, 1.0)
+    assert np.isfinite(clip_and_standardize(np.array([1e308, -1e308, 0.0])).y).all()
+    same = surrogate.fit(np.full((4, 2), 0.5), np.arange(4.0))
+    assert np.isfinite(same.predict(np.array([[0.5, 0.5], [0.1, 0.9]]))).all()
+
+
+@pytest.mark.parametrize(
+    ("features", "losses", "message"),
+    [
+        (np.ones(3), np.ones(3), r"features must have shape \(N, d\), but got \(3,\)"),
+        (np.ones((3, 2)), np.ones(2), r"losses must have shape \(N,\) = \(3,\), but got \(2,\)"),
+        (np.ones((0, 2)), np.ones(0), "losses must hold a finite number"),
+        (np.ones((2, 2)), np.array([np.nan, np.inf]), "losses must hold a finite number"),
+    ],
+)
+def test_losses_that_allow_no_fit_are_refused(
+    features: np.ndarray, losses: np.ndarray, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        surrogate.fit(features, losses)
