@@ -1,12 +1,13 @@
-"""The house: who may import what, what a door holds, and where the tests of a module are.
+"""The rules of the rooms: who may import what, what a door holds, where a module is tested.
 
-The rules stand in CONTRIBUTING.md; the arrows between rooms are import-linter's (`make lint`).
-Everything here reads source text; nothing is imported.
+CONTRIBUTING.md states the rules. import-linter checks the arrows between rooms (`make lint`). These
+tests read source text and import nothing of the package.
 """
 
 from __future__ import annotations
 
 import ast
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from functools import cache
@@ -229,6 +230,16 @@ def test_every_module_is_tested_in_the_folder_of_its_room() -> None:
     assert not not_needed, f"to be taken out of TESTED_THROUGH: {show(not_needed)}"
     gone = set(TESTED_THROUGH.values()) - {path.name for path in TESTS.rglob("test_*.py")}
     assert not gone, f"test files that TESTED_THROUGH names: {show(gone)}"
+
+
+def test_the_architecture_page_has_a_line_for_every_module() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    told = re.findall(r"^\| `([\w/]+\.py)` \|", page, re.MULTILINE)
+    known = [str(p.relative_to(PACKAGE)) for p in MODULES if not p.name.startswith("__")]
+    assert len(set(told)) == len(told)
+    missing, gone = sorted(set(known) - set(told)), sorted(set(told) - set(known))
+    assert not missing, show(missing)
+    assert not gone, f"modules that are gone: {show(gone)}"
 
 
 def test_file_names_are_unique_among_tests_and_studies() -> None:
