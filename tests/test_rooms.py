@@ -161,6 +161,30 @@ def kind_and_name(name: str) -> tuple[int, str]:
     return (0 if name.isupper() else 1 if name[0].isupper() else 2), name
 
 
+def is_tested(name: str, path: Path) -> bool:
+    """Return whether the tests of a room import from a module, or a test file has its name."""
+    folder = TESTS / path.parent.relative_to(PACKAGE)
+    own_name = re.compile(rf"test_(\w+_)?{path.stem.strip('_')}(_\w+)?")
+    files = folder.rglob("test_*.py")
+    return name in modules_imported_in(folder) or any(own_name.fullmatch(f.stem) for f in files)
+
+
+def is_for_type_checking(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+
+
+def private_names_of_optuna(node: ast.AST) -> Iterator[str]:
+    """Yield the private names of Optuna that are imported when the code below a node runs."""
+    if isinstance(node, ast.ImportFrom) and node.module:
+        names = [f"{node.module}.{alias.name}" for alias in node.names]
+    else:
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+    yield from (n for n in names if is_inside(n, "optuna") and any(private_parts(n)))
+    for child in ast.iter_child_nodes(node):
+        if not is_for_type_checking(child):
+            yield from private_names_of_optuna(child)
+
+
 def show(found: Iterable[str]) -> str:
     return "\n" + "\n".join(found)
 
@@ -180,6 +204,11 @@ def test_private_modules_and_names_are_imported_inside_their_room_only() -> None
         if not is_inside(name_of(path), holder)
     ]
     assert not found, show(found)
+
+
+def test_one_module_imports_the_private_names_of_optuna() -> None:
+    found = {name_of(p): [*private_names_of_optuna(tree(p))] for p in MODULES}
+    assert [name for name, names in found.items() if names] == ["optuna_s2e._optuna"]
 
 
 @pytest.mark.parametrize("paths", [MODULES, SCRIPTS], ids=["package", "scripts"])
@@ -215,14 +244,6 @@ def test_a_door_says_what_the_room_is_for_and_what_it_exports(path: Path) -> Non
     assert exported == sorted(exported, key=kind_and_name), f"{name}.__all__ is not sorted"
     wrong = {n for n in exported if is_private(n)} | set(exported) - defined(path)
     assert not wrong, f"{name}.__all__ holds private or missing names: {sorted(wrong)}"
-
-
-def is_tested(name: str, path: Path) -> bool:
-    """Return whether the tests of a room import from a module, or a test file has its name."""
-    folder = TESTS / path.parent.relative_to(PACKAGE)
-    own_name = re.compile(rf"test_(\w+_)?{path.stem.strip('_')}(_\w+)?")
-    files = folder.rglob("test_*.py")
-    return name in modules_imported_in(folder) or any(own_name.fullmatch(f.stem) for f in files)
 
 
 def test_every_module_is_tested_in_the_folder_of_its_room() -> None:
