@@ -31,26 +31,12 @@ WHOLE = {  # longer modules, and why they are not split
 MAX_TEST_LINES = 500
 
 TESTED_THROUGH = {  # module -> the test file that reaches it through a neighbour, by file name
-    "optuna_s2e.analysis._generations": "test_sampler.py",
-    "optuna_s2e.analysis._progress": "test_worker.py",
-    "optuna_s2e.analysis._snapshot": "test_figures.py",
-    "optuna_s2e.analysis._status": "test_cli.py",
-    "optuna_s2e.cli._dashboard": "test_server.py",
-    "optuna_s2e.cli._worker": "test_cli.py",
-    "optuna_s2e.coteaching._evaluation_report": "test_cli.py",
+    "optuna_s2e.cli._common": "test_cli_search.py",
     "optuna_s2e.coteaching.data._sources": "test_noisy_data.py",
     "optuna_s2e.dashboard._pictures": "test_reporter.py",
-    "optuna_s2e.parallel._detached": "test_optimize_batch.py",
-    "optuna_s2e.parallel._slot_draws": "test_optimize_batch.py",
-    "optuna_s2e.parallel._slots": "test_optimize_batch.py",
-    "optuna_s2e.sampler._engine": "test_sampler.py",
-    "optuna_s2e.sampler._update": "test_sampler.py",
-    "optuna_s2e.storages._grpc": "test_every_storage.py",
-    "optuna_s2e.storages._journal": "test_open.py",
-    "optuna_s2e.storages._urls": "test_open.py",
-    "optuna_s2e.surrogate._acquisition": "test_surrogate_newton.py",
-    "optuna_s2e.surrogate._gp": "test_recommend.py",
-    "optuna_s2e.surrogate._model": "test_surrogate_newton.py",
+    "optuna_s2e.dashboard._trial_page": "test_reporter.py",
+    "optuna_s2e.visualization._loss_figures": "test_figures.py",
+    "optuna_s2e.visualization._theta_figure": "test_figures.py",
 }
 NAMED_TUPLE = {"_asdict", "_fields", "_make", "_replace"}  # public, in spite of their names
 
