@@ -1,6 +1,7 @@
 # make demo    search a schedule on the digits with 50 % wrong labels, compare it on test data
 # make test    all tests that this machine can run
 # make lint    ruff, mypy --strict, import-linter
+# make hooks   the same and a few more checks before each of your commits
 # make ray     optimize_batch on a local Ray cluster that loses a node (installs Ray, 200 MB)
 # make faults  storms of kill -9, outages of the database; FAULT_SECONDS bounds each (default 600)
 # make optuna48    the tests with Optuna 4.8, the oldest that is supported
@@ -14,7 +15,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test lint ray bench bench-scale faults optuna48 audit clean
+.PHONY: demo test lint hooks ray bench bench-scale faults optuna48 audit clean
 
 FAULT_SECONDS ?= 600
 FAULT_EXAMPLES ?= 300
@@ -37,6 +38,9 @@ lint: .venv/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+hooks: .venv/.dev
+	$(BIN)/pre-commit install
 
 ray: .venv/.ray
 	$(BIN)/python -m pytest -q tests/parallel/test_ray.py
