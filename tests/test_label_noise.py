@@ -117,12 +117,19 @@ def test_published_noise_of_mnist_has_the_published_rate(noise, noise_rate):
     [
         (
             lambda: transition_matrix("asym", 0.1, 3),
-            "noise must be one of ['none', 'symmetric', 'pair'], but got 'asym'.",
+            "noise must be one of 'none', 'symmetric', 'pair', but got 'asym'.",
         ),
-        (lambda: transition_matrix("pair", 1.0, 3), "noise_rate must be in [0, 1), but got 1.0."),
-        (lambda: transition_matrix("pair", -0.1, 3), "noise_rate must be in [0, 1)"),
-        (lambda: transition_matrix("pair", float("nan"), 3), "noise_rate must be in [0, 1)"),
-        (lambda: transition_matrix("pair", 0.1, 1), "n_classes must be at least 2, but got 1."),
+        (
+            lambda: transition_matrix("pair", 1.0, 3),
+            "noise_rate must be a number in [0, 1), but got 1.0.",
+        ),
+        (lambda: transition_matrix("pair", -0.1, 3), "noise_rate must be a number in [0, 1)"),
+        (lambda: transition_matrix("pair", float("nan"), 3), "noise_rate must be a number in [0"),
+        (
+            lambda: transition_matrix("pair", 0.1, 1),
+            "n_classes must be an int of at least 2, but got 1.",
+        ),
+        (lambda: published_noise([0, 1], "pair", 0.1, 2.0), "n_classes must be an int of at"),
         (lambda: flip_labels([0, 2], np.eye(2), None), "labels must be in [0, 2), but got 2."),
         (lambda: flip_labels([0, -1], np.eye(2), None), "labels must be in [0, 2), but got -1."),
         (lambda: flip_labels([0.0, 1.0], np.eye(2), None), "labels must be integers"),

@@ -13,15 +13,15 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from optuna_s2e.coteaching import NoisyData, TrainingConfig, train_batch
 from optuna_s2e.coteaching import _training as training
-from optuna_s2e.coteaching.backends._base import Setting
+from optuna_s2e.coteaching.backends._base import TrainingSetup
 from optuna_s2e.coteaching.backends._choice import Backend
-from optuna_s2e.coteaching.backends._cuda_graph import GraphSteps
+from optuna_s2e.coteaching.backends._cuda_graph import CudaGraphSteps
 from optuna_s2e.coteaching.backends._fused import run_eagerly
-from optuna_s2e.coteaching.backends._fused_cnn import ChannelLanes
-from optuna_s2e.coteaching.backends._fused_mlp import StackedMlps
-from optuna_s2e.coteaching.backends._fused_vmap import MappedLanes
-from optuna_s2e.coteaching.backends._loop import Peers
-from optuna_s2e.coteaching.backends._loop_kept_rows import RowPeers
+from optuna_s2e.coteaching.backends._fused_cnn import FusedCnnTrainer
+from optuna_s2e.coteaching.backends._fused_mlp import FusedMlpTrainer
+from optuna_s2e.coteaching.backends._fused_vmap import FusedVmapTrainer
+from optuna_s2e.coteaching.backends._loop import LoopTrainer
+from optuna_s2e.coteaching.backends._loop_kept_rows import KeptRowsTrainer
 
 
 def _convolutions(input_shape, n_classes):
@@ -37,19 +37,19 @@ def _dropout(input_shape, n_classes):
 
 
 KINDS = {
-    "stacked": (StackedMlps, "mlp"),
-    "channels": (ChannelLanes, _dropout),
-    "mapped": (MappedLanes, _convolutions),
+    "mlp": (FusedMlpTrainer, "mlp"),
+    "cnn": (FusedCnnTrainer, _dropout),
+    "vmap": (FusedVmapTrainer, _convolutions),
 }
 RATES = np.array([[1.0, 0.6], [0.4, 0.9]])
 
 
-def _setting(network, **config):
+def _setup(network, **config):
     rng = np.random.default_rng(0)
     x, y = rng.integers(0, 256, (40, 2, 16, 16), dtype=np.uint8), np.arange(40) % 3
     data = NoisyData.from_arrays(x, y, x[:7], y[:7], clean_labels=y[::-1].copy())
     config = TrainingConfig(10, **{"learning_rate": 0.01, "dtype": "float64", **config})
-    return Setting(data, network, config, (data.x_val, data.y_val))
+    return TrainingSetup(data, network, config, (data.x_val, data.y_val))
 
 
 class HostSync(AssertionError):
@@ -122,31 +122,32 @@ def _aliases(func):
     return any(returned.alias_info is not None for returned in func._schema.returns)
 
 
-def _epochs(lanes, mode=nullcontext):
-    """Train two epochs, then one of a single lane; return all that was measured."""
+def _epochs(trainer, mode=nullcontext):
+    """Train two epochs, then one of a single trial; return all that was measured."""
     measured = []
     with mode():
         for epoch in (0, 1):
-            measured += [lanes.train_epoch(RATES[:, epoch], 0.01, 0.9 - epoch), lanes.evaluate()]
-        lanes.keep([1])
-        measured += [lanes.train_epoch(RATES[1:, 0], 0.003, 0.1), lanes.evaluate()]
+            measured.append(trainer.train_epoch(RATES[:, epoch], 0.01, 0.9 - epoch))
+            measured.append(trainer.evaluate())
+        trainer.keep_trials([1])
+        measured += [trainer.train_epoch(RATES[1:, 0], 0.003, 0.1), trainer.evaluate()]
     return measured
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_nothing_waits_for_the_device_within_an_epoch(kind):
-    lanes, network = KINDS[kind]
-    setting = _setting(network)
-    made = lanes(setting, [0, 1], setting.data.noisy_labels)
+    trainer_type, network = KINDS[kind]
+    setup = _setup(network)
+    made = trainer_type(setup, [0, 1], setup.data.noisy_labels)
     with pytest.raises(HostSync), NoSync():
         made.train_epoch(RATES[:, 0], 0.01, 0.9).sum().item()
     _epochs(made, NoSync)
 
 
-@pytest.mark.parametrize("lanes", [Peers, RowPeers])
-def test_nothing_waits_for_the_device_in_the_loop(lanes):
-    setting = _setting("cnn2")
-    made = lanes(setting, [0], setting.data.noisy_labels)
+@pytest.mark.parametrize("trainer_type", [LoopTrainer, KeptRowsTrainer])
+def test_nothing_waits_for_the_device_in_the_loop(trainer_type):
+    setup = _setup("cnn2")
+    made = trainer_type(setup, [0], setup.data.noisy_labels)
     with NoSync():
         made.train_epoch(RATES[:1, 1], 0.01, 0.9)
         made.evaluate()
@@ -155,11 +156,11 @@ def test_nothing_waits_for_the_device_in_the_loop(lanes):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("optimizer", ["adam", "sgd", "rmsprop"])
 def test_a_recorded_step_trains_as_the_step_does(kind, optimizer):
-    lanes, network = KINDS[kind]
-    setting = _setting(network, optimizer=optimizer)
+    trainer_type, network = KINDS[kind]
+    setup = _setup(network, optimizer=optimizer)
     eager, replayed = (
-        _epochs(lanes(setting, [3, 4], setting.data.noisy_labels, run_steps=run_steps))
-        for run_steps in (run_eagerly, GraphSteps(CpuGraphs()))
+        _epochs(trainer_type(setup, [3, 4], setup.data.noisy_labels, run_steps=run_steps))
+        for run_steps in (run_eagerly, CudaGraphSteps(CpuGraphs()))
     )
     assert all(torch.isfinite(values).all() for values in eager)
     for a, b in zip(eager, replayed, strict=True):
@@ -170,13 +171,13 @@ def test_an_epoch_of_one_step_is_not_recorded():
     class NoGraphs(CpuGraphs):
         record = None
 
-    steps = GraphSteps(NoGraphs())
+    steps = CudaGraphSteps(NoGraphs())
     (outputs,) = steps(lambda x: (x + 1,), [(torch.ones(2),)])
     assert torch.equal(outputs[0], torch.full((2,), 2.0))
 
 
 class FailingGraphs(CpuGraphs):
-    """Recording fails when the step is through, for groups of at least so many lanes."""
+    """Recording fails when the step is through, for groups of at least so many trials."""
 
     def __init__(self, error, width=1):
         self.error, self.width, self.recorded = error, width, []
@@ -191,15 +192,15 @@ class FailingGraphs(CpuGraphs):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_steps_that_cannot_be_recorded_run_as_they_are_with_one_warning(kind):
-    lanes, network = KINDS[kind]
-    setting = _setting(network)
+    trainer_type, network = KINDS[kind]
+    setup = _setup(network)
     graphs = FailingGraphs(RuntimeError("operation not permitted when stream is capturing"))
-    steps = GraphSteps(graphs)
+    steps = CudaGraphSteps(graphs)
     for seeds in ([3, 4], [5, 6]):
-        eager = _epochs(lanes(setting, seeds, setting.data.noisy_labels))
+        eager = _epochs(trainer_type(setup, seeds, setup.data.noisy_labels))
         warns = pytest.warns(RuntimeWarning, match="as 'fused'.*not permitted")
         with nullcontext() if graphs.recorded else warns:
-            plain = _epochs(lanes(setting, seeds, setting.data.noisy_labels, run_steps=steps))
+            plain = _epochs(trainer_type(setup, seeds, setup.data.noisy_labels, run_steps=steps))
         assert all(map(torch.equal, eager, plain))
     assert graphs.recorded == [2]
 
@@ -207,10 +208,10 @@ def test_steps_that_cannot_be_recorded_run_as_they_are_with_one_warning(kind):
 @pytest.mark.parametrize("width", [2, 1])
 def test_a_recording_that_runs_out_of_memory_halves_the_group(width, monkeypatch):
     """And a trial for which alone there is too little is trained as it is."""
-    setting = _setting("mlp")
+    setup = _setup("mlp")
     graphs = FailingGraphs(torch.OutOfMemoryError("out of memory"), width)
-    make = partial(StackedMlps, run_steps=GraphSteps(graphs))
-    options = {"data": setting.data, "config": setting.config, "device": "cpu"}
+    make = partial(FusedMlpTrainer, run_steps=CudaGraphSteps(graphs))
+    options = {"data": setup.data, "config": setup.config, "device": "cpu"}
     rates, seeds = np.repeat(RATES, 2, axis=0), range(4)
     expected = train_batch(rates, seeds, **options, backend="fused")
     monkeypatch.setattr(training, "find_backend", lambda *_: Backend(make, 4))
@@ -226,17 +227,17 @@ def test_a_recording_that_runs_out_of_memory_halves_the_group(width, monkeypatch
 def test_graphs_need_cuda():
     if torch.cuda.is_available():
         pytest.skip("CUDA is there")
-    setting = _setting("mlp")
+    setup = _setup("mlp")
     with pytest.raises(ValueError, match="'graphs' needs a CUDA device"):
-        train_batch(RATES, [0, 1], data=setting.data, device="cpu", backend="graphs")
+        train_batch(RATES, [0, 1], data=setup.data, device="cpu", backend="graphs")
 
 
 @pytest.mark.parametrize("network", ["mlp", "cnn2", _convolutions])
 def test_bfloat16_products_change_little(network):
     def train(dtype, backend):
-        setting = _setting(network, dtype=dtype, learning_rate=1e-3)
+        setup = _setup(network, dtype=dtype, learning_rate=1e-3)
         return train_batch(
-            np.ones((2, 1)), [0, 1], data=setting.data, network=network, config=setting.config,
+            np.ones((2, 1)), [0, 1], data=setup.data, network=network, config=setup.config,
             device="cpu", backend=backend,
         )  # fmt: skip
 
@@ -250,14 +251,14 @@ def test_bfloat16_products_change_little(network):
 
 
 def test_bfloat16_losses_and_weights_are_float32():
-    setting = _setting("cnn7", dtype="bfloat16")
-    lanes = ChannelLanes(setting, [0], setting.data.noisy_labels)
+    setup = _setup(_convolutions, dtype="bfloat16")
+    trainer = FusedCnnTrainer(setup, [0], setup.data.noisy_labels)
     seen = []
-    select = lanes._select
-    lanes._select = lambda losses: seen.append(losses.dtype) or select(losses)
+    select = trainer._select
+    trainer._select = lambda losses: seen.append(losses.dtype) or select(losses)
     with NoSync():
-        lanes.train_epoch(RATES[0, :1], 0.01, 0.9)
-    dtypes = {p.dtype for p in lanes._parameters} | {p.grad.dtype for p in lanes._parameters}
+        trainer.train_epoch(RATES[0, :1], 0.01, 0.9)
+    dtypes = {p.dtype for p in trainer._parameters} | {p.grad.dtype for p in trainer._parameters}
     assert {*seen, *dtypes} == {torch.float32}
 
 
@@ -265,10 +266,10 @@ def test_bfloat16_losses_and_weights_are_float32():
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA device")
 @pytest.mark.parametrize("network", ["mlp", "cnn2", "cnn7"])
 def test_graphs_on_cuda_train_as_the_loop_on_the_cpu(network):
-    setting = _setting(network)
+    setup = _setup(network)
     graphs, loop = (
         train_batch(
-            RATES, [0, 1], data=setting.data, network=network, config=setting.config,
+            RATES, [0, 1], data=setup.data, network=network, config=setup.config,
             device=device, backend=backend,
         )
         for device, backend in (("cuda", "graphs"), ("cpu", "loop"))
@@ -289,8 +290,8 @@ def test_what_cuda_cannot_record_runs_as_it_is():
 
     inputs = [(torch.full((2, 3), value, device="cuda"),) for value in (1.0, 2.0, 3.0)]
     with pytest.warns(RuntimeWarning, match="cannot be recorded as a CUDA graph"):
-        outputs = GraphSteps()(waiting, inputs)
-    again = GraphSteps()(lambda x: (x * x.sum(),), inputs)
+        outputs = CudaGraphSteps()(waiting, inputs)
+    again = CudaGraphSteps()(lambda x: (x * x.sum(),), inputs)
     for (x,), (waited,), (replayed,) in zip(inputs, outputs, again, strict=True):
         assert torch.equal(waited, x * x.sum())
         assert torch.equal(replayed, x * x.sum())
@@ -301,10 +302,10 @@ def test_what_cuda_cannot_record_runs_as_it_is():
     torch.cuda.device_count() < 2, reason="torch finds fewer than two CUDA devices"
 )
 def test_one_process_may_record_on_several_devices():
-    setting = _setting("mlp")
+    setup = _setup("mlp")
     results = [
         train_batch(
-            RATES, [0, 1], data=setting.data, config=setting.config, device=device,
+            RATES, [0, 1], data=setup.data, config=setup.config, device=device,
             backend="graphs",
         )
         for device in ("cuda:0", "cuda:1")

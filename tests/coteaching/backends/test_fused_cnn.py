@@ -77,7 +77,7 @@ def test_batch_norm_and_dropout_are_those_of_the_loop(width):
     _assert_close(fused, _train(data, "loop", _narrow))
 
 
-def test_stopped_lanes_leave_and_labels_stay_with_their_trials():
+def test_stopped_trials_leave_and_labels_stay_with_their_trials():
     data = _data(13)
     labels = np.random.default_rng(1).integers(0, 3, (3, 14))
 

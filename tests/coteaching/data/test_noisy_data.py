@@ -124,13 +124,13 @@ def _save(path, **arrays):
 @pytest.mark.parametrize(
     ("arrays", "options", "message"),
     [
-        ({"train_x": X, "train_y": Y}, {}, "test_x, test_y missing, found train_x, train_y."),
-        ({"x": X, "y": Y, "x_val": X}, {}, "y_val missing, found x, x_val, y."),
-        ({}, {}, "missing, found nothing."),
+        ({"train_x": X, "train_y": Y}, {}, "but got train_x, train_y: test_x, test_y missing."),
+        ({"x": X, "y": Y, "x_val": X}, {}, "but got x, x_val, y: y_val missing."),
+        ({}, {}, "but got nothing: train_x, train_y, test_x, test_y missing."),
         (
             {"x": X, "y": np.array([{}] * 12), "x_val": X, "y_val": Y},
             {},
-            "is no .npz file of plain arrays: Object arrays cannot be loaded",
+            "is not a .npz file of plain arrays: Object arrays cannot be loaded",
         ),
         (
             {"x": X, "y": Y[:5], "x_val": X, "y_val": Y},
@@ -162,7 +162,7 @@ def test_unusable_npz_files_are_named(tmp_path, arrays, options, message):
 
 def test_damaged_and_missing_npz_files_are_named(tmp_path):
     (tmp_path / "e.npz").write_bytes(b"PK\x03\x04 not a zip")
-    with pytest.raises(ValueError, match=r"e\.npz' is no \.npz file"):
+    with pytest.raises(ValueError, match=r"e\.npz' is not a \.npz file"):
         load_data(str(tmp_path / "e.npz"))
     with pytest.raises(FileNotFoundError, match=r"There is no file .*f\.npz"):
         load_data(str(tmp_path / "f.npz"))
@@ -173,13 +173,13 @@ def test_damaged_and_missing_npz_files_are_named(tmp_path):
     [
         ({"name": "imagenet"}, "must be one of ['digits', 'mnist', 'cifar10', 'cifar100'] or a"),
         ({"noise": "asym"}, "noise must be one of"),
-        ({"noise_rate": 1.2}, "noise_rate must be in [0, 1), but got 1.2"),
-        ({"validation": "dirty"}, "validation must be 'clean' or 'noisy', but got 'dirty'"),
-        ({"n_validation": 1297}, "n_validation must be in [1, 1296], but got 1297"),
-        ({"n_validation": 0}, "n_validation must be in [1, 1296], but got 0"),
-        ({"seed": -1}, "seed must be a non-negative int, but got -1"),
-        ({"seed": 0.5}, "seed must be a non-negative int, but got 0.5"),
-        ({"name": "mnist"}, "root must be the folder"),
+        ({"noise_rate": 1.2}, "noise_rate must be a number in [0, 1), but got 1.2"),
+        ({"validation": "dirty"}, "validation must be one of 'clean', 'noisy', but got 'dirty'"),
+        ({"n_validation": 1297}, "n_validation must be an int in [1, 1296], but got 1297"),
+        ({"n_validation": 0}, "n_validation must be an int in [1, 1296], but got 0"),
+        ({"seed": -1}, "seed must be an int of at least 0, but got -1"),
+        ({"seed": 0.5}, "seed must be an int of at least 0, but got 0.5"),
+        ({"name": "mnist"}, "root must be a folder that holds (or will hold) mnist, but got None"),
     ],
 )
 def test_load_errors_name_the_argument_and_the_value(options, message):
@@ -214,7 +214,7 @@ def _broken(**changes):
         ({"y": np.where(Y == 1, 0, Y)}, "y must hold every class, but [1] are empty"),
         ({"y_val": np.where(Y == 2, 0, Y)}, "y_val must hold every class, but [2] are empty"),
         ({"n_classes": 5}, "y must hold every class, but [3, 4] are empty"),
-        ({"y": Y * 0, "y_val": Y * 0}, "n_classes must be at least 2, but got 1"),
+        ({"y": Y * 0, "y_val": Y * 0}, "n_classes must be an int of at least 2, but got 1"),
         ({"clean_labels": Y[:4]}, "x and clean_labels must have the same length"),
         ({"x_test": X}, "x_test and y_test must be given together"),
         ({"x_test": X, "y_test": Y + 9, "n_classes": 3}, "y_test must be in"),
@@ -345,21 +345,21 @@ def test_cifar100_is_read_as_torchvision_keeps_it(tmp_path, monkeypatch):
 
 def test_missing_torch_and_torchvision_are_import_errors_with_the_command():
     code = (
-        "import sys; sys.modules[{module!r}] = None\n"
-        "try:\n"
-        "    import optuna_s2e.coteaching as c; c.load_data('mnist', root='.')\n"
-        "except ImportError as error:\n"
-        "    print(error)\n"
+        "import sys\n"
+        "for module in ('torch', 'torchvision'):\n"
+        "    sys.modules[module] = None\n"
+        "    try:\n"
+        "        import optuna_s2e.coteaching as c; c.load_data('mnist', root='.')\n"
+        "    except ImportError as error:\n"
+        "        print(error)\n"
+        "    del sys.modules[module]\n"
     )
-    for module, start in [("torch", "optuna_s2e.coteaching needs"), ("torchvision", "MNIST and")]:
-        done = subprocess.run(
-            [sys.executable, "-c", code.format(module=module)],
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        assert done.stdout.startswith(start)
-        assert 'pip install "optuna-s2e[coteaching]"' in done.stdout
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    torch_missing, torchvision_missing = done.stdout.splitlines()
+    assert torch_missing.startswith("optuna_s2e.coteaching needs PyTorch")
+    assert torchvision_missing.startswith("MNIST and CIFAR, ResNets and DenseNets need")
+    for line in (torch_missing, torchvision_missing):
+        assert 'pip install "optuna-s2e[coteaching]"' in line
 
 
 def test_npz_images_with_channels_last_are_turned(tmp_path):
