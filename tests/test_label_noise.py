@@ -72,7 +72,7 @@ def test_flips_follow_the_generator_and_leave_the_labels_alone():
 
 
 def _as_published(labels, noise, noise_rate, n_classes):
-    """One multinomial per sample from one RandomState(0), over rows filled cell by cell."""
+    """Draw one multinomial per sample from one RandomState(0), from rows filled cell by cell."""
     stream = np.random.RandomState(0)
     noisy = []
     for label in labels:

@@ -11,7 +11,6 @@ import numpy.typing as npt
 import torch
 
 _CLASSES = {"mnist": "MNIST", "cifar10": "CIFAR10", "cifar100": "CIFAR100"}
-_INSTALL = 'pip install "optuna-s2e[coteaching]"'
 
 
 class ImageArrays(NamedTuple):
@@ -82,7 +81,8 @@ def _import(name: str) -> Any:
         return import_module(f"torchvision.{name}")
     except ModuleNotFoundError as error:
         raise ImportError(
-            f"MNIST and CIFAR, ResNets and DenseNets need torchvision: {_INSTALL}"
+            "MNIST and CIFAR, ResNets and DenseNets need torchvision. "
+            'Install it with: pip install "optuna-s2e[coteaching]"'
         ) from error
     except RuntimeError as error:
         if "torchvision::nms" not in str(error):

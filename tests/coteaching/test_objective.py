@@ -78,7 +78,7 @@ def test_a_retry_keeps_the_seed_of_the_first_try(tiny, died_before_recording):
     objective = _objective(tiny, n_epochs=2)
     study.optimize(objective, n_trials=1)
     first = study.trials[0]
-    # what RetryHeartbeatStaleTrialCallback adds for a trial whose worker died
+    # the trial that RetryHeartbeatStaleTrialCallback adds when a worker has died
     study.add_trial(
         optuna.create_trial(
             state=TrialState.WAITING,
@@ -106,7 +106,7 @@ def test_a_finished_trial_run_again_alone_gives_the_same_value(tiny):
 
 @pytest.mark.parametrize("workers", [0, 3])
 def test_batches_give_the_numbers_of_one_worker(tiny, workers):
-    """In one call for all, and on threads."""
+    """A batch is trained in one call, or on threads."""
     alone, together = (_study(S2ESampler(population_size=3, seed=0)) for _ in range(2))
     alone.optimize(_objective(tiny), n_trials=7)
     if workers:
@@ -206,7 +206,7 @@ def test_an_error_of_the_reporter_costs_no_training(tiny, n, caplog):
     assert [t.value for t in shown.trials] == [t.value for t in alone.trials]
     assert all(t.state == TrialState.COMPLETE for t in shown.trials)
     assert "is not shown any more: OSError('no space left on device')" in caplog.text
-    assert n <= reporter.shown < 8 or n == 8  # it is not asked for that trial again
+    assert n <= reporter.shown < 8 or n == 8  # it is not called for that trial again
 
 
 def test_fixed_trials_need_no_study(tiny):
@@ -254,7 +254,7 @@ def test_curves_of_long_trainings_are_thinned_to_at_most_400_epochs():
     x = np.eye(2, dtype=np.float32)
     data = NoisyData.from_arrays(x, [0, 1], x, [0, 1], clean_labels=[0, 1])
     study = _study()
-    network = _linear  # the cheapest: what counts is the number of epochs
+    network = _linear  # a cheap one: only the number of epochs matters
     study.optimize(_objective(data, n_epochs=401, network=network), n_trials=1)
     epochs = json.loads(study.trials[0].system_attrs["coteaching:curves"])["epochs"]
     assert epochs[-1] == 400

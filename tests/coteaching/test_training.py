@@ -1,4 +1,4 @@
-"""The training core against a Co-teaching written sample by sample."""
+"""The training core against Co-teaching written sample by sample."""
 
 import copy
 import gc
@@ -56,7 +56,7 @@ def _rmsprop(parameters, foreach):
 
 
 class _Reference:
-    """Co-teaching in the words of its Algorithm 1: one sample, one network at a time."""
+    """Co-teaching as its Algorithm 1 states it: one sample and one network at a time."""
 
     def __init__(self, data, seed, config):
         self.data, self.config = data, config
@@ -240,8 +240,8 @@ def test_a_trial_that_breaks_carries_its_failure_and_spares_the_others(tiny, err
 
     def network(input_shape, n_classes):
         made.append(_small_net(input_shape, n_classes))
-        # one network is made to see what it is; trial 1 of 3 is then the fourth and fifth;
-        # 5 forward calls per epoch: four steps, one evaluation
+        # The first network is the probe of `find_backend`, the next two belong to trial 0. The
+        # fourth is a network of trial 1. An epoch has 5 forward calls: four steps, one evaluation.
         return _BreaksAfter(made[-1], 12, error) if len(made) == 4 else made[-1]
 
     results = _train(tiny, seeds=[0, 1, 2], network=network)
@@ -260,7 +260,7 @@ def test_a_trial_that_breaks_carries_its_failure_and_spares_the_others(tiny, err
 
 @pytest.mark.parametrize("network", [_small_net, "mlp"])
 def test_a_failure_does_not_keep_the_memory_of_its_trial(tiny, network):
-    """Else one trial that runs out of memory would take it from those that follow."""
+    """Otherwise a trial that runs out of memory would take it from the trials that follow."""
     made = []
 
     def breaking(input_shape, n_classes):
@@ -338,7 +338,7 @@ def test_errors_name_the_argument_and_the_value(tiny, change, message):
         train_batch(arguments.pop("keep_rates"), arguments.pop("seeds"), **arguments)
 
 
-@pytest.mark.filterwarnings("ignore")  # the compiler's own
+@pytest.mark.filterwarnings("ignore")  # warnings of the compiler
 def test_compiled_networks_train_as_they_are(tiny):
     config = TrainingConfig(8, 0.01, dtype="float64")
 
@@ -346,7 +346,7 @@ def test_compiled_networks_train_as_they_are(tiny):
         return torch.compile(_small_net(input_shape, n_classes), backend="aot_eager")
 
     results = [
-        train_batch([[1.0, 0.5]] * 2, [0, 1], data=tiny, network=network, config=config)
+        train_batch([[1.0, 0.5]], [0], data=tiny, network=network, config=config)
         for network in (_small_net, compiled)
     ]
     for plain, fast in zip(*results, strict=True):

@@ -1,4 +1,4 @@
-"""What all ways to train trials side by side owe each trial."""
+"""What every fused trainer guarantees to each of its trials."""
 
 import numpy as np
 import pytest
@@ -34,7 +34,7 @@ KINDS = {
 
 
 def _measured(kind, change=lambda seed, weight: None):
-    """Train two epochs; return all that was measured, by trial, (12, K, 2)."""
+    """Train two epochs; return all measurements, (12, K, 2)."""
     trainer_type, network = KINDS[kind]
 
     def changed(input_shape, n_classes):

@@ -1,4 +1,4 @@
-"""Stacked networks against the loop, which other tests hold against Co-teaching's algorithm."""
+"""Stacked networks against the loop, which test_training compares with Co-teaching's algorithm."""
 
 from itertools import pairwise
 
@@ -37,7 +37,7 @@ def _mlp(*hidden):
 
 @pytest.fixture(scope="module")
 def data():
-    """Images of which a third occurs twice, so that losses tie; half of the labels are wrong."""
+    """Make images of which a third occurs twice, so that losses tie. Half the labels are wrong."""
     rng = np.random.default_rng(0)
     x = rng.integers(0, 256, (150, 1, 3, 3), dtype=np.uint8)
     x[:50] = x[50:100]
@@ -52,7 +52,7 @@ def data():
 
 @pytest.fixture(scope="module")
 def fused(data):
-    """The results of `_train(data, "fused")`, which tests compare with."""
+    """Train the trials as "fused", for all tests that compare with them."""
     return _train(data, "fused")
 
 
@@ -114,7 +114,7 @@ def test_saturated_losses_tie_and_keep_the_order_of_the_mini_batch(data):
     )  # fmt: skip
     options = {"config": TrainingConfig(20, 0.05, dtype="float64"), "network": _mlp(16)}
     loop, fused = (_train(easy, backend, **options) for backend in ("loop", "fused"))
-    # all losses are exactly 0: which samples are kept, and how clean they are, is the order's
+    # all losses are exactly 0: the order alone decides which samples are kept
     assert all((result.curves.train_loss[3:] == 0).all() for result in loop)
     _assert_close(fused, loop)
 
@@ -168,7 +168,7 @@ def test_trials_stop_one_by_one_and_the_others_go_on_as_if_alone(data, fused):
 
 
 def _with_broken_weight(value, made):
-    """The fourth network that is made (after the probe: of trial 1) starts with one bad weight."""
+    """Give one bad weight to the fourth network that is made: after the probe, one of trial 1."""
 
     def network(input_shape, n_classes):
         net = _mlp(7)(input_shape, n_classes)

@@ -1,4 +1,4 @@
-"""Networks of any kind, mapped over their stacked parameters, against the loop."""
+"""Networks of any kind that are mapped by torch.vmap, against the loop."""
 
 import numpy as np
 import pytest
@@ -70,25 +70,29 @@ def test_a_users_network_trains_as_in_the_loop(data, optimizer):
 
 
 def _shallow(name):
-    """Make a function as `torchvision.models.resnet50`, for networks of one block per stage."""
+    """Return a function like `torchvision.models.resnet50` that makes one block per stage."""
     models = import_models()
 
     def make(num_classes):
         if name == "densenet121":
             return models.DenseNet(8, (1, 1, 1, 1), 64, num_classes=num_classes)
-        block = "Bottleneck" if name == "resnet50" else "BasicBlock"
-        return models.ResNet(getattr(models.resnet, block), [1] * 4, num_classes=num_classes)
+        if name == "resnet50":
+            block, width = models.resnet.Bottleneck, 16
+        else:
+            block, width = models.resnet.BasicBlock, 64
+        return models.ResNet(block, [1] * 4, num_classes=num_classes, width_per_group=width)
 
     return make
 
 
-@pytest.mark.parametrize("network", ["resnet18", "resnet34", "resnet50", "densenet121"])
+# resnet34 is resnet18 with more blocks
+@pytest.mark.parametrize("network", ["resnet18", "resnet50", "densenet121"])
 def test_torchvision_networks_train_as_in_the_loop(network, monkeypatch):
-    """All of their layers, but one block per stage: depth costs seconds and adds no operation."""
+    """They have all kinds of layers, but one block per stage: depth adds seconds, no operation."""
     monkeypatch.setattr(import_models(), network, _shallow(network))
     x = np.random.default_rng(0).integers(0, 256, (4, 1, 8, 8), dtype=np.uint8)
     data = NoisyData.from_arrays(x, [0, 1, 0, 1], x[:2], [0, 1], clean_labels=[0, 1, 1, 0])
-    # not Adam, whose first steps are the signs of gradients, be they 1e-16
+    # not Adam: its first steps are the signs of gradients, even of gradients of 1e-16
     config = TrainingConfig(4, 0.01, dtype="float64", optimizer="sgd")
     measured = []
     for trainer_type in (FusedVmapTrainer, LoopTrainer):
@@ -122,7 +126,7 @@ class _Hidden(nn.Linear):
 
 
 class _Counting(nn.Linear):
-    """Replaces a buffer where batch normalisation changes its own in place."""
+    """Replaces a buffer, while batch normalisation changes its buffers in place."""
 
     def __init__(self, input_shape, n_classes):
         super().__init__(98, n_classes)

@@ -1,10 +1,9 @@
-"""Data: where noise goes, what is split off, and one clear line for what is unusable."""
+"""Data: which labels get noise, how data are split, and one clear error for unusable data."""
 
 import os
 import pickle
 import re
 import struct
-import subprocess
 import sys
 
 import numpy as np
@@ -12,7 +11,7 @@ import pytest
 import torch
 from torch.utils.data import Dataset, TensorDataset
 
-from optuna_s2e.coteaching import NoisyData, load_data
+from optuna_s2e.coteaching import NoisyData, load_data, make_network
 from optuna_s2e.coteaching.data._noisy_data import to_input
 from optuna_s2e.label_noise import published_noise
 
@@ -37,7 +36,7 @@ def test_digits_parts_are_disjoint_and_complete():
 def test_noise_is_on_the_training_labels_alone():
     data = load_data("digits", noise="pair", noise_rate=0.45)
     wrong = data.noisy_labels != data.clean_labels
-    assert 0.40 < wrong.double().mean() < 0.50  # 997 flips of probability .45: sd .016
+    assert 0.40 < wrong.double().mean() < 0.50  # 997 flips: standard deviation .016
     assert torch.equal(data.noisy_labels[wrong], (data.clean_labels[wrong] + 1) % 10)
     clean = load_data("digits", noise="none")
     assert torch.equal(clean.noisy_labels, clean.clean_labels)
@@ -49,7 +48,7 @@ def test_noisy_validation_carries_the_noise_and_clean_validation_does_not():
     clean = load_data("digits", validation="clean")
     noisy = load_data("digits", validation="noisy")
     assert torch.equal(clean.x_val, noisy.x_val)
-    assert 0.35 < (clean.y_val != noisy.y_val).double().mean() < 0.65  # sd .029
+    assert 0.35 < (clean.y_val != noisy.y_val).double().mean() < 0.65  # standard deviation .029
     assert torch.equal(clean.noisy_labels, noisy.noisy_labels)
 
 
@@ -269,7 +268,7 @@ def test_data_sets_of_other_items_are_named():
 
 
 def _write_idx(path, array):
-    """Write MNIST's own file format: magic number, sizes, bytes."""
+    """Write the file format of MNIST: magic number, sizes, bytes."""
     header = struct.pack(f">BBBB{array.ndim}I", 0, 0, 8, array.ndim, *array.shape)
     path.write_bytes(header + array.astype(np.uint8).tobytes())
 
@@ -300,7 +299,7 @@ def test_missing_files_are_one_clear_error(tmp_path, monkeypatch):
         load_data("mnist", root=tmp_path, download=False)
     from optuna_s2e.coteaching._torchvision import import_datasets
 
-    closed = ["http://127.0.0.1:9/"]  # the discard port: nobody listens
+    closed = ["http://127.0.0.1:9/"]  # the discard port: no server listens there
     monkeypatch.setattr(import_datasets().MNIST, "mirrors", closed)
     with pytest.raises(FileNotFoundError, match=r"was not found .* and cannot be downloaded"):
         load_data("mnist", root=tmp_path)
@@ -343,23 +342,24 @@ def test_cifar100_is_read_as_torchvision_keeps_it(tmp_path, monkeypatch):
     assert data.y_test.tolist() == fine
 
 
-def test_missing_torch_and_torchvision_are_import_errors_with_the_command():
-    code = (
-        "import sys\n"
-        "for module in ('torch', 'torchvision'):\n"
-        "    sys.modules[module] = None\n"
-        "    try:\n"
-        "        import optuna_s2e.coteaching as c; c.load_data('mnist', root='.')\n"
-        "    except ImportError as error:\n"
-        "        print(error)\n"
-        "    del sys.modules[module]\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    torch_missing, torchvision_missing = done.stdout.splitlines()
-    assert torch_missing.startswith("optuna_s2e.coteaching needs PyTorch")
-    assert torchvision_missing.startswith("MNIST and CIFAR, ResNets and DenseNets need")
-    for line in (torch_missing, torchvision_missing):
-        assert 'pip install "optuna-s2e[coteaching]"' in line
+def _make_resnet():
+    return make_network("resnet18", (3, 32, 32), 10, seed=0)
+
+
+@pytest.mark.parametrize("use", [lambda: load_data("mnist", root="."), _make_resnet])
+def test_missing_torchvision_is_an_import_error_with_the_command(use, monkeypatch):
+    for name in ("torchvision", "torchvision.datasets", "torchvision.models"):
+        monkeypatch.setitem(sys.modules, name, None)
+    message = 'need torchvision. Install it with: pip install "optuna-s2e[coteaching]"'
+    with pytest.raises(ImportError, match=re.escape(message)):
+        use()
+
+
+def test_missing_scikit_learn_is_an_import_error_with_the_command(monkeypatch):
+    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+    message = 'need scikit-learn. Install it with: pip install "optuna-s2e[coteaching]"'
+    with pytest.raises(ImportError, match=re.escape(message)):
+        load_data("digits")
 
 
 def test_npz_images_with_channels_last_are_turned(tmp_path):
