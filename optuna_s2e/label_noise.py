@@ -134,8 +134,13 @@ def _checked_matrix(matrix: npt.ArrayLike) -> FloatArray:
     checked = np.asarray(matrix, dtype=np.float64)
     if checked.ndim != 2 or checked.shape[0] != checked.shape[1] or len(checked) < 2:
         raise ValueError(f"transition_matrix must have shape (C, C), but got {checked.shape}.")
-    if not (np.all(checked >= 0) and np.allclose(checked.sum(axis=1), 1.0)):
-        raise ValueError("transition_matrix must have non-negative rows that sum to 1.")
+    is_distribution = (checked >= 0).all(axis=1) & np.isclose(checked.sum(axis=1), 1.0)
+    if not is_distribution.all():
+        row = int(is_distribution.argmin())
+        raise ValueError(
+            "transition_matrix must have non-negative rows that sum to 1, "
+            f"but got row {row}: {checked[row].tolist()}."
+        )
     return checked
 
 

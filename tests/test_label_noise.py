@@ -135,7 +135,10 @@ def test_published_noise_of_mnist_has_the_published_rate(noise, noise_rate):
         (lambda: flip_labels([0.0, 1.0], np.eye(2), None), "labels must be integers"),
         (lambda: flip_labels([[0, 1]], np.eye(2), None), "labels must have shape (N,)"),
         (lambda: flip_labels([0], np.ones((2, 3)), None), "transition_matrix must have shape"),
-        (lambda: flip_labels([0], np.ones((2, 2)), None), "rows that sum to 1"),
+        (
+            lambda: flip_labels([0], np.ones((2, 2)), None),
+            "that sum to 1, but got row 0: [1.0, 1.0].",
+        ),
         (lambda: published_noise([0, 2], "pair", 0.1), "but class 1 is empty"),
         (lambda: published_noise([], "pair", 0.1), "but class 0 is empty"),
     ],

@@ -70,7 +70,7 @@ class TrainingConfig:
         }
         for name in ("beta1", "late_beta1", "momentum"):
             checked[name] = check_number(name, getattr(self, name), 0, 1, open_high=True)
-        for name, value in checked.items():  # Python's numbers, whatever was given: JSON
+        for name, value in checked.items():  # as Python's own numbers: JSON takes no others
             object.__setattr__(self, name, value)
 
     def learning_rates(self, n_epochs: int) -> FloatArray:

@@ -31,6 +31,12 @@ def evaluation_table(evaluations: Mapping[str, Evaluation]) -> str:
 
     Raises:
         ValueError: If there is no evaluation of "standard".
+
+    Example:
+        >>> accuracy = np.array([[0.5, 0.625], [0.75, 0.875]])  # two seeds, two epochs
+        >>> standard = Evaluation(accuracy, accuracy, (0, 1), accuracy[:, 1])
+        >>> print(evaluation_table({"standard": standard}).splitlines()[1].rstrip())
+        Standard             75.00 ± 17.68        87.50, 62.50
     """
     _check_holds("evaluations", evaluations, "standard")
     standard = evaluations["standard"].final_accuracy

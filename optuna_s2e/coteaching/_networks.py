@@ -68,9 +68,9 @@ def make_network(network: Network, input_shape: Shape, n_classes: int, *, seed: 
     function = find_network(network)
     with _GENERATOR_LOCK, torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
-        made = function(tuple(input_shape), n_classes)
+        made = function(tuple(map(int, input_shape)), n_classes)
     if not isinstance(made, nn.Module):
-        raise ValueError(f"network must return a torch.nn.Module, but returned {made!r}.")
+        raise ValueError(f"network must return a torch.nn.Module, but got {made!r}.")
     return made
 
 

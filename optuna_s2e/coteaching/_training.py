@@ -88,8 +88,8 @@ def last_epochs_mean(curve: FloatArray) -> float:
             epoch is taken.
 
     Example:
-        >>> last_epochs_mean(np.array([[0.9, 0.7], [0.4, 0.2]]))
-        0.30000000000000004
+        >>> last_epochs_mean(np.array([[0.75, 0.5], [0.5, 0.25]]))
+        0.375
     """
     return float(np.mean(curve[-max(1, len(curve) // 10) :]))
 
@@ -186,14 +186,14 @@ def find_device(device: torch.device | str) -> torch.device:
         raise ValueError(f"device must be one that torch knows, but got {device!r}.") from error
     if found.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(
-            f"device must be present, but got {str(device)!r}, and torch finds no CUDA. "
+            f"device must be one that torch finds, but got {str(device)!r}: torch finds no CUDA. "
             "Take 'auto'."
         )
     if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
         count = torch.cuda.device_count()
         raise ValueError(
-            f"device must be present, but got {str(device)!r}, and torch finds {count} CUDA "
-            "devices."
+            f"device must be one that torch finds, but got {str(device)!r}: torch finds {count} "
+            "CUDA devices."
         )
     return found
 

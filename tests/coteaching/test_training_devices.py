@@ -31,7 +31,7 @@ def test_auto_is_cuda_if_there_is_any(monkeypatch, available):
 
 def test_cuda_without_cuda_is_one_clear_error(tiny, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(ValueError, match=r"but got 'cuda', and torch finds no CUDA\. Take 'auto'"):
+    with pytest.raises(ValueError, match=r"but got 'cuda': torch finds no CUDA\. Take 'auto'"):
         _train_on(tiny, "cuda")
     assert _train_on(tiny, "auto").failure is None
 
@@ -39,7 +39,7 @@ def test_cuda_without_cuda_is_one_clear_error(tiny, monkeypatch):
 def test_a_gpu_that_is_not_there_is_one_clear_error(tiny, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    with pytest.raises(ValueError, match=r"but got 'cuda:2', and torch finds 2 CUDA devices"):
+    with pytest.raises(ValueError, match=r"but got 'cuda:2': torch finds 2 CUDA devices"):
         _train_on(tiny, "cuda:2")
 
 

@@ -75,7 +75,10 @@ class FusedVmapTrainer(FusedTrainer):
                     alone = net(x).to(x.dtype)
                 expected = (self._setup.data.n_classes, len(x))
                 if alone.t().shape != expected or mapped[i].shape != expected:
-                    raise ValueError(f"logits must have shape {expected[::-1]}")
+                    raise ValueError(
+                        f"logits must have shape (B, C) = {expected[::-1]}, "
+                        f"but got {tuple(alone.shape)}."
+                    )
                 torch.testing.assert_close(
                     mapped[i], alone.t(), rtol=tolerance, atol=tolerance, equal_nan=True
                 )

@@ -118,7 +118,8 @@ class NoisyData:
             2
         """
         if (x_test is None) != (y_test is None):
-            raise ValueError("x_test and y_test must be given together.")
+            given = "y_test" if x_test is None else "x_test"
+            raise ValueError(f"x_test and y_test must be given together, but got {given} alone.")
         inputs = {"x": _inputs("x", x), "x_val": _inputs("x_val", x_val)}
         labels = {"y": _labels("y", y), "y_val": _labels("y_val", y_val)}
         if x_test is not None and y_test is not None:

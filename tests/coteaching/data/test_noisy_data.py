@@ -1,5 +1,6 @@
 """Data: which labels get noise, how data are split, and one clear error for unusable data."""
 
+import json
 import os
 import pickle
 import re
@@ -215,7 +216,7 @@ def _broken(**changes):
         ({"n_classes": 5}, "y must hold every class, but [3, 4] are empty"),
         ({"y": Y * 0, "y_val": Y * 0}, "n_classes must be an int of at least 2, but got 1"),
         ({"clean_labels": Y[:4]}, "x and clean_labels must have the same length"),
-        ({"x_test": X}, "x_test and y_test must be given together"),
+        ({"x_test": X}, "x_test and y_test must be given together, but got x_test alone."),
         ({"x_test": X, "y_test": Y + 9, "n_classes": 3}, "y_test must be in"),
     ],
 )
@@ -370,3 +371,13 @@ def test_npz_images_with_channels_last_are_turned(tmp_path):
     data = load_data("colour.npz", root=tmp_path, noise="none", n_validation=6)
     assert data.input_shape == (3, 8, 9)
     np.testing.assert_array_equal(data.x_test, x.transpose(0, 3, 1, 2))
+
+
+def test_numbers_of_numpy_become_numbers_of_python(tmp_path):
+    options = {"seed": np.int64(3), "n_validation": np.int32(50), "noise_rate": np.float32(0.25)}
+    data = load_data("digits", noise="pair", **options)
+    same = load_data("digits", noise="pair", seed=3, n_validation=50, noise_rate=0.25)
+    assert json.loads(json.dumps(data.settings)) == data.settings == same.settings
+    assert torch.equal(data.noisy_labels, same.noisy_labels)
+    arrays = NoisyData.from_arrays(X, Y, X, Y, n_classes=np.int64(3))
+    assert (arrays.n_classes, type(arrays.n_classes)) == (3, int)
