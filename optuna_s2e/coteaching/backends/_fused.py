@@ -10,7 +10,8 @@ Notation
     kept            positions in the mini-batch that each network is trained on         (M, n)
     weights         weights of the kept samples in the mean loss: 1 / n_k, 0 beyond n_k (M, n)
 
-Shapes do not depend on n_k, and the host never waits for the device within an epoch.
+All trials of a group have the same shapes, although their n_k differ. The host never waits for
+the device within an epoch.
 """
 
 from __future__ import annotations
