@@ -1,4 +1,4 @@
-r"""Wrong labels for experiments: transition matrices and flips.
+r"""Label noise for experiments: transition matrices, and the noisy labels drawn from them.
 
 Notation
     C                  number of classes
@@ -15,6 +15,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from optuna_s2e._checks import check_choice, check_int, check_number
 from optuna_s2e._typing import FloatArray, IntArray
 
 NOISES = ("none", "symmetric", "pair")
@@ -24,10 +25,10 @@ def transition_matrix(noise: str, noise_rate: float, n_classes: int) -> FloatArr
     r"""Return the transition matrix of a kind of label noise.
 
     Symmetric: $P_{ii} = 1 - \epsilon$, $P_{ij} = \epsilon / (C - 1)$. Pair:
-    $P_{ii} = 1 - \epsilon$, $P_{i, i + 1} = \epsilon$, the last class turning into class 0.
+    $P_{ii} = 1 - \epsilon$, $P_{i, i + 1} = \epsilon$, and the last class turns into class 0.
 
     Args:
-        noise: "symmetric", "pair" or "none" (the identity, whatever the rate).
+        noise: "symmetric", "pair" or "none". "none" gives the identity for every rate.
         noise_rate: Probability of a wrong label, in [0, 1).
         n_classes: C, at least 2.
 
@@ -43,12 +44,9 @@ def transition_matrix(noise: str, noise_rate: float, n_classes: int) -> FloatArr
                [0.  , 0.75, 0.25],
                [0.25, 0.  , 0.75]])
     """
-    if noise not in NOISES:
-        raise ValueError(f"noise must be one of {list(NOISES)}, but got {noise!r}.")
-    if not 0 <= noise_rate < 1:  # also refuses NaN
-        raise ValueError(f"noise_rate must be in [0, 1), but got {noise_rate!r}.")
-    if n_classes < 2:
-        raise ValueError(f"n_classes must be at least 2, but got {n_classes!r}.")
+    check_choice("noise", noise, NOISES)
+    noise_rate = check_number("noise_rate", noise_rate, 0, 1, open_high=True)
+    n_classes = check_int("n_classes", n_classes, 2)
     if noise == "none":
         return np.eye(n_classes)
     if noise == "pair":
@@ -66,14 +64,14 @@ def flip_labels(
 
     Args:
         labels: Clean labels, integers in [0, C), shape (N,).
-        transition_matrix: P of shape (C, C), rows non-negative and summing to 1.
-        rng: Source of the draws.
+        transition_matrix: P of shape (C, C). Rows are non-negative and sum to 1.
+        rng: Generator that the noisy labels are drawn from.
 
     Returns:
         Noisy labels, int64 of shape (N,).
 
     Raises:
-        ValueError: If labels or matrix are not of that kind.
+        ValueError: If the labels or the matrix have another shape, type or range.
 
     Example:
         >>> rng = np.random.default_rng(0)
@@ -83,7 +81,7 @@ def flip_labels(
     matrix = _checked_matrix(transition_matrix)
     clean = _checked_labels(labels, len(matrix))
     cumulative = matrix.cumsum(axis=1)
-    cumulative /= cumulative[:, -1:]  # ends in exactly 1: no draw passes the last possible class
+    cumulative /= cumulative[:, -1:]  # ends at exactly 1: no draw is beyond the last class
     draws = rng.random(len(clean))
     noisy: IntArray = (draws[:, None] >= cumulative[clean]).sum(axis=1, dtype=np.int64)
     return noisy
@@ -95,14 +93,15 @@ def published_noise(
     """Return the noisy labels of the published experiments, bit for bit.
 
     The code of Co-teaching, Co-teaching+ and S2E draws one multinomial per sample, in the order
-    of the data set, from a single `RandomState(0)`: whatever the seed of the experiment, so that
-    all repeats of the published tables share one set of wrong labels.
+    of the data set, from a single `RandomState(0)`. The seed of the experiment has no influence,
+    so all repeats of the published tables share one set of wrong labels.
 
     Args:
         labels: Clean labels of the whole training set in its original order, shape (N,).
         noise: "symmetric", "pair" or "none".
         noise_rate: Probability of a wrong label, in [0, 1).
-        n_classes: C; by default the largest label + 1, and every class must occur.
+        n_classes: C, at least 2. By default it is the largest label + 1, and every class must
+            occur.
 
     Returns:
         Noisy labels, int64 of shape (N,).
@@ -110,9 +109,14 @@ def published_noise(
     Raises:
         ValueError: If an argument is out of range or, without `n_classes`, a class is empty.
 
+    Example:
+        >>> published_noise([0, 1, 2, 0, 1, 2], "symmetric", 0.5)
+        array([0, 1, 2, 0, 2, 0])
+
     References:
         bhanML/Co-teaching, `data/utils.py`, `noisify` (its `random_state` argument is unused).
     """
+    n_classes = n_classes if n_classes is None else check_int("n_classes", n_classes, 2)
     clean = _checked_labels(labels, n_classes)
     if n_classes is None:
         counts = np.bincount(clean)
@@ -130,8 +134,13 @@ def _checked_matrix(matrix: npt.ArrayLike) -> FloatArray:
     checked = np.asarray(matrix, dtype=np.float64)
     if checked.ndim != 2 or checked.shape[0] != checked.shape[1] or len(checked) < 2:
         raise ValueError(f"transition_matrix must have shape (C, C), but got {checked.shape}.")
-    if not (np.all(checked >= 0) and np.allclose(checked.sum(axis=1), 1.0)):
-        raise ValueError("transition_matrix must have non-negative rows that sum to 1.")
+    is_distribution = (checked >= 0).all(axis=1) & np.isclose(checked.sum(axis=1), 1.0)
+    if not is_distribution.all():
+        row = int(is_distribution.argmin())
+        raise ValueError(
+            "transition_matrix must have non-negative rows that sum to 1, "
+            f"but got row {row}: {checked[row].tolist()}."
+        )
     return checked
 
 

@@ -72,7 +72,7 @@ def test_flips_follow_the_generator_and_leave_the_labels_alone():
 
 
 def _as_published(labels, noise, noise_rate, n_classes):
-    """One multinomial per sample from one RandomState(0), over rows filled cell by cell."""
+    """Draw one multinomial per sample from one RandomState(0), from rows filled cell by cell."""
     stream = np.random.RandomState(0)
     noisy = []
     for label in labels:
@@ -117,18 +117,28 @@ def test_published_noise_of_mnist_has_the_published_rate(noise, noise_rate):
     [
         (
             lambda: transition_matrix("asym", 0.1, 3),
-            "noise must be one of ['none', 'symmetric', 'pair'], but got 'asym'.",
+            "noise must be one of 'none', 'symmetric', 'pair', but got 'asym'.",
         ),
-        (lambda: transition_matrix("pair", 1.0, 3), "noise_rate must be in [0, 1), but got 1.0."),
-        (lambda: transition_matrix("pair", -0.1, 3), "noise_rate must be in [0, 1)"),
-        (lambda: transition_matrix("pair", float("nan"), 3), "noise_rate must be in [0, 1)"),
-        (lambda: transition_matrix("pair", 0.1, 1), "n_classes must be at least 2, but got 1."),
+        (
+            lambda: transition_matrix("pair", 1.0, 3),
+            "noise_rate must be a number in [0, 1), but got 1.0.",
+        ),
+        (lambda: transition_matrix("pair", -0.1, 3), "noise_rate must be a number in [0, 1)"),
+        (lambda: transition_matrix("pair", float("nan"), 3), "noise_rate must be a number in [0"),
+        (
+            lambda: transition_matrix("pair", 0.1, 1),
+            "n_classes must be an int of at least 2, but got 1.",
+        ),
+        (lambda: published_noise([0, 1], "pair", 0.1, 2.0), "n_classes must be an int of at"),
         (lambda: flip_labels([0, 2], np.eye(2), None), "labels must be in [0, 2), but got 2."),
         (lambda: flip_labels([0, -1], np.eye(2), None), "labels must be in [0, 2), but got -1."),
         (lambda: flip_labels([0.0, 1.0], np.eye(2), None), "labels must be integers"),
         (lambda: flip_labels([[0, 1]], np.eye(2), None), "labels must have shape (N,)"),
         (lambda: flip_labels([0], np.ones((2, 3)), None), "transition_matrix must have shape"),
-        (lambda: flip_labels([0], np.ones((2, 2)), None), "rows that sum to 1"),
+        (
+            lambda: flip_labels([0], np.ones((2, 2)), None),
+            "that sum to 1, but got row 0: [1.0, 1.0].",
+        ),
         (lambda: published_noise([0, 2], "pair", 0.1), "but class 1 is empty"),
         (lambda: published_noise([], "pair", 0.1), "but class 0 is empty"),
     ],

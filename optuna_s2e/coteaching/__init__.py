@@ -1,6 +1,7 @@
 """Co-teaching on data with wrong labels: data, training, and an Optuna objective over schedules.
 
-Needs PyTorch; MNIST and CIFAR also torchvision, the digits also scikit-learn.
+This package needs PyTorch. MNIST, CIFAR, ResNets and DenseNets also need torchvision, and the
+digits need scikit-learn.
 """
 
 try:

@@ -1,4 +1,4 @@
-"""How a training goes on: optimiser, learning rates, mini-batches."""
+"""The configuration of a training: optimiser, learning rates, mini-batches."""
 
 from __future__ import annotations
 
@@ -9,37 +9,44 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from optuna_s2e._checks import check_choice, check_int, check_number
 from optuna_s2e._typing import FloatArray
 
 OPTIMIZERS = ("adam", "sgd", "rmsprop")
-# of weights, losses and optimisers
+# the dtype of weights, losses and optimisers
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.float32}
 
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    r"""Everything about a training but data, network, schedule and seed.
+    r"""Hold everything about a training but data, network, schedule and seed.
 
     The learning rate is constant up to epoch $s$ = `decay_start` * T and then falls linearly,
-    $\eta_t = \eta (T - t) / (T - s)$; from the same epoch on, Adam's beta1 is `late_beta1`. The
-    papers let it fall from epoch 80 of 200, Co-teaching's program on CIFAR-100 from epoch 100.
+    $\eta_t = \eta (T - t) / (T - s)$. From epoch $s$ on, Adam's beta1 is `late_beta1`. In the
+    papers the learning rate falls from epoch 80 of 200, in Co-teaching's program for CIFAR-100
+    from epoch 100.
 
     Attributes:
-        batch_size: B. A last incomplete mini-batch is dropped, as in the published protocol; a
-            data set smaller than B is one mini-batch.
-        learning_rate: > 0.
-        decay_start: Share of the epochs before the decay, in [0, 1]; 80 of 200 in the paper.
-        beta1: Adam's beta1 before the decay.
-        late_beta1: Adam's beta1 from then on.
-        dtype: "float32"; "float64" for comparisons; or "bfloat16": matrix products and
-            convolutions of bfloat16 numbers (`torch.autocast`), all else in float32: weights,
-            losses, their order, the optimiser.
-        optimizer: "adam", "sgd" or "rmsprop", PyTorch's.
-        momentum: Of "sgd" and "rmsprop", in [0, 1).
-        weight_decay: L2 penalty, added to the gradient, at least 0.
+        batch_size: B, at least 1. The last incomplete mini-batch of an epoch is dropped, as in
+            the published protocol. If there are fewer than B samples, all are one mini-batch.
+        learning_rate: Learning rate before the decay, above 0.
+        decay_start: Share of the epochs before the decay, in [0, 1]. The default is the paper's
+            80 of 200.
+        beta1: Adam's beta1 before the decay, in [0, 1).
+        late_beta1: Adam's beta1 from the decay on, in [0, 1).
+        dtype: "float32", "float64" (for comparisons) or "bfloat16". With "bfloat16", matrix
+            products and convolutions are computed in bfloat16 (`torch.autocast`); weights,
+            losses, their order and the optimiser stay in float32.
+        optimizer: PyTorch's "adam", "sgd" or "rmsprop".
+        momentum: Momentum of "sgd" and "rmsprop", in [0, 1). "adam" ignores it.
+        weight_decay: L2 penalty that is added to the gradient, at least 0.
 
     Raises:
         ValueError: If a value is out of range.
+
+    Example:
+        >>> TrainingConfig(learning_rate=0.6).learning_rates(10).round(3).tolist()
+        [0.6, 0.6, 0.6, 0.6, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1]
     """
 
     batch_size: int = 128
@@ -53,42 +60,38 @@ class TrainingConfig:
     weight_decay: float = 0.0
 
     def __post_init__(self) -> None:
-        if isinstance(self.batch_size, bool) or not isinstance(self.batch_size, int):
-            raise ValueError(f"batch_size must be an int, but got {self.batch_size!r}.")
-        conditions = {
-            "batch_size": (self.batch_size >= 1, "at least 1"),
-            "learning_rate": (0 < self.learning_rate < np.inf, "positive"),
-            "decay_start": (0 <= self.decay_start <= 1, "in [0, 1]"),
-            "beta1": (0 <= self.beta1 < 1, "in [0, 1)"),
-            "late_beta1": (0 <= self.late_beta1 < 1, "in [0, 1)"),
-            "optimizer": (self.optimizer in OPTIMIZERS, f"one of {list(OPTIMIZERS)}"),
-            "momentum": (0 <= self.momentum < 1, "in [0, 1)"),
-            "weight_decay": (0 <= self.weight_decay < np.inf, "at least 0 and finite"),
-            "dtype": (self.dtype in DTYPES, f"one of {list(DTYPES)}"),
+        check_choice("dtype", self.dtype, DTYPES)
+        check_choice("optimizer", self.optimizer, OPTIMIZERS)
+        checked = {
+            "batch_size": check_int("batch_size", self.batch_size, 1),
+            "learning_rate": check_number("learning_rate", self.learning_rate, 0, open_low=True),
+            "decay_start": check_number("decay_start", self.decay_start, 0, 1),
+            "weight_decay": check_number("weight_decay", self.weight_decay, 0),
         }
-        for name, (holds, condition) in conditions.items():
-            if not holds:
-                raise ValueError(f"{name} must be {condition}, but got {getattr(self, name)!r}.")
+        for name in ("beta1", "late_beta1", "momentum"):
+            checked[name] = check_number(name, getattr(self, name), 0, 1, open_high=True)
+        for name, value in checked.items():  # as Python's own numbers: JSON takes no others
+            object.__setattr__(self, name, value)
 
     def learning_rates(self, n_epochs: int) -> FloatArray:
-        """Return the learning rate of each epoch, shape (T,)."""
+        """Return the learning rate of each epoch, shape (T,), for T = `n_epochs`."""
         start = round(self.decay_start * n_epochs)
         left = (n_epochs - np.arange(n_epochs)) / max(1, n_epochs - start)
         return self.learning_rate * np.minimum(1.0, left)
 
     def beta1s(self, n_epochs: int) -> FloatArray:
-        """Return Adam's beta1 of each epoch, shape (T,)."""
+        """Return Adam's beta1 of each epoch, shape (T,), for T = `n_epochs`."""
         start = round(self.decay_start * n_epochs)
         return np.where(np.arange(n_epochs) < start, self.beta1, self.late_beta1)
 
     def make_optimizer(
         self, parameters: Sequence[Tensor], *, capturable: bool = False
     ) -> torch.optim.Optimizer:
-        """Return the optimiser; each works on each weight alone, whatever else it holds.
+        """Return a new optimiser, which treats each weight independently of all others.
 
         Args:
-            parameters: What to train.
-            capturable: Whether its steps go into a CUDA graph.
+            parameters: The parameters to train.
+            capturable: Whether its steps are recorded as a CUDA graph.
         """
         if self.optimizer == "sgd":
             return torch.optim.SGD(
@@ -115,8 +118,10 @@ class TrainingConfig:
         )
 
 
-def plan_epoch(optimizer: torch.optim.Optimizer, learning_rate: float, beta1: float) -> None:
-    """Set the learning rate and, of Adam, beta1."""
+def set_learning_rate(
+    optimizer: torch.optim.Optimizer, learning_rate: float, beta1: float
+) -> None:
+    """Set the learning rate of an optimiser and, if it is Adam, its beta1."""
     for group in optimizer.param_groups:
         group["lr"] = learning_rate
         if "betas" in group:

@@ -1,4 +1,4 @@
-"""Fixed schedules to compare with, and schedules retrained with fresh seeds on test data."""
+"""Baseline schedules, and the evaluation of schedules on test data with fresh seeds."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from optuna_s2e._checks import check_int
 from optuna_s2e._typing import FloatArray
 from optuna_s2e.coteaching._config import TrainingConfig
 from optuna_s2e.coteaching._networks import Network
@@ -16,18 +17,21 @@ from optuna_s2e.coteaching._training import Metrics, TrainingResult, last_epochs
 from optuna_s2e.coteaching.data import NoisyData
 from optuna_s2e.schedules import Schedule, coteaching_schedule, standard_schedule
 
-EVALUATION_STREAM = 1  # spawn key: never the seeds of the trials of a search (stream 0)
+EVALUATION_STREAM = 1  # spawn key; the trials of a search have stream 0, so no seed is shared
 
 
 def fixed_schedules(n_epochs: int, noise_rate: float) -> dict[str, Schedule]:
     """Return the baselines that need no search, by name.
 
-    "standard" trains on everything; "coteaching" is Eq 1 with tau = `noise_rate`, which it is
-    told, and t_k = 10.
+    "standard" trains on all samples. "coteaching" is Eq 1 with the true noise rate as tau, and
+    with t_k = 10.
 
     Args:
-        n_epochs: T.
+        n_epochs: T, the number of training epochs, at least 2.
         noise_rate: The true noise rate, in [0, 0.95].
+
+    Returns:
+        Schedules by name: "standard" and "coteaching".
 
     Raises:
         ValueError: If an argument is out of range.
@@ -44,14 +48,15 @@ def fixed_schedules(n_epochs: int, noise_rate: float) -> dict[str, Schedule]:
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """One schedule retrained `n_repeats` times; both networks averaged.
+    """Hold the test results of one schedule, as means over both networks.
 
     Attributes:
-        test_accuracy: Per repeat and epoch, (n_repeats, T); NaN from a loss that became
-            non-finite on.
-        label_precision: Share of right labels among the selected samples, (n_repeats, T).
+        test_accuracy: Test accuracy of each repeat and epoch, in [0, 1], (n_repeats, T). It is
+            NaN after the epoch in which a loss became non-finite.
+        label_precision: Share of right labels among the selected samples, in [0, 1],
+            (n_repeats, T); NaN if the clean labels are unknown.
         seeds: Seed of each repeat, (n_repeats,).
-        final_accuracy: Mean over the last 10 % of the epochs, (n_repeats,).
+        final_accuracy: Mean test accuracy over the last 10 % of the epochs, (n_repeats,).
     """
 
     test_accuracy: FloatArray
@@ -73,26 +78,39 @@ def evaluate_schedules(
 ) -> dict[str, Evaluation]:
     """Retrain schedules with fresh seeds and measure them on the test data.
 
-    All schedules share the seeds, so that repeat r of one is to be compared with repeat r of
-    another: same initial weights, same order of the data, same noisy labels.
+    All schedules share the seeds. Repeat r of one schedule can therefore be compared with repeat
+    r of another: both have the same initial weights, order of the data and noisy labels.
 
     Args:
-        schedules: R(t) by name, each (T,) of the same T.
-        data: Data that hold a test part.
-        network: As in `make_network`.
-        config: As the search had it (`CoteachingObjective.config`).
-        n_repeats: Seeds per schedule, at least 1.
-        seed: Seed of the seeds; they are never those of a search's trials.
-        device: As in `train_batch`.
-        progress: Called with (epochs done, epochs in all) after each epoch of each training.
+        schedules: R(t) by name, each of shape (T,) with the same T.
+        data: Data with a test part.
+        network: Name or function, as in `make_network`.
+        config: Configuration of the search (`CoteachingObjective.config`). The default is
+            `TrainingConfig()`.
+        n_repeats: Number of trainings of each schedule, at least 1.
+        seed: Seed that the seeds of the trainings follow from, a non-negative int. They are never
+            those of the trials of a search.
+        device: Device to train on, as in `train_batch`.
+        progress: Function that is called with (epochs done, all epochs) after each epoch of each
+            training.
+
+    Returns:
+        Test results by the names of the schedules.
 
     Raises:
-        ValueError: If an argument is out of range, or the data hold no test part.
+        ValueError: If an argument is out of range, or the data have no test part.
+        Exception: If a training raises, unless a loss became non-finite.
+
+    Example:
+        >>> x, y = np.eye(4, dtype=np.float32), np.array([0, 1, 0, 1])
+        >>> data = NoisyData.from_arrays(x, y, x, y, x_test=x, y_test=y)
+        >>> results = evaluate_schedules({"all": np.ones(3)}, data, n_repeats=2, device="cpu")
+        >>> results["all"].test_accuracy.shape
+        (2, 3)
     """
-    if n_repeats < 1:
-        raise ValueError(f"n_repeats must be at least 1, but got {n_repeats!r}.")
+    n_repeats, seed = check_int("n_repeats", n_repeats, 1), check_int("seed", seed, 0)
     rows = [np.asarray(rates, dtype=np.float64) for rates in schedules.values()]
-    if len({row.shape for row in rows}) != 1:  # also refuses none
+    if len({row.shape for row in rows}) != 1:  # an empty mapping is refused, too
         shapes = dict(zip(schedules, (row.shape for row in rows), strict=True))
         raise ValueError(f"schedules must have one shape (T,), but got {shapes}.")
     keep_rates = np.repeat(np.stack(rows), n_repeats, axis=0)

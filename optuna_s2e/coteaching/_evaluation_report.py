@@ -1,4 +1,4 @@
-"""The result of `s2e evaluate` as a table, a JSON file and a picture."""
+"""The results of an evaluation as a table, a JSON file and a picture."""
 
 from __future__ import annotations
 
@@ -19,10 +19,26 @@ COLORS = {"standard": "#777777", "coteaching": "#d9822b", "searched": "#2b6cb0"}
 
 
 def evaluation_table(evaluations: Mapping[str, Evaluation]) -> str:
-    """Return test accuracies in percent: mean and standard deviation over the seeds.
+    """Return a table of test accuracies in percent: mean and standard deviation over the seeds.
 
-    The last column is the mean paired difference to Standard with its standard error.
+    The last column is the mean of the paired differences to Standard, with its standard error.
+
+    Args:
+        evaluations: What `evaluate_schedules` returned; "standard" must be among the schedules.
+
+    Returns:
+        One line per schedule, between a line of titles and a line that explains the numbers.
+
+    Raises:
+        ValueError: If there is no evaluation of "standard".
+
+    Example:
+        >>> accuracy = np.array([[0.5, 0.625], [0.75, 0.875]])  # two seeds, two epochs
+        >>> standard = Evaluation(accuracy, accuracy, (0, 1), accuracy[:, 1])
+        >>> print(evaluation_table({"standard": standard}).splitlines()[1].rstrip())
+        Standard             75.00 ± 17.68        87.50, 62.50
     """
+    _check_holds("evaluations", evaluations, "standard")
     standard = evaluations["standard"].final_accuracy
     lines = [f"{'method':16}{'test accuracy':>18}{'best, worst seed':>20}{'over Standard':>18}"]
     for name, evaluation in evaluations.items():
@@ -53,7 +69,21 @@ def save_evaluation(
     settings: Mapping[str, Any],
     study_name: str,
 ) -> None:
-    """Write evaluation.json, evaluation.png and schedule.json into a folder."""
+    """Write evaluation.json, evaluation.png and schedule.json into a folder.
+
+    Args:
+        folder: Folder to write to. It is made if it is missing.
+        schedules: Schedules by name. That named "searched" is written to schedule.json.
+        evaluations: What `evaluate_schedules` returned for some or all of these schedules.
+        settings: What `CoteachingObjective.settings` returned.
+        study_name: Name of the study that found the schedule.
+
+    Raises:
+        ValueError: If no schedule is named "searched", or an evaluated schedule is missing.
+        ImportError: If matplotlib is missing.
+        OSError: If a file cannot be written.
+    """
+    _check_holds("schedules", schedules, "searched", *evaluations)
     folder.mkdir(parents=True, exist_ok=True)
     schedules["searched"].save(folder / "schedule.json")
     packages = ["optuna-s2e", "optuna", "torch", "numpy", "scipy"]
@@ -77,6 +107,12 @@ def save_evaluation(
     _draw(folder / "evaluation.png", schedules, evaluations, settings)
 
 
+def _check_holds(argument: str, mapping: Mapping[str, Any], *names: str) -> None:
+    missing = [name for name in names if name not in mapping]
+    if missing:
+        raise ValueError(f"{argument} must hold {missing}, but got {list(mapping)}.")
+
+
 def _finite(curves: np.ndarray) -> list[list[float]] | None:
     return np.round(curves, 5).tolist() if np.isfinite(curves).all() else None
 
@@ -87,12 +123,12 @@ def _draw(
     evaluations: Mapping[str, Evaluation],
     settings: Mapping[str, Any],
 ) -> None:
-    """Draw R(t), test accuracy and label precision over the epochs; bands are min and max."""
+    """Draw R(t), test accuracy and label precision over the epochs. Bands are min and max."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(12, 4), layout="constrained")
-    FigureCanvasAgg(figure)  # no display, no global state
+    FigureCanvasAgg(figure)  # needs no display and changes no global state
     axes = figure.subplots(1, 3)
     for name, evaluation in evaluations.items():
         style = {"color": COLORS.get(name), "label": TITLES.get(name, name)}

@@ -1,4 +1,4 @@
-"""The networks of the papers, and how any network is initialised.
+"""The networks of the papers, and the initialisation of any network.
 
 References:
     Yu et al., "How does Disagreement Help Generalization against Label Corruption?", ICML 2019:
@@ -18,57 +18,67 @@ from typing import TypeGuard
 import torch
 from torch import nn
 
+from optuna_s2e._checks import check_int
 from optuna_s2e.coteaching._torchvision import import_models
 
 Shape = tuple[int, ...]
 NetworkFunction = Callable[[Shape, int], nn.Module]
 Network = str | NetworkFunction
 
-# torch initialises modules from one process-wide generator: threads must take turns
+# torch initialises modules from one generator per process: threads must take turns
 _GENERATOR_LOCK = threading.RLock()
 
 
 def make_network(network: Network, input_shape: Shape, n_classes: int, *, seed: int) -> nn.Module:
-    """Make a network on the CPU, its weights drawn from the seed alone.
+    """Make a network on the CPU. Its weights depend on the seed alone.
 
-    torch's global generators are left as they were, and the weights do not depend on the device
-    that the network is moved to.
+    torch's global generators are left as they were. The weights do not depend on the device that
+    the network is moved to later.
 
     Args:
-        network: "mlp" (in-256-ReLU-C; 203,530 parameters on MNIST), "cnn2" (two convolutions of
-            5 x 5, each with ReLU and max-pooling, and 120-84-C; 62,006 parameters on CIFAR-10),
-            "cnn7" (six convolutions with batch normalisation and one linear layer; 541,280 on
-            CIFAR-100), "cnn9" (nine layers of convolution with batch normalisation, dropout
-            while it trains; 4,434,570 on CIFAR-10), "resnet18", "resnet34", "resnet50",
-            "densenet121" (torchvision's, in their form for CIFAR: first convolution of 3 x 3
-            without stride or pooling), or a function (input_shape, n_classes) ->
-            `torch.nn.Module` that returns a new network of logits at each call.
+        network: The name of a network, or a function (input_shape, n_classes) ->
+            `torch.nn.Module` that returns a new network with C logits at each call. Names:
+            "mlp" (in-256-ReLU-C; 203,530 parameters on MNIST);
+            "cnn2" (two convolutions of 5 x 5, each with ReLU and max-pooling, then 120-84-C;
+            62,006 parameters on CIFAR-10);
+            "cnn7" (six convolutions with batch normalisation, one linear layer; 541,280
+            parameters on CIFAR-100);
+            "cnn9" (nine layers with batch normalisation, and dropout in training; 4,434,570
+            parameters on CIFAR-10);
+            "resnet18", "resnet34", "resnet50", "densenet121" (torchvision's, in their form for
+            CIFAR: the first convolution is 3 x 3, without stride or pooling).
         input_shape: Shape of one input, for example (1, 28, 28).
-        n_classes: C.
-        seed: Seed of the weights, in [0, 2^64).
+        n_classes: C, at least 1.
+        seed: Seed of the weights, an int in [0, 2^64).
+
+    Returns:
+        The network, in float32 unless the function decides otherwise.
 
     Raises:
-        ValueError: If the network is unknown or does not fit the input shape.
+        ValueError: If an argument is out of range, the network is unknown, it does not fit the
+            input shape, or the function returns no module.
+        ImportError: If the network needs torchvision and it is missing.
 
     Example:
         >>> net = make_network(lambda shape, c: nn.Linear(shape[0], c), (5,), 2, seed=0)
         >>> sum(p.numel() for p in net.parameters())
         12
     """
+    seed, n_classes = check_int("seed", seed, 0, 2**64 - 1), check_int("n_classes", n_classes, 1)
     function = find_network(network)
     with _GENERATOR_LOCK, torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
-        made = function(tuple(input_shape), n_classes)
+        made = function(tuple(map(int, input_shape)), n_classes)
     if not isinstance(made, nn.Module):
-        raise ValueError(f"network must return a torch.nn.Module, but returned {made!r}.")
+        raise ValueError(f"network must return a torch.nn.Module, but got {made!r}.")
     return made
 
 
 def find_network(network: Network) -> NetworkFunction:
-    """Return the function behind a network's name; functions pass through.
+    """Return the function behind a network's name. Functions are returned as they are.
 
     Raises:
-        ValueError: If the name is unknown, or it is neither a name nor a function.
+        ValueError: If the name is unknown, or the network is neither a name nor a function.
     """
     if isinstance(network, str) and network in NETWORKS:
         return NETWORKS[network]
@@ -81,8 +91,11 @@ def find_network(network: Network) -> NetworkFunction:
 
 
 def is_plain(network: nn.Module) -> TypeGuard[nn.Sequential]:
-    """Whether a network is an `nn.Sequential` of different modules that compute what their types
-    say (no hooks, no replaced `forward`) and train all of their parameters."""
+    """Whether a network can be computed by the rules of its layers' types.
+
+    It must be an `nn.Sequential` in which no module occurs twice, has hooks or a replaced
+    `forward`, and all parameters are trained.
+    """
     if type(network) is not nn.Sequential or any(map(_is_changed, network.modules())):
         return False
     modules = list(network)
@@ -90,8 +103,10 @@ def is_plain(network: nn.Module) -> TypeGuard[nn.Sequential]:
 
 
 def flattens_once(network: nn.Sequential) -> bool:
-    """Whether all linear layers come after the only `Flatten`, and nothing else but activations
-    does: images before it, vectors after it."""
+    """Whether a network sees images up to its only `Flatten`, and vectors after it.
+
+    All linear layers must come after `Flatten`, together with activations alone.
+    """
     modules = list(network)
     positions = [i for i, module in enumerate(modules) if str(module) == str(nn.Flatten())]
     if len(positions) != 1:
@@ -111,8 +126,9 @@ def _is_changed(module: nn.Module) -> bool:
 def seeded_generators(seed: int, device: torch.device) -> Iterator[None]:
     """Seed torch's global generators inside the block and restore them after it.
 
-    For networks that draw while they train (dropout). Threads that train such networks in one
-    process at the same time share the generators: their draws are not reproducible.
+    This is for networks that draw random numbers while they train (dropout). If threads of one
+    process train such networks at the same time, they share the generators, and their draws are
+    not reproducible.
     """
     generators = [torch.default_generator]
     if device.type == "cuda":
@@ -186,14 +202,16 @@ def _image_shape(name: str, input_shape: Shape, size: int) -> Shape:
 
 
 def _torchvision_network(name: str) -> NetworkFunction:
-    """Return torchvision's network in its CIFAR form: the first convolution is 3 x 3 with
-    stride 1, and no pooling follows it."""
+    """Return torchvision's network in its form for CIFAR.
+
+    Its first convolution is 3 x 3 with stride 1, and no pooling follows it.
+    """
 
     def make(input_shape: Shape, n_classes: int) -> nn.Module:
         channels, *_ = _image_shape(name, input_shape, 8)
         made: nn.Module = getattr(import_models(), name)(num_classes=n_classes)
         first = nn.Conv2d(channels, 64, 3, padding=1, bias=False)
-        # as each model initialises its own convolutions
+        # the initialisation that each model has for its own convolutions
         if name.startswith("densenet"):
             nn.init.kaiming_normal_(first.weight)
             made.set_submodule("features.conv0", first)

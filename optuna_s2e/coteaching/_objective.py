@@ -1,4 +1,4 @@
-"""An Optuna objective: the validation loss of Co-teaching under the schedule of a trial."""
+"""An Optuna objective: the validation error of Co-teaching under the schedule of a trial."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from optuna import TrialPruned
 from optuna.trial import BaseTrial, Trial
 
 from optuna_s2e._attributes import CURVES_KEY, SEED_KEY, curves_to_json
+from optuna_s2e._checks import check_choice, check_int
 from optuna_s2e._optuna import first_try_number, set_running_trial_attr
 from optuna_s2e._typing import FloatArray
 from optuna_s2e.coteaching._config import TrainingConfig
@@ -38,14 +39,15 @@ _SETTINGS_VERSION = 1
 
 _logger = optuna.logging.get_logger(f"optuna.{__name__}")  # obeys Optuna's verbosity
 
-# The digits are 55 times fewer than MNIST: at the paper's values nothing is memorised within 40
-# epochs. At these, under 50 % symmetric noise, Standard falls from 89 % to 71 % test accuracy,
-# while Eq 1 with tau .6 ends at 93 % (mean of 8 seeds). All other data: the paper's values.
+# There are 55 times fewer digits than images in MNIST. With the paper's values, the networks
+# memorise nothing within 40 epochs. With these values and 50 % symmetric noise, Standard falls
+# from 89 % to 71 % test accuracy, while Eq 1 with tau .6 ends at 93 % (mean of 8 seeds). All other
+# data sets have the paper's values.
 PRESETS = {"digits": TrainingConfig(batch_size=64, learning_rate=1e-2)}
 
 
 class TrialReporter(Protocol):
-    """Who is shown a trial while it trains; an error of its own costs its pictures only."""
+    """Shows a trial while it trains. If it raises, the training goes on without it."""
 
     def show(
         self,
@@ -55,49 +57,51 @@ class TrialReporter(Protocol):
         *,
         final: bool = False,
     ) -> None:
-        """Take in where a trial stands: before the first epoch, after each, and at its end.
+        """Show the state of a trial before the first epoch, after each epoch and at the end.
 
         Args:
             trial: The running trial.
-            schedule: Its R(t).
-            curves: One value per finished epoch, mean of both networks, under the names of
-                `Metrics`; NaN where unknown.
+            schedule: The schedule R(t) of the trial.
+            curves: For each name of `Metrics`, one value per finished epoch: the mean over both
+                networks, NaN if it is unknown.
             final: Whether the training has ended.
         """
 
 
 class CoteachingObjective:
-    """Train Co-teaching under the schedule that a trial suggests and return its validation loss.
+    """Train Co-teaching under the schedule that a trial suggests and return its validation error.
 
-    The value is minimised: the mean of both networks over the last 10 % of the epochs (at least
-    one). Each trial records the user attributes `seed`, `validation_error`, `validation_loss`,
-    `label_precision` (where clean labels are known), `train_accuracy` (against the noisy
-    labels), `training_seconds`, and all curves as one JSON system attribute, `coteaching:curves`.
+    The value is to be minimised. It is the mean over both networks and the last 10 % of the
+    epochs (at least one). Each trial records these user attributes: `seed`, `validation_error`,
+    `validation_loss`, `label_precision` (if clean labels are known), `train_accuracy` (against
+    the noisy labels) and `training_seconds`. All curves are one system attribute in JSON,
+    `coteaching:curves`.
 
-    A trial's seed follows from `seed` and the trial's number (of its first try, for a retry; its
-    slot under `optimize_batch`), under any sampler. A trial that carries a user attribute `seed`
-    already, such as a finished one (`objective(study.best_trial)`), is trained with that one: it
-    repeats the same numbers.
+    The seed of a trial follows from `seed` and the number of the trial, under any sampler. For a
+    retry, it is the number of the first try; under `optimize_batch`, it is the number of the
+    slot. If a trial already has a user attribute `seed`, it is trained with that one. A finished
+    trial (`objective(study.best_trial)`) thus repeats its numbers.
 
     Args:
-        data: What to train on (`load_data`, `NoisyData.from_arrays`, ...).
-        network: A name ("mlp", "cnn2", ..) or a function, as in `make_network`.
-        n_epochs: T, at least 2.
-        device: "auto" (CUDA, where there is any), "cpu", "cuda", ...
-        seed: Seed of the trials' seeds, a non-negative int.
-        kind: Space of the schedules, as in `ScheduleSpace`; default: its default.
-        config: Optimiser and mini-batches; default the preset of the data set: for the digits
-            batches of 64 and a learning rate of 1e-2, else the paper's 128 and 1e-3.
-        learning_rate: Takes precedence over that of `config`.
-        batch_size: Takes precedence over that of `config`.
-        metric: "validation_error" (0/1 loss; the default, because under pair noise the
-            cross-entropy prefers schedules that do not resist the noise) or "validation_loss"
-            (cross-entropy). Both are recorded.
-        prune: Whether to obey the study's pruner. Off by default, although `create_study` brings
-            a MedianPruner: under label noise the learning curves cross, schedules that memorise
+        data: Data to train on, from `load_data` or `NoisyData.from_arrays`, for example.
+        network: A name ("mlp", "cnn2", ...) or a function, as in `make_network`.
+        n_epochs: T, the number of training epochs, at least 2.
+        device: "auto" (CUDA if there is any, else the CPU), "cpu", "cuda", ...
+        seed: Seed that the seeds of the trials follow from, a non-negative int.
+        kind: Space of the schedules, as in `ScheduleSpace`. None takes its default.
+        config: Optimiser and mini-batches. None takes the preset of the data set: mini-batches of
+            64 and a learning rate of 1e-2 for the digits, the paper's 128 and 1e-3 for all others.
+        learning_rate: Learning rate that replaces that of `config`.
+        batch_size: Size of the mini-batches that replaces that of `config`.
+        metric: "validation_error" (0/1 loss) or "validation_loss" (cross-entropy). The error is
+            the default, because the cross-entropy prefers schedules that do not resist pair
+            noise. Both are recorded.
+        prune: Whether to obey the study's pruner. The default is False, although `create_study`
+            sets a MedianPruner: learning curves cross under label noise, schedules that memorise
             lead in the first epochs, and a pruner would favour them.
-        backend: As in `train_batch`; like the device no part of `settings`.
-        reporter: Shown each trial while it trains, such as
+        backend: How to train, as in `train_batch`. Like the device, it is no part of `settings`.
+            "graphs" is experimental: it has never run on a GPU.
+        reporter: Object that shows each trial while it trains, such as
             `optuna_s2e.dashboard.DashboardReporter`. It changes no number.
 
     Raises:
@@ -131,13 +135,9 @@ class CoteachingObjective:
         backend: str = "auto",
         reporter: TrialReporter | None = None,
     ) -> None:
-        if metric not in _METRICS:
-            raise ValueError(f"metric must be one of {list(_METRICS)}, but got {metric!r}.")
-        if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
-            raise ValueError(f"seed must be a non-negative int, but got {seed!r}.")
+        check_choice("metric", metric, _METRICS)
+        check_choice("backend", backend, BACKENDS)
         find_network(network)
-        if backend not in BACKENDS:
-            raise ValueError(f"backend must be one of {list(BACKENDS)}, but got {backend!r}.")
         overrides: dict[str, Any] = {"learning_rate": learning_rate, "batch_size": batch_size}
         config = config or PRESETS.get(data.name, TrainingConfig())
         self.config = replace(config, **{k: v for k, v in overrides.items() if v is not None})
@@ -145,20 +145,24 @@ class CoteachingObjective:
         self.data = data.to(self.device)
         self.network = network
         self.space = ScheduleSpace(n_epochs, kind or DEFAULT_KIND)
-        self.seed = int(seed)
+        self.seed = check_int("seed", seed, 0)
         self.metric = metric
         self.prune = prune
         self.backend = backend
         self.reporter = reporter
 
     def __call__(self, trial: BaseTrial) -> float:
-        """Train the trial's schedule.
+        """Train the networks under the schedule that a trial suggests.
+
+        Args:
+            trial: A running trial, or a `FixedTrial` or `FrozenTrial` whose schedule is repeated.
 
         Returns:
-            The metric; NaN, which Optuna records as FAIL, if a loss became non-finite.
+            The metric, or NaN if a loss became non-finite. Optuna records NaN as FAIL.
 
         Raises:
-            TrialPruned: If `prune` is set and the pruner says so.
+            TrialPruned: If `prune` is set and the pruner stops the trial.
+            Exception: If the network or the storage raises.
         """
         (result,) = self.batch([trial])
         if isinstance(result, FloatingPointError):
@@ -176,10 +180,13 @@ class CoteachingObjective:
     def batch(self, trials: Sequence[BaseTrial]) -> list[float | Exception]:
         """Train the schedules of several trials in one call (`optimize_batch` without executor).
 
+        Args:
+            trials: The trials, of any length.
+
         Returns:
-            For each trial the metric, or an exception: `TrialPruned`, a FloatingPointError if a
-            loss became non-finite, or what its training raised. What happens to one trial does
-            not touch the others.
+            For each trial the metric or an exception: `TrialPruned`, a FloatingPointError if a
+            loss became non-finite, or the exception that its training raised. An exception of one
+            trial does not affect the others.
         """
         results: list[float | Exception] = []
         plans: list[tuple[int, FloatArray, int]] = []  # position, keep_rates, seed
@@ -223,7 +230,7 @@ class CoteachingObjective:
         return results
 
     def _finish(self, trial: BaseTrial, result: TrainingResult) -> float | Exception:
-        """Record a training on its trial; return the metric or what to raise."""
+        """Record a training in its trial; return the metric or an exception."""
         if result.failure is None and result.n_epochs < self.space.n_epochs:
             return TrialPruned(f"pruned after {result.n_epochs} epochs")
         if result.failure is not None:
@@ -236,10 +243,10 @@ class CoteachingObjective:
 
     @property
     def settings(self) -> dict[str, Any] | None:
-        """All that `from_settings` needs to make this objective again, ready for JSON.
+        """What `from_settings` needs to make this objective again, in JSON's types.
 
-        None where that is not possible: data of one's own (arrays, data sets) or a network
-        function. The device is not among them: it belongs to the machine.
+        It is None if the objective cannot be made again, because its data are arrays or data
+        sets, or its network is a function. The device is left out: it belongs to the machine.
         """
         if self.data.settings is None or not isinstance(self.network, str):
             return None
@@ -264,46 +271,53 @@ class CoteachingObjective:
         device: torch.device | str = "auto",
         download: bool = True,
     ) -> CoteachingObjective:
-        """Make the objective that `settings` describes; the data are loaded again.
+        """Make the objective that `settings` describes. The data are loaded again.
 
         Args:
-            settings: What `settings` returned, maybe by way of JSON.
-            data_root: `root` of `load_data`.
-            device: As in the constructor.
-            download: As in `load_data`.
+            settings: What `settings` returned, also after a way through JSON.
+            data_root: Folder of the data, as `root` of `load_data`.
+            device: Device to train on, as in the constructor.
+            download: Whether to download missing data, as in `load_data`.
+
+        Returns:
+            An objective with the same settings. The data have the same noise and splits.
 
         Raises:
-            ValueError: If they are None, damaged, or of a later version.
+            ValueError: If the settings are None, damaged, or of a later version.
             OSError: If the data are missing.
         """
         if settings is None:
             raise ValueError(
-                "settings must not be None: the objective has data or a network of its own. "
-                "Make it again where they are made."
+                "settings must be a mapping, but got None: the objective has data or a network "
+                "of its own. Make it again with them."
             )
         known = _checked_settings(settings)
         try:
             config = TrainingConfig(**known.pop("config"))
             load = {**known.pop("data"), "root": data_root, "download": download}
             return cls(load_data(load.pop("name"), **load), config=config, device=device, **known)
-        except (TypeError, KeyError) as error:  # a field too many or too few
+        except (TypeError, KeyError) as error:  # a field is missing or unknown
             raise ValueError(f"settings are damaged: {error}.") from error
 
     def trial_seed(self, number: int) -> int:
-        """Return the seed of the trial of that number (or slot), in [0, 2^32)."""
+        """Return the seed of the trial with this number, in [0, 2^32).
+
+        Args:
+            number: Number of the trial, or of its slot under `optimize_batch`, at least 0.
+        """
         sequence = np.random.SeedSequence(self.seed, spawn_key=(TRIAL_STREAM, number))
         return int(sequence.generate_state(1)[0])
 
     def _seed_of(self, trial: BaseTrial) -> int:
-        recorded = trial.user_attrs.get("seed")
-        if isinstance(recorded, int):
-            return recorded
+        recorded = trial.user_attrs.get(SEED_KEY)
+        if isinstance(recorded, int | np.integer) and not isinstance(recorded, bool):
+            return check_int(f"user attribute {SEED_KEY!r} of trial {trial.number}", recorded, 0)
         if isinstance(trial, Trial):
             return self.trial_seed(first_try_number(trial))
         return self.trial_seed(trial.number)
 
     def _display(self, trial: BaseTrial, schedule: Schedule) -> Callable[..., None]:
-        """Return what shows a trial, with the metrics of one more epoch, to the reporter."""
+        """Return a function that shows a trial, with each epoch's metrics, to the reporter."""
         if self.reporter is None or not isinstance(trial, Trial):
             return lambda *args, **options: None
         reporter, running = self.reporter, trial
@@ -318,7 +332,7 @@ class CoteachingObjective:
             try:
                 if not failed:
                     reporter.show(running, schedule, so_far, final=final)
-            except Exception as error:  # never worth a training, still less those of a batch
+            except Exception as error:  # an error of the reporter must not fail the training
                 failed = True
                 _logger.warning(f"Trial {trial.number} is not shown any more: {error!r}")
 
@@ -326,7 +340,7 @@ class CoteachingObjective:
         return show
 
     def _report(self, trial: BaseTrial, epoch: int, metrics: Metrics) -> bool:
-        """Report about ten epochs: a report costs as much as an epoch on the digits."""
+        """Report at most ten epochs, because a report costs as much as an epoch on the digits."""
         last = self.space.n_epochs - 1
         interval = math.ceil(self.space.n_epochs / _N_REPORTS)
         if (last - epoch) % interval:
@@ -342,17 +356,17 @@ def _checked_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     if settings.get("version") != _SETTINGS_VERSION:
         raise ValueError(
             f"settings must be of version {_SETTINGS_VERSION}, but got "
-            f"{settings.get('version')!r}: use the release of optuna_s2e that wrote them."
+            f"{settings.get('version')!r}. Use the release of optuna_s2e that wrote them."
         )
     if set(settings) != expected:
         raise ValueError(
-            f"settings must have the keys {sorted(expected)}, but have {sorted(settings)}."
+            f"settings must have the keys {sorted(expected)}, but got {sorted(settings)}."
         )
     return {key: value for key, value in settings.items() if key != "version"}
 
 
 def _rounded_mean(curve: FloatArray) -> float:
-    """Return the trial's number for a curve; six digits fit a dashboard's card."""
+    """Return the recorded mean of a curve; six digits fit into a dashboard's card."""
     return round(last_epochs_mean(curve), 6)
 
 
@@ -365,7 +379,7 @@ def _record(trial: BaseTrial, result: TrainingResult) -> None:
         "training_seconds": round(result.seconds, 3),
     }
     for name, value in values.items():
-        if math.isfinite(value):  # label precision is unknown without clean labels
+        if math.isfinite(value):  # label precision is NaN without clean labels
             trial.set_user_attr(name, value)
     if isinstance(trial, Trial):  # a FixedTrial or FrozenTrial has no storage
         set_running_trial_attr(trial, CURVES_KEY, curves_to_json(_trained(result)))

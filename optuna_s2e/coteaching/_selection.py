@@ -1,8 +1,8 @@
-"""Small-loss selection between two networks (Co-teaching, NeurIPS 2018, Algorithm 1).
+"""Small-loss selection of two networks for each other (Co-teaching, NeurIPS 2018, Algorithm 1).
 
 Notation
     losses      cross-entropy of every sample of a mini-batch under each network   (2, B)
-    selected    positions in the mini-batch, of smallest loss first                (2, n_kept)
+    selected    positions in the mini-batch, the smallest loss first               (2, n_kept)
     peer        the other network
 """
 
@@ -17,8 +17,8 @@ def small_loss(losses: Tensor, n_kept: int) -> Tensor:
     Ties keep the order of the mini-batch; NaN counts as the largest loss.
 
     Args:
-        losses: (..., B).
-        n_kept: In [1, B].
+        losses: Losses of the samples, (..., B).
+        n_kept: Number of positions, in [1, B].
 
     Returns:
         int64 positions, (..., n_kept).
@@ -44,11 +44,11 @@ def label_precision(is_clean: Tensor, selected: Tensor) -> Tensor:
     """Return the share of selected samples whose label is right, for each network.
 
     Args:
-        is_clean: Whether a label is right, bool, (S, B) for S mini-batches.
-        selected: (S, 2, n_kept).
+        is_clean: Whether each label is right, bool, (S, B) for S mini-batches.
+        selected: Selected positions, (S, 2, n_kept).
 
     Returns:
-        float64, (2,).
+        Label precision of each network, float64, (2,).
     """
     chosen = is_clean[:, None].expand(-1, 2, -1).gather(2, selected)
     return chosen.double().mean(dim=(0, 2))

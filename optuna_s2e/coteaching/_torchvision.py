@@ -1,4 +1,4 @@
-"""torchvision's data sets as plain arrays, and its models; nothing else imports torchvision."""
+"""torchvision's data sets as plain arrays, and its models. No other module imports torchvision."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import numpy.typing as npt
 import torch
 
 _CLASSES = {"mnist": "MNIST", "cifar10": "CIFAR10", "cifar100": "CIFAR100"}
-_INSTALL = 'pip install "optuna-s2e[coteaching]"'
 
 
 class ImageArrays(NamedTuple):
@@ -24,20 +23,20 @@ class ImageArrays(NamedTuple):
 
 
 def read_images(name: str, root: str | Path | None, *, download: bool) -> ImageArrays:
-    """Read MNIST, CIFAR-10 or CIFAR-100; files that are there are never downloaded again.
+    """Read MNIST, CIFAR-10 or CIFAR-100. Files that exist are never downloaded again.
 
     Args:
         name: "mnist", "cifar10" or "cifar100".
-        root: Folder as torchvision lays it out (it holds `MNIST/raw`, `cifar-10-batches-py`, ..).
-        download: Whether to download what is missing.
+        root: Folder in torchvision's layout; it holds `MNIST/raw`, `cifar-10-batches-py`, ...
+        download: Whether to download missing files.
 
     Raises:
         ImportError: If torchvision is missing.
         ValueError: If `root` is None.
-        FileNotFoundError: If the files are missing and cannot, or must not, be downloaded.
+        FileNotFoundError: If files are missing and cannot, or must not, be downloaded.
     """
     if root is None:
-        raise ValueError(f"root must be the folder that holds (or will hold) {name}, got None.")
+        raise ValueError(f"root must be a folder that holds (or will hold) {name}, but got None.")
     dataset = getattr(import_datasets(), _CLASSES[name])
     parts = [_read_part(name, dataset, Path(root), train, download) for train in (True, False)]
     return ImageArrays(*parts[0], *parts[1])
@@ -62,18 +61,18 @@ def _read_part(
                 "Put the files there as torchvision lays them out."
             ) from error
     images = np.asarray(part.data)
-    # MNIST comes without a channel axis, CIFAR with the channels last
+    # MNIST has no channel axis, CIFAR has the channels last
     images = images[:, None] if images.ndim == 3 else images.transpose(0, 3, 1, 2)
     return np.ascontiguousarray(images), np.asarray(part.targets, dtype=np.int64)
 
 
 def import_datasets() -> Any:
-    """Return `torchvision.datasets`, also where torch and torchvision are of different builds."""
+    """Return `torchvision.datasets`, even if torch and torchvision are of different builds."""
     return _import("datasets")
 
 
 def import_models() -> Any:
-    """Return `torchvision.models`, also where torch and torchvision are of different builds."""
+    """Return `torchvision.models`, even if torch and torchvision are of different builds."""
     return _import("models")
 
 
@@ -82,7 +81,8 @@ def _import(name: str) -> Any:
         return import_module(f"torchvision.{name}")
     except ModuleNotFoundError as error:
         raise ImportError(
-            f"MNIST and CIFAR, ResNets and DenseNets need torchvision: {_INSTALL}"
+            "MNIST and CIFAR, ResNets and DenseNets need torchvision. "
+            'Install it with: pip install "optuna-s2e[coteaching]"'
         ) from error
     except RuntimeError as error:
         if "torchvision::nms" not in str(error):
@@ -92,11 +92,11 @@ def _import(name: str) -> Any:
 
 
 def _define_missing_operators() -> None:
-    """Declare the two compiled operators whose absence stops `import torchvision`.
+    """Declare the two compiled operators whose absence makes `import torchvision` fail.
 
-    A CUDA build of torchvision beside a CPU build of torch cannot load its compiled library
-    (pytorch/vision #8985), and then fails to register shapes for operators that do not exist.
-    Nothing here calls them.
+    If torchvision is a CUDA build and torch a CPU build, torchvision cannot load its compiled
+    library (pytorch/vision #8985), and then fails to register shapes for operators that do not
+    exist. This package calls neither of them.
     """
     schema = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
     for operator in ("nms", "qnms"):

@@ -1,16 +1,16 @@
-r"""Co-teaching under any schedule: the one training core.
+r"""Co-teaching under any schedule: the training core.
 
-Two networks see the same mini-batch; each selects the R(t) share of smallest loss and its peer
-takes a step on the selection's mean cross-entropy (Co-teaching, Algorithm 1).
+Two networks see the same mini-batch. Each selects the share R(t) of samples with the smallest
+loss, and its peer takes a step on their mean cross-entropy (Co-teaching, Algorithm 1).
 
 Notation
     keep_rates  R(t) of K trials over T epochs                      (K, T)
-    seeds       one per trial; all that its numbers depend on       (K,)
+    seeds       one seed per trial                                  (K,)
     B           samples in a mini-batch
     curve       one number per epoch and network                    (T, 2)
 
-`SeedSequence(seed).generate_state(3, uint64)` of a trial's seed seeds the weights of its first
-and second network and the order of its data.
+A trial's seed gives the seeds of its first network, its second network and the order of its data:
+`SeedSequence(seed).generate_state(3, uint64)`.
 
 References:
     Han et al., "Co-teaching: Robust training of deep neural networks with extremely noisy
@@ -30,21 +30,25 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from optuna_s2e._checks import check_choice, check_int, check_shape
 from optuna_s2e._typing import FloatArray
 from optuna_s2e.coteaching._config import TrainingConfig
 from optuna_s2e.coteaching._networks import Network, seeded_generators
-from optuna_s2e.coteaching.backends import Backend, Lanes, Setting, find_backend
+from optuna_s2e.coteaching.backends import Backend, Trainer, TrainingSetup, find_backend
 from optuna_s2e.coteaching.data import NoisyData
 
 
 class Metrics(NamedTuple):
-    """What is measured, float64: (2,), one number per network, or (T, 2) for a whole training.
+    """Hold the measurements of an epoch, float64 (2,), or of a training, (T, 2).
+
+    The last axis is the network.
 
     Attributes:
         loss: Mean cross-entropy on the validation (or test) data after the epoch.
-        error: Share of wrong predictions there.
-        label_precision: Share of right labels in the network's selections; NaN if unknown.
-        train_accuracy: Accuracy against the noisy labels, over the epoch's training steps.
+        error: Share of wrong predictions on these data, in [0, 1].
+        label_precision: Share of right labels among the samples that the network selected, in
+            [0, 1]; NaN if the clean labels are unknown.
+        train_accuracy: Accuracy against the noisy labels in the training steps of the epoch.
         train_loss: Mean loss of the samples that the network was trained on.
     """
 
@@ -57,15 +61,16 @@ class Metrics(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class TrainingResult:
-    """One trained trial.
+    """Hold the result of one trial.
 
     Attributes:
         seed: The trial's seed.
-        curves: Metrics of each epoch, arrays of shape (T, 2); NaN where it was not trained.
-        n_epochs: Epochs trained to their end.
-        seconds: Wall time; of trials trained side by side, an equal share each.
-        failure: None, or why training ended early: a FloatingPointError if a loss became NaN or
-            infinite, else the exception that the training raised, its traceback as a note.
+        curves: Metrics of each epoch, (T, 2) each. Epochs that were not trained are NaN.
+        n_epochs: Number of epochs that were trained to their end.
+        seconds: Wall time. Trials that were trained side by side get equal shares.
+        failure: Why the training failed, or None. It is a FloatingPointError if a loss became NaN
+            or infinite, else the exception that the training raised, with its traceback as a
+            note.
     """
 
     seed: int
@@ -76,11 +81,20 @@ class TrainingResult:
 
 
 def last_epochs_mean(curve: FloatArray) -> float:
-    """Return the mean over both networks and the last 10 % of the epochs (at least one)."""
+    """Return the mean of a curve over both networks and the last 10 % of the epochs.
+
+    Args:
+        curve: One value per epoch and network, (T, 2). T / 10 is rounded down, but at least one
+            epoch is taken.
+
+    Example:
+        >>> last_epochs_mean(np.array([[0.75, 0.5], [0.5, 0.25]]))
+        0.375
+    """
     return float(np.mean(curve[-max(1, len(curve) // 10) :]))
 
 
-# (position in the batch of trials, epoch, metrics) -> whether that trial stops here
+# (position in the batch of trials, epoch, metrics) -> whether that trial stops after this epoch
 OnEpoch = Callable[[int, int, Metrics], bool | None]
 
 
@@ -98,61 +112,71 @@ def train_batch(
     backend: str = "auto",
     fused_width: int | None = None,
 ) -> list[TrainingResult]:
-    """Train K trials, each two networks under a schedule of its own.
+    """Train K trials, each of them two networks under its own schedule.
 
-    A trial's numbers depend on its own schedule and seed only, never on the other trials.
+    A trial's numbers depend on its own schedule, seed and labels, never on the other trials.
 
     Args:
         keep_rates: R(t) of each trial, (K, T), in (0, 1].
         seeds: Seed of each trial, non-negative ints, (K,).
-        data: What to train on.
-        network: As in `make_network`.
-        config: Optimiser and mini-batches; default `TrainingConfig()`.
-        device: "auto" (CUDA, where there is any), "cpu", "cuda", "cuda:1", ...
-        evaluate_on: "validation", or "test" once nothing is left to choose.
-        labels: Noisy labels of each trial, integers (K, N), in place of those of `data`: so that
-            searches under several kinds of noise, or draws of it, train in one batch.
-        on_epoch: Called after each epoch of each trial with (k, epoch, metrics); a trial for
-            which it returns True stops there. Its exceptions are not caught. Fused trials take
-            turns epoch by epoch; else trial 0 is trained to its end first, then trial 1, ...
-        backend: How to train; the numbers agree up to rounding.
-            "loop": one trial after the other, by PyTorch's autograd; any network.
-            "rows": as "loop", with a backward pass over the kept samples alone; an
+        data: Data to train on.
+        network: Name or function, as in `make_network`.
+        config: Optimiser and mini-batches. The default is `TrainingConfig()`.
+        device: "auto" (CUDA if there is any, else the CPU), "cpu", "cuda", "cuda:1", ...
+        evaluate_on: "validation", or "test" when nothing is left to choose.
+        labels: Noisy labels of each trial, integers (K, N), which replace those of `data`. With
+            them, trials under different noise train in one call. None takes those of `data`.
+        on_epoch: Function that is called with (k, epoch, metrics) after each epoch of trial k.
+            If it returns True, that trial stops. Its exceptions are not caught. Fused trials
+            take turns epoch by epoch. Otherwise trial 0 is trained to its end, then trial 1, ...
+        backend: How to train. The numbers of all backends agree up to rounding.
+            "loop": one trial after the other, by PyTorch's autograd. It trains any network.
+            "rows": as "loop", with a backward pass over the kept samples alone. It needs an
             `nn.Sequential` of Conv2d, ReLU, MaxPool2d(2), Flatten and Linear, such as "cnn2".
-            "fused": trials side by side; an `nn.Sequential` as "mlp" is stacked matrices, with
-            a backward pass over the kept samples alone, one as "cnn2", "cnn7" or "cnn9" becomes
-            one network of grouped convolutions, any other is mapped by `torch.vmap`, if that
-            gives the same numbers (no dropout).
-            "graphs": as "fused", with the steps of an epoch replayed from a CUDA graph; not
-            chosen by "auto", for it could not be tried yet.
-            "auto": "fused" for networks as "mlp", "rows" (on a CPU) or "fused" (on a GPU) for
-            those as "cnn2", "fused" on a GPU for those as "cnn7" and "cnn9", "fused" one by one
-            on a CPU for small ones of these, "loop" for any other; as measured on CPUs,
-            docs/speed.md.
-        fused_width: Fused trials side by side, at most; default: by their size. A group that
-            runs out of memory is trained again in halves.
+            "fused": trials side by side. Networks like "mlp" become stacked matrices, with a
+            backward pass over the kept samples alone. Networks like "cnn2", "cnn7" and "cnn9"
+            become one network of grouped convolutions. All other networks are mapped by
+            `torch.vmap`, which is experimental, if that gives the same numbers (no dropout).
+            "graphs" (experimental): as "fused", but the steps of an epoch are replayed from a
+            CUDA graph. It needs CUDA and has never run on a GPU.
+            "auto": never "graphs" and never `torch.vmap`. On all devices "fused" for networks
+            like "mlp". For networks like "cnn2", "cnn7" and "cnn9": on CUDA "fused"; on a CPU
+            "fused" with one trial per group for small ones, else "rows" if it can train them,
+            else "loop". "loop" for all other networks, and for networks like "mlp" in
+            "bfloat16". The choice is measured on CPUs (docs/speed.md).
+        fused_width: Largest number of fused trials side by side, at least 1. The default depends
+            on the size of the networks. If a group runs out of memory, it is trained again in
+            halves.
 
     Returns:
-        K results. A trial whose loss becomes non-finite, or whose training raises, carries that
-        as `failure` and does not touch the others.
+        K results, in the order of `seeds`. If the loss of a trial becomes non-finite or its
+        training raises, its result carries that as `failure`, and the other trials go on.
 
     Raises:
-        ValueError: If an argument is out of range.
+        ValueError: If an argument is out of range, there are no test data to evaluate on, the
+            device is missing, or the backend cannot train the network.
+
+    Example:
+        >>> x, y = np.eye(4, dtype=np.float32), np.array([0, 1, 0, 1])
+        >>> data = NoisyData.from_arrays(x, y, x, y)
+        >>> (result,) = train_batch([[1.0, 0.5]], [0], data=data, device="cpu")
+        >>> result.curves.error.shape, result.failure
+        ((2, 2), None)
     """
     rates, checked_seeds = _checked_trials(keep_rates, seeds)
     data = data.to(find_device(device))
     evaluation = _evaluation_data(data, evaluate_on)
-    setting = Setting(data, network, config or TrainingConfig(), evaluation)
+    setup = TrainingSetup(data, network, config or TrainingConfig(), evaluation)
     own_labels = data.noisy_labels if labels is None else _checked_labels(labels, rates, data)
-    run = _Run(rates, checked_seeds, own_labels, setting, on_epoch)
-    return run.train(find_backend(backend, setting, fused_width))
+    run = _Run(rates, checked_seeds, own_labels, setup, on_epoch)
+    return run.train(find_backend(backend, setup, fused_width))
 
 
 def find_device(device: torch.device | str) -> torch.device:
-    """Return the torch device; "auto" is CUDA where there is any, else the CPU.
+    """Return the torch device; "auto" is CUDA if there is any, else the CPU.
 
     Raises:
-        ValueError: If torch does not know it, or it is CUDA and there is none.
+        ValueError: If torch does not know the device, or it is a CUDA device that is missing.
     """
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -161,31 +185,37 @@ def find_device(device: torch.device | str) -> torch.device:
     except RuntimeError as error:
         raise ValueError(f"device must be one that torch knows, but got {device!r}.") from error
     if found.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device is {str(device)!r}, but torch finds no CUDA. Take 'auto'.")
+        raise ValueError(
+            f"device must be one that torch finds, but got {str(device)!r}: torch finds no CUDA. "
+            "Take 'auto'."
+        )
     if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
         count = torch.cuda.device_count()
-        raise ValueError(f"device is {str(device)!r}, but torch finds {count} CUDA devices.")
+        raise ValueError(
+            f"device must be one that torch finds, but got {str(device)!r}: torch finds {count} "
+            "CUDA devices."
+        )
     return found
 
 
 class _Run:
-    """A call of `train_batch` under way: what its trials have brought so far."""
+    """One call of `train_batch`: the results of its trials so far."""
 
     def __init__(
         self,
         keep_rates: FloatArray,
         seeds: list[int],
         labels: Tensor,
-        setting: Setting,
+        setup: TrainingSetup,
         on_epoch: OnEpoch | None,
     ) -> None:
         self._rates, self._seeds, self._labels = keep_rates, seeds, labels
-        self._setting, self._on_epoch = setting, on_epoch
+        self._setup, self._on_epoch = setup, on_epoch
         n_trials, n_epochs = keep_rates.shape
         self._plan = list(
             zip(
-                setting.config.learning_rates(n_epochs).tolist(),
-                setting.config.beta1s(n_epochs).tolist(),
+                setup.config.learning_rates(n_epochs).tolist(),
+                setup.config.beta1s(n_epochs).tolist(),
                 strict=True,
             )
         )
@@ -200,8 +230,8 @@ class _Run:
         groups = [trials[i : i + width] for i in trials[::width]]
         while groups:
             group = groups.pop(0)
-            # for networks that draw while they train; those are in groups of one
-            with seeded_generators(self._seeds[group[0]], self._setting.data.x.device):
+            # for networks that draw random numbers in training: they are in groups of one trial
+            with seeded_generators(self._seeds[group[0]], self._setup.data.x.device):
                 unfinished = self._train_group(group, backend)
             if unfinished:
                 half = len(unfinished) // 2
@@ -214,21 +244,21 @@ class _Run:
         ]
 
     def _train_group(self, group: list[int], backend: Backend) -> list[int]:
-        """Train trials side by side; return those to train again, in two groups.
+        """Train trials side by side; return those that must be trained again in two groups.
 
-        An error in a group, be it for want of memory or in one trial's networks, does not say
-        whose it is; in a group of one it does.
+        An error in a group, such as a lack of memory, does not say which trial caused it. An
+        error in a group of one trial does.
         """
-        lanes: Lanes | None = None
+        trainer: Trainer | None = None
         for epoch, plan in enumerate(self._plan):
             started = time.perf_counter()
             try:
-                if lanes is None:
+                if trainer is None:
                     seeds = [self._seeds[k] for k in group]
-                    lanes = backend.make_lanes(self._setting, seeds, self._labels_of(group))
-                trained = lanes.train_epoch(self._rates[group, epoch], *plan)
-                # (5, K, 2): the epoch's one transfer
-                measured = torch.cat([lanes.evaluate(), trained]).cpu().numpy()
+                    trainer = backend.make_trainer(self._setup, seeds, self._labels_of(group))
+                trained = trainer.train_epoch(self._rates[group, epoch], *plan)
+                # (5, K, 2): the only transfer from the device in this epoch
+                measured = torch.cat([trainer.evaluate(), trained]).cpu().numpy()
             except Exception as error:
                 if len(group) > 1:
                     return group
@@ -236,15 +266,15 @@ class _Run:
                 break
             seconds = (time.perf_counter() - started) / len(group)
             going_on = [
-                lane
-                for lane, k in enumerate(group)
-                if self._record(k, epoch, Metrics(*measured[:, lane]), seconds)
+                position
+                for position, k in enumerate(group)
+                if self._record(k, epoch, Metrics(*measured[:, position]), seconds)
             ]
             if not going_on:
                 break
             if len(going_on) < len(group):
-                lanes.keep(going_on)
-                group = [group[lane] for lane in going_on]
+                trainer.keep_trials(going_on)
+                group = [group[position] for position in going_on]
         return []
 
     def _labels_of(self, group: list[int]) -> Tensor:
@@ -254,7 +284,7 @@ class _Run:
         """Record an epoch of a trial; return whether the trial goes on."""
         self._seconds[k] += seconds
         if epoch < self._done[k]:
-            return True  # trained again, in a smaller group
+            return True  # this epoch was recorded before the group was halved
         self._curves[k, :, epoch] = metrics
         self._done[k] = epoch + 1
         self._failures[k] = _non_finite(metrics, epoch)
@@ -264,11 +294,14 @@ class _Run:
 
 
 def _without_frames(error: Exception) -> Exception:
-    """Turn an error's traceback into a note: its frames hold the networks of the trial, so that
-    a trial that runs out of memory would keep that memory from those that follow."""
+    """Turn the traceback of an error into a note.
+
+    The frames of a traceback hold the networks of the trial. A trial that ran out of memory would
+    otherwise keep that memory from the trials that follow.
+    """
     error.add_note("In the training:\n" + "".join(traceback.format_exception(error)))
     link: BaseException | None = error
-    while link is not None and link.__traceback__ is not None:  # a chain may be a ring
+    while link is not None and link.__traceback__ is not None:  # a chain of causes may be a ring
         link.__traceback__ = None
         link = link.__cause__ or link.__context__
     return error
@@ -287,10 +320,8 @@ def _non_finite(metrics: Metrics, epoch: int) -> FloatingPointError | None:
 
 
 def _evaluation_data(data: NoisyData, evaluate_on: str) -> tuple[Tensor, Tensor]:
-    if evaluate_on == "validation":
+    if check_choice("evaluate_on", evaluate_on, ("validation", "test")) == "validation":
         return data.x_val, data.y_val
-    if evaluate_on != "test":
-        raise ValueError(f"evaluate_on must be 'validation' or 'test', but got {evaluate_on!r}.")
     if data.x_test is None or data.y_test is None:
         raise ValueError(f"evaluate_on='test' needs test data, but {data.name!r} holds none.")
     return data.x_test, data.y_test
@@ -305,11 +336,8 @@ def _checked_trials(
     if not ((rates > 0) & (rates <= 1)).all():  # also refuses NaN
         wrong = rates[~((rates > 0) & (rates <= 1))][0]
         raise ValueError(f"keep_rates must be in (0, 1], but got {wrong!r}.")
-    if len(seeds) != len(rates):
-        raise ValueError(f"seeds must have shape (K,) = ({len(rates)},), but got ({len(seeds)},).")
-    if any(seed != int(seed) or seed < 0 for seed in seeds):
-        raise ValueError(f"seeds must be non-negative ints, but got {list(seeds)!r}.")
-    return rates, [int(seed) for seed in seeds]
+    check_shape("seeds", np.array(seeds, dtype=object), "(K,)", (len(rates),))
+    return rates, [check_int(f"seeds[{k}]", seed, 0) for k, seed in enumerate(seeds)]
 
 
 def _checked_labels(

@@ -74,7 +74,7 @@ from optuna_s2e.coteaching import (
 )
 from optuna_s2e.coteaching._torchvision import import_datasets
 from optuna_s2e.coteaching._training import find_device
-from optuna_s2e.coteaching.data._noisy_data import to_input
+from optuna_s2e.coteaching.data import to_input
 
 PAPER_EPOCHS = 200
 STATUS = Path("/proc/self/status")

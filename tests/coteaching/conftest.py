@@ -10,7 +10,7 @@ from optuna_s2e.coteaching import NoisyData  # noqa: E402 - after the check for 
 
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread() -> Iterator[None]:
-    """Workers share the cores: more threads make small networks slower."""
+    """Train on one thread: test processes share the cores, and more threads are slower."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -19,7 +19,7 @@ def _one_thread() -> Iterator[None]:
 
 @pytest.fixture
 def tiny() -> NoisyData:
-    """Three classes of five features, every third label wrong: 23 training samples."""
+    """Make 23 training samples of five features and three classes, some labels wrong."""
     rng = np.random.default_rng(0)
     centres = 2 * rng.normal(size=(3, 5))
 

@@ -71,7 +71,8 @@ def test_seeds_follow_the_seed_and_are_never_those_of_trials(tiny):
             {"schedules": {"a": np.ones(3), "b": np.ones(4)}},
             "but got {'a': (3,), 'b': (4,)}",
         ),
-        ({"n_repeats": 0}, "n_repeats must be at least 1, but got 0"),
+        ({"n_repeats": 0}, "n_repeats must be an int of at least 1, but got 0"),
+        ({"seed": -1}, "seed must be an int of at least 0, but got -1"),
     ],
 )
 def test_errors_name_the_argument_and_the_value(tiny, change, message):

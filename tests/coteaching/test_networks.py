@@ -3,6 +3,7 @@
 import re
 import threading
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -110,7 +111,7 @@ def test_seeded_generators_seed_inside_and_restore_outside():
     [
         ("resnet", (3, 32, 32), "network must be one of ['cnn2', 'cnn7', 'cnn9', 'densenet121', "),
         (nn.Linear(2, 2), (2,), "that makes a new network at each call, but got Linear"),
-        (lambda shape, c: None, (2,), "must return a torch.nn.Module, but returned None"),
+        (lambda shape, c: None, (2,), "must return a torch.nn.Module, but got None"),
         ("cnn2", (1, 8, 8), "of at least 16 x 16 pixels, but got (1, 8, 8)"),
         ("cnn2", (784,), "needs inputs (channels, height, width)"),
         ("cnn7", (3, 7, 32), "'cnn7' needs inputs (channels, height, width) of at least 8 x 8"),
@@ -121,3 +122,11 @@ def test_seeded_generators_seed_inside_and_restore_outside():
 def test_errors_say_what_a_network_is(network, input_shape, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         make_network(network, input_shape, 2, seed=0)
+
+
+def test_shapes_seeds_and_classes_may_be_numbers_of_numpy():
+    net = make_network("mlp", tuple(np.array([1, 4, 4])), np.int64(3), seed=np.uint64(2**64 - 1))
+    assert torch.equal(_weights(net), _weights(make_network("mlp", (1, 4, 4), 3, seed=2**64 - 1)))
+    for seed in (-1, 2**64, 0.0):
+        with pytest.raises(ValueError, match="seed must be an int in"):
+            make_network("mlp", (5,), 2, seed=seed)

@@ -12,15 +12,17 @@ import torch
 from optuna.trial import FixedTrial, TrialState
 
 from optuna_s2e import S2ESampler, generations, optimize_batch
+from optuna_s2e._attributes import curves_to_json
 from optuna_s2e.coteaching import (
     CoteachingObjective,
+    Metrics,
     NoisyData,
     TrainingConfig,
     last_epochs_mean,
     load_data,
     train_batch,
 )
-from optuna_s2e.schedules._schedule import Schedule
+from optuna_s2e.schedules import Schedule
 
 NUMBERS = ("validation_error", "validation_loss", "label_precision", "train_accuracy")
 
@@ -76,7 +78,7 @@ def test_a_retry_keeps_the_seed_of_the_first_try(tiny, died_before_recording):
     objective = _objective(tiny, n_epochs=2)
     study.optimize(objective, n_trials=1)
     first = study.trials[0]
-    # what RetryHeartbeatStaleTrialCallback adds for a trial whose worker died
+    # the trial that RetryHeartbeatStaleTrialCallback adds when a worker has died
     study.add_trial(
         optuna.create_trial(
             state=TrialState.WAITING,
@@ -104,7 +106,7 @@ def test_a_finished_trial_run_again_alone_gives_the_same_value(tiny):
 
 @pytest.mark.parametrize("workers", [0, 3])
 def test_batches_give_the_numbers_of_one_worker(tiny, workers):
-    """In one call for all, and on threads."""
+    """A batch is trained in one call, or on threads."""
     alone, together = (_study(S2ESampler(population_size=3, seed=0)) for _ in range(2))
     alone.optimize(_objective(tiny), n_trials=7)
     if workers:
@@ -204,7 +206,7 @@ def test_an_error_of_the_reporter_costs_no_training(tiny, n, caplog):
     assert [t.value for t in shown.trials] == [t.value for t in alone.trials]
     assert all(t.state == TrialState.COMPLETE for t in shown.trials)
     assert "is not shown any more: OSError('no space left on device')" in caplog.text
-    assert n <= reporter.shown < 8 or n == 8  # it is not asked for that trial again
+    assert n <= reporter.shown < 8 or n == 8  # it is not called for that trial again
 
 
 def test_fixed_trials_need_no_study(tiny):
@@ -248,16 +250,29 @@ def test_pruners_are_obeyed_only_on_request(tiny):
     assert list(study.trials[1].intermediate_values) == [0]
 
 
-def test_curves_of_long_trainings_stay_below_60_kb():
+def test_curves_of_long_trainings_are_thinned_to_at_most_400_epochs():
     x = np.eye(2, dtype=np.float32)
     data = NoisyData.from_arrays(x, [0, 1], x, [0, 1], clean_labels=[0, 1])
     study = _study()
-    study.optimize(_objective(data, n_epochs=801), n_trials=1)
-    text = study.trials[0].system_attrs["coteaching:curves"]
-    assert len(text) < 60_000
+    network = _linear  # a cheap one: only the number of epochs matters
+    study.optimize(_objective(data, n_epochs=401, network=network), n_trials=1)
+    epochs = json.loads(study.trials[0].system_attrs["coteaching:curves"])["epochs"]
+    assert epochs[-1] == 400
+    assert set(np.diff(epochs)) == {2}
+
+
+def _linear(input_shape, n_classes):
+    return torch.nn.Linear(input_shape[0], n_classes)
+
+
+@pytest.mark.parametrize("n_epochs", [400, 801, 100_000])
+def test_curves_stay_below_60_kb(n_epochs):
+    curves = {name: np.full((n_epochs, 2), -123.4567) for name in Metrics._fields}
+    text = curves_to_json(curves)
+    assert 10_000 < len(text) < 60_000
     epochs = json.loads(text)["epochs"]
-    assert epochs[-1] == 800
-    assert set(np.diff(epochs)) == {3}
+    assert (len(set(np.diff(epochs))), epochs[-1]) == (1, n_epochs - 1)
+    assert len(epochs) <= 400
 
 
 def test_a_loss_that_becomes_nan_fails_the_trial_with_one_warning(tiny):
@@ -278,6 +293,17 @@ def test_an_error_in_the_network_reaches_the_user(tiny):
 
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
         _study().optimize(_objective(tiny, network=network), n_trials=1)
+
+
+def test_a_negative_seed_of_one_trial_fails_that_trial_alone(tiny):
+    params = {"R.eq1": 1, "R.n_epochs": 6, "R.tau": 0.5, "R.tk": 2.0, "R.c": 1.0}
+    trials = [FixedTrial(params, number=n) for n in range(3)]
+    trials[0].set_user_attr("seed", -1)
+    trials[1].set_user_attr("seed", np.int64(5))
+    failed, seeded, last = _objective(tiny).batch(trials)
+    assert "user attribute 'seed' of trial 0 must be an int of at least 0" in str(failed)
+    assert (type(seeded), type(last)) == (float, float)
+    assert trials[1].user_attrs["seed"] == 5
 
 
 def test_own_arrays_and_network_in_ten_lines():
@@ -368,12 +394,12 @@ def test_damaged_settings_are_refused(settings, message):
     ("options", "message"),
     [
         ({"network": "vgg"}, "network must be one of ['cnn2', 'cnn7', "),
-        ({"backend": "gpu"}, "backend must be one of ['auto', 'loop', 'rows', 'fused', 'graphs']"),
-        ({"metric": "accuracy"}, "metric must be one of ['validation_error', 'validation_loss']"),
-        ({"seed": -1}, "seed must be a non-negative int, but got -1"),
+        ({"backend": "gpu"}, "backend must be one of 'auto', 'loop', 'rows', 'fused', 'graphs'"),
+        ({"metric": "accuracy"}, "metric must be one of 'validation_error', 'validation_loss'"),
+        ({"seed": -1}, "seed must be an int of at least 0, but got -1"),
         ({"n_epochs": 1}, "n_epochs must be an int in [2,"),
         ({"kind": "rbf"}, "kind must be one of"),
-        ({"learning_rate": 0.0}, "learning_rate must be positive, but got 0.0"),
+        ({"learning_rate": 0.0}, "learning_rate must be a finite number > 0, but got 0.0"),
     ],
 )
 def test_errors_name_the_argument_and_the_value(tiny, options, message):

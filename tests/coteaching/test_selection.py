@@ -1,4 +1,4 @@
-"""Small-loss selection against sorting loops."""
+"""Small-loss selection against loops that sort."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ from optuna_s2e.coteaching import _selection as selection
 
 
 def _smallest(losses, n_kept):
-    """Positions of the smallest losses, earlier ones first among equals, NaN last."""
+    """Return the positions of the smallest losses; of equal losses the first, NaN last."""
 
     def key(i):
         return (np.isnan(losses[i]), 0.0 if np.isnan(losses[i]) else losses[i], i)

@@ -1,12 +1,12 @@
-"""How networks are trained: one trial at a time, or several side by side."""
+"""Backends: the ways to train the trials of a batch, one after the other or side by side."""
 
-from optuna_s2e.coteaching.backends._base import Lanes, Setting
+from optuna_s2e.coteaching.backends._base import Trainer, TrainingSetup
 from optuna_s2e.coteaching.backends._choice import BACKENDS, Backend, find_backend
 
 __all__ = [
     "BACKENDS",
     "Backend",
-    "Lanes",
-    "Setting",
+    "Trainer",
+    "TrainingSetup",
     "find_backend",
 ]

@@ -1,8 +1,8 @@
-"""What every backend of the training shares: trials side by side as lanes.
+"""What all backends share: the setup of a training, its networks and the order of its data.
 
 Notation
-    lane        one trial in training: two networks, their optimiser, the order of its data
-    K           lanes of one group, trained side by side
+    trial       two networks, their optimiser and the order of their data
+    K           trials of one group, trained side by side
     S, B        mini-batches of an epoch, samples of a mini-batch
 """
 
@@ -22,8 +22,15 @@ from optuna_s2e.coteaching._networks import Network, make_network
 from optuna_s2e.coteaching.data import NoisyData
 
 
-class Setting(NamedTuple):
-    """What all trials of a call share: data on the device, network, config, evaluation data."""
+class TrainingSetup(NamedTuple):
+    """What all trials of one call of `train_batch` share.
+
+    Attributes:
+        data: The data, on the device that trains.
+        network: A name or a function, as in `make_network`.
+        config: Optimiser, learning rates and mini-batches.
+        evaluation: Inputs (N, ...) and labels (N,) that every epoch is evaluated on.
+    """
 
     data: NoisyData
     network: Network
@@ -36,14 +43,14 @@ class Setting(NamedTuple):
         return DTYPES[self.config.dtype]
 
     def precision(self) -> AbstractContextManager[object]:
-        """Return what a forward pass runs in."""
+        """Return the context that every forward pass runs in: autocast for "bfloat16"."""
         if self.config.dtype != "bfloat16":
             return nullcontext()
         return torch.autocast(self.data.x.device.type, torch.bfloat16)
 
     @property
     def batch_size(self) -> int:
-        """B; a small data set is one mini-batch."""
+        """B, or the number of samples if the data are smaller than that."""
         return min(self.config.batch_size, len(self.data.x))
 
 
@@ -51,11 +58,16 @@ class UnsuitableNetwork(TypeError):
     """A backend cannot train these networks."""
 
 
-class Lanes(Protocol):
-    """K trials in training. Lanes never touch each other."""
+class Trainer(Protocol):
+    """Trains K trials side by side. No trial changes the numbers of another."""
 
     def train_epoch(self, keep_rates: FloatArray, learning_rate: float, beta1: float) -> Tensor:
-        """Train one epoch under R(t) of each lane, (K,).
+        """Train all trials for one epoch.
+
+        Args:
+            keep_rates: R(t) of each trial in this epoch, (K,).
+            learning_rate: Learning rate in this epoch.
+            beta1: Adam's beta1 in this epoch.
 
         Returns:
             Label precision, accuracy and loss of the training steps, float64 (3, K, 2).
@@ -64,64 +76,76 @@ class Lanes(Protocol):
     def evaluate(self) -> Tensor:
         """Return cross-entropy and error on the evaluation data, float64 (2, K, 2)."""
 
-    def keep(self, lanes: Sequence[int]) -> None:
-        """Go on with these lanes alone, counted as they are now, in this order."""
+    def keep_trials(self, positions: Sequence[int]) -> None:
+        """Drop all trials but those at these positions, which are then numbered in this order."""
 
 
-def trial_states(seed: int) -> tuple[int, int, int]:
-    """Return the seeds of a trial's first network, second network and order of data."""
-    first, second, order = np.random.SeedSequence(seed).generate_state(3, np.uint64)
-    return int(first), int(second), int(order)
+class TrialSeeds(NamedTuple):
+    """The independent seeds of a trial's two networks and of the order of its data."""
+
+    first: int
+    second: int
+    order: int
 
 
-def make_peers(setting: Setting, seed: int) -> tuple[nn.Module, nn.Module]:
-    """Make the two networks of a trial on the device, in training's dtype.
+def trial_seeds(seed: int) -> TrialSeeds:
+    """Return the three seeds that follow from the seed of a trial."""
+    return TrialSeeds(*map(int, np.random.SeedSequence(seed).generate_state(3, np.uint64)))
+
+
+def make_networks(setup: TrainingSetup, seed: int) -> tuple[nn.Module, nn.Module]:
+    """Make the two networks of a trial, on the device and in the dtype of the training.
 
     Raises:
-        ValueError: If the user's function returns one module twice.
+        ValueError: If the user's function returns the same module twice.
     """
-    shape, n_classes = setting.data.input_shape, setting.data.n_classes
-    device = setting.data.x.device
+    shape, n_classes = setup.data.input_shape, setup.data.n_classes
+    device, seeds = setup.data.x.device, trial_seeds(seed)
     first, second = (
-        make_network(setting.network, shape, n_classes, seed=state).to(device, setting.dtype)
-        for state in trial_states(seed)[:2]
+        make_network(setup.network, shape, n_classes, seed=own).to(device, setup.dtype)
+        for own in (seeds.first, seeds.second)
     )
     if first is second:
         raise ValueError("network must make a new module at each call, but returned one twice.")
     return first, second
 
 
-class Orders:
-    """The order of the data of each lane: a new permutation per epoch from the trial's seed."""
+class DataOrders:
+    """Draws the order of the data of K trials: each epoch a permutation from the trial's seed."""
 
-    def __init__(self, setting: Setting, seeds: Sequence[int]) -> None:
-        self._n_samples = len(setting.data.x)
-        self._batch_size = setting.batch_size
-        self._device = setting.data.x.device
-        self._generators = [torch.Generator().manual_seed(trial_states(s)[2]) for s in seeds]
+    def __init__(self, setup: TrainingSetup, seeds: Sequence[int]) -> None:
+        self._n_samples = len(setup.data.x)
+        self._batch_size = setup.batch_size
+        self._device = setup.data.x.device
+        self._generators = [torch.Generator().manual_seed(trial_seeds(s).order) for s in seeds]
 
     def draw(self) -> Tensor:
-        """Return the mini-batches of an epoch as sample numbers, (S, K, B).
+        """Return the mini-batches of the next epoch as sample numbers, (S, K, B).
 
-        What is left over after whole mini-batches is dropped.
+        The samples that do not fill a whole mini-batch are dropped.
         """
         n_steps = self._n_samples // self._batch_size
         orders = [
             torch.randperm(self._n_samples, generator=generator)[: n_steps * self._batch_size]
             for generator in self._generators
         ]
-        by_lane = torch.stack(orders).to(self._device).view(-1, n_steps, self._batch_size)
-        return by_lane.transpose(0, 1).contiguous()
+        by_trial = torch.stack(orders).to(self._device).view(-1, n_steps, self._batch_size)
+        return by_trial.transpose(0, 1).contiguous()
 
-    def keep(self, lanes: Sequence[int]) -> None:
-        """Go on with these lanes alone."""
-        self._generators = [self._generators[lane] for lane in lanes]
+    def keep_trials(self, positions: Sequence[int]) -> None:
+        """Drop all trials but those at these positions."""
+        self._generators = [self._generators[position] for position in positions]
 
 
-def labels_of(labels: Tensor, order: Tensor) -> Tensor:
-    """Return the labels, (N,) or (K, N), of the samples of an epoch, (S, K, B)."""
+def gather_labels(labels: Tensor, order: Tensor) -> Tensor:
+    """Return the labels of the samples of an epoch, (S, K, B).
+
+    Args:
+        labels: Labels that all trials share, (N,), or labels of each trial, (K, N).
+        order: What `DataOrders.draw` returned, (S, K, B).
+    """
     if labels.ndim == 1:
         return labels[order]
-    n_steps, n_lanes, batch_size = order.shape
-    by_lane = labels.gather(1, order.transpose(0, 1).flatten(1))
-    return by_lane.view(n_lanes, n_steps, batch_size).transpose(0, 1)
+    n_steps, n_trials, batch_size = order.shape
+    by_trial = labels.gather(1, order.transpose(0, 1).flatten(1))
+    return by_trial.view(n_trials, n_steps, batch_size).transpose(0, 1)

@@ -1,4 +1,4 @@
-"""Which backend trains a batch of trials, and how many of them side by side."""
+"""The choice of a backend for a network on a device, and of how many trials train side by side."""
 
 from __future__ import annotations
 
@@ -10,150 +10,156 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
+from optuna_s2e._checks import check_choice, check_int
 from optuna_s2e.coteaching._networks import make_network
-from optuna_s2e.coteaching.backends._base import Lanes, Setting, UnsuitableNetwork
-from optuna_s2e.coteaching.backends._cuda_graph import GraphSteps
-from optuna_s2e.coteaching.backends._fused import FusedLanes
-from optuna_s2e.coteaching.backends._fused_cnn import ChannelLanes, is_fusible
-from optuna_s2e.coteaching.backends._fused_mlp import StackedMlps, mlp_sizes
-from optuna_s2e.coteaching.backends._fused_vmap import MappedLanes, is_mappable
-from optuna_s2e.coteaching.backends._loop import Peers
-from optuna_s2e.coteaching.backends._loop_kept_rows import RowPeers, has_rules
+from optuna_s2e.coteaching.backends._base import Trainer, TrainingSetup, UnsuitableNetwork
+from optuna_s2e.coteaching.backends._cuda_graph import CudaGraphSteps
+from optuna_s2e.coteaching.backends._fused import FusedTrainer
+from optuna_s2e.coteaching.backends._fused_cnn import FusedCnnTrainer, is_fusible
+from optuna_s2e.coteaching.backends._fused_mlp import FusedMlpTrainer, mlp_sizes
+from optuna_s2e.coteaching.backends._fused_vmap import FusedVmapTrainer, is_mappable
+from optuna_s2e.coteaching.backends._loop import LoopTrainer
+from optuna_s2e.coteaching.backends._loop_kept_rows import KeptRowsTrainer, has_rules
 
 BACKENDS = ("auto", "loop", "rows", "fused", "graphs")
 
-_FUSED = "can be mapped by torch.vmap (no dropout, no control flow that depends on values)"
+_MAPPABLE = "can be mapped by torch.vmap (no dropout, no control flow that depends on values)"
 _NEEDS = {
-    "fused": _FUSED,
-    "graphs": _FUSED,
+    "fused": _MAPPABLE,
+    "graphs": _MAPPABLE,
     "rows": (
         "is an nn.Sequential of Conv2d, ReLU, MaxPool2d(2), Flatten and Linear, such as 'cnn2', "
         "not in 'bfloat16'"
     ),
 }
-_CPU_CACHE = 16 * 2**20  # bytes
-_CPU_WIDTH = 32
-_CPU_SMALL = 20_000  # products with weights, per image
-_CUDA_WIDTH = 64
-_LANES_WIDTH = 16
+_WIDTH = 16  # trials side by side, unless they are MLPs
+_MLP_CUDA_WIDTH = 64
+_MLP_CPU_WIDTH = 32
+_MLP_CPU_CACHE = 16 * 2**20  # bytes
+_SMALL_CNN = 20_000  # products with weights, per image
 
-# (setting, seeds, labels) -> the trials in training
-MakeLanes = Callable[[Setting, Sequence[int], Tensor], Lanes]
+# (setup, seeds, labels) -> the trainer of a group of trials
+MakeTrainer = Callable[[TrainingSetup, Sequence[int], Tensor], Trainer]
 
 
 class Backend(NamedTuple):
-    """How trials are trained.
+    """How the trials of a batch are trained.
 
     Attributes:
-        make_lanes: Makes the trials of a group.
-        width: Trials side by side, at most.
+        trainer: Makes the trainer of a group of trials.
+        width: Largest number of trials in a group.
     """
 
-    make_lanes: MakeLanes
+    trainer: MakeTrainer
     width: int
 
+    def make_trainer(self, setup: TrainingSetup, seeds: Sequence[int], labels: Tensor) -> Trainer:
+        """Make the trainer of a group; a trial whose networks it cannot train goes to the loop.
 
-def find_backend(name: str, setting: Setting, width: int | None) -> Backend:
+        Args:
+            setup: What all trials share.
+            seeds: Seeds of the trials, (K,).
+            labels: Noisy labels that all trials share, (N,), or those of each trial, (K, N).
+
+        Raises:
+            UnsuitableNetwork: If a group of several trials has networks it cannot train.
+        """
+        try:
+            return self.trainer(setup, seeds, labels)
+        except UnsuitableNetwork:
+            if len(seeds) > 1:
+                raise
+            return LoopTrainer(setup, seeds, labels)
+
+
+def find_backend(name: str, setup: TrainingSetup, width: int | None) -> Backend:
     """Return the backend for a network on a device.
 
     Args:
-        name: As `backend` of `train_batch`.
-        setting: Data, network and config of the call.
-        width: As `fused_width` of `train_batch`.
+        name: Name of the backend, as `backend` of `train_batch`.
+        setup: Data, network and config of the call.
+        width: Trials side by side, as `fused_width` of `train_batch`.
 
     Raises:
         ValueError: If there is no such backend, it cannot train the network, or the width is
             below 1.
     """
-    if name not in BACKENDS:
-        raise ValueError(f"backend must be one of {list(BACKENDS)}, but got {name!r}.")
-    if width is not None and width < 1:
-        raise ValueError(f"fused_width must be at least 1, but got {width!r}.")
-    if name == "graphs" and setting.data.x.device.type != "cuda":
+    check_choice("backend", name, BACKENDS)
+    width = width if width is None else check_int("fused_width", width, 1)
+    if name == "graphs" and setup.data.x.device.type != "cuda":
         raise ValueError("backend 'graphs' needs a CUDA device. Take 'auto' or 'fused'.")
     if name == "loop":
-        return Backend(Peers, 1)
-    probe = _probe(setting)
+        return Backend(LoopTrainer, 1)
+    probe = _make_probe(setup)
     if probe is not None:
-        found = _suitable(name, setting, probe, width)
+        found = _suitable(name, setup, probe, width)
         if found is not None:
             return found
     if name == "auto":
-        return Backend(Peers, 1)
+        return Backend(LoopTrainer, 1)
     raise ValueError(
         f"backend {name!r} needs a network that {_NEEDS[name]}. "
         "Take 'auto' or 'loop' for any other."
     )
 
 
-def _suitable(name: str, setting: Setting, probe: nn.Module, width: int | None) -> Backend | None:
+def _suitable(
+    name: str, setup: TrainingSetup, probe: nn.Module, width: int | None
+) -> Backend | None:
     """Return the backend of that name (not "loop") for networks like the probe, or None."""
-    on_cpu = setting.data.x.device.type == "cpu"
-    sizes = mlp_sizes(probe, setting.data.input_shape, setting.data.n_classes)
-    # backward passes that are written out do all in one dtype
-    one_dtype = setting.config.dtype != "bfloat16"
+    on_cpu = setup.data.x.device.type == "cpu"
+    sizes = mlp_sizes(probe, setup.data.input_shape, setup.data.n_classes)
+    # backward passes that are written out compute everything in one dtype
+    one_dtype = setup.config.dtype != "bfloat16"
     if name != "rows" and sizes is not None and one_dtype:
-        return _fused(name, StackedMlps, width or _stacked_width(setting, sizes))
-    # measured on CPUs: rows are faster than the loop, grouped convolutions slower, unless they
-    # are small: of one lane, since of several their rounding depends on how many they are
-    n_products = _most_products(probe, setting.data.input_shape) if is_fusible(probe) else math.inf
-    if name == "auto" and on_cpu and n_products <= _CPU_SMALL:
-        return _fused(name, ChannelLanes, width or 1)
+        return _fused(name, FusedMlpTrainer, width or _mlp_width(setup, sizes))
+    # Measured on CPUs: "rows" is faster than the loop. Grouped convolutions are slower, unless
+    # they are small. "auto" gives each trial a group of its own, because the rounding of a
+    # grouped convolution depends on the number of trials in it.
+    n_products = _count_products(probe, setup.data.input_shape) if is_fusible(probe) else math.inf
+    if name == "auto" and on_cpu and n_products <= _SMALL_CNN:
+        return _fused(name, FusedCnnTrainer, width or 1)
     if name == "rows" or (name == "auto" and on_cpu):
-        return Backend(_or_loop(RowPeers), 1) if has_rules(probe) and one_dtype else None
+        return Backend(KeptRowsTrainer, 1) if has_rules(probe) and one_dtype else None
     if is_fusible(probe):
-        return _fused(name, ChannelLanes, width or _LANES_WIDTH)
-    # measured on CPUs: faster for very small networks in large groups, else slower
-    if name != "auto" and is_mappable(setting):
-        return _fused(name, MappedLanes, width or _LANES_WIDTH)
+        return _fused(name, FusedCnnTrainer, width or _WIDTH)
+    # measured on CPUs: faster for very small networks in large groups, slower for all others
+    if name != "auto" and is_mappable(setup):
+        return _fused(name, FusedVmapTrainer, width or _WIDTH)
     return None
 
 
-def _fused(name: str, lanes: type[FusedLanes], width: int) -> Backend:
-    make = lanes if name != "graphs" else partial(lanes, run_steps=GraphSteps())
-    return Backend(_or_loop(make), width)
+def _fused(name: str, trainer: type[FusedTrainer], width: int) -> Backend:
+    make = trainer if name != "graphs" else partial(trainer, run_steps=CudaGraphSteps())
+    return Backend(make, width)
 
 
-def _probe(setting: Setting) -> nn.Module | None:
-    """Make one network to see what it is; None if that fails."""
+def _make_probe(setup: TrainingSetup) -> nn.Module | None:
+    """Make one network to see what kind it is; return None if that fails."""
     try:
-        return make_network(
-            setting.network, setting.data.input_shape, setting.data.n_classes, seed=0
-        )
-    except Exception:  # the trials will meet it, and carry it as their failure
+        return make_network(setup.network, setup.data.input_shape, setup.data.n_classes, seed=0)
+    except Exception:  # the trials will raise it again and carry it as their failure
         return None
 
 
-def _or_loop(make_lanes: MakeLanes) -> MakeLanes:
-    """Let the loop train a trial whose networks are unlike the probe."""
+def _count_products(network: nn.Module, input_shape: Sequence[int]) -> int:
+    """Return an upper bound on a convolutional network's products with weights per image.
 
-    def make(setting: Setting, seeds: Sequence[int], labels: Tensor) -> Lanes:
-        try:
-            return make_lanes(setting, seeds, labels)
-        except UnsuitableNetwork:
-            if len(seeds) > 1:
-                raise
-            return Peers(setting, seeds, labels)
-
-    return make
-
-
-def _most_products(network: nn.Module, input_shape: Sequence[int]) -> int:
-    """Return a bound on the products with weights that a convolutional network makes of an image:
-    its convolutions seen at every pixel."""
+    It counts each convolution as if it were applied at every pixel of the input.
+    """
     pixels = math.prod(input_shape[1:])
     return sum(w.numel() * (pixels if w.ndim == 4 else 1) for w in network.parameters())
 
 
-def _stacked_width(setting: Setting, sizes: Sequence[int]) -> int:
-    """Return how many trials gain from sharing their operations.
+def _mlp_width(setup: TrainingSetup, sizes: Sequence[int]) -> int:
+    """Return how many multi-layer perceptrons gain from training side by side.
 
-    On a CPU a call's overhead is spread over the group, until the weights no longer fit into the
+    On a CPU the group shares the overhead of each call, until its weights no longer fit into the
     cache: 784-256-10 trains 2 at once, 784-64-10 10, 64-256-10 27 (measured: docs/speed.md).
     """
-    if setting.data.x.device.type != "cpu":
-        return _CUDA_WIDTH
+    if setup.data.x.device.type != "cpu":
+        return _MLP_CUDA_WIDTH
     n_weights = sum((n_in + 1) * n_out for n_in, n_out in pairwise(sizes))
     # weight, gradient and Adam's two moments, of two networks
-    lane_bytes = 2 * 4 * n_weights * setting.dtype.itemsize
-    return min(_CPU_WIDTH, max(1, _CPU_CACHE // lane_bytes))
+    trial_bytes = 2 * 4 * n_weights * setup.dtype.itemsize
+    return min(_MLP_CPU_WIDTH, max(1, _MLP_CPU_CACHE // trial_bytes))

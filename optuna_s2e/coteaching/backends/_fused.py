@@ -1,15 +1,17 @@
-r"""Trials side by side: what all ways to fuse their networks share.
+r"""Trials side by side in joint tensors: what all fused trainers share.
 
 Notation
-    K, M            lanes; networks, M = 2K, network 2k + i is network i of lane k
+    K, M            trials; networks, M = 2K, network 2k + i is network i of trial k
     B, C            samples of a mini-batch; classes
     S               mini-batches of an epoch
-    n               samples that a network's loss is computed from: B, or fewer where that pays,
-                    at least the largest number of kept samples in the group
-    kept            positions in the mini-batch that a network is trained on      (M, n)
-    weights         of kept samples in the mean loss: 1 / n_k, or 0 beyond n_k    (M, n)
+    n_k             samples that trial k keeps of each mini-batch
+    n               samples that the losses are computed from: B, or fewer where that is faster,
+                    but at least the largest n_k of the group
+    kept            positions in the mini-batch that each network is trained on         (M, n)
+    weights         weights of the kept samples in the mean loss: 1 / n_k, 0 beyond n_k (M, n)
 
-Shapes do not depend on a lane's R(t), and nothing waits for the device within an epoch.
+All trials of a group have the same shapes, although their n_k differ. The host never waits for
+the device within an epoch.
 """
 
 from __future__ import annotations
@@ -23,13 +25,13 @@ from torch.nn import functional as F
 
 from optuna_s2e._typing import FloatArray
 from optuna_s2e.coteaching import _selection as selection
-from optuna_s2e.coteaching._config import plan_epoch
+from optuna_s2e.coteaching._config import set_learning_rate
 from optuna_s2e.coteaching.backends._base import (
-    Orders,
-    Setting,
+    DataOrders,
+    TrainingSetup,
     UnsuitableNetwork,
-    labels_of,
-    make_peers,
+    gather_labels,
+    make_networks,
 )
 from optuna_s2e.coteaching.data import to_input
 from optuna_s2e.schedules import n_kept
@@ -37,17 +39,17 @@ from optuna_s2e.schedules import n_kept
 _EVALUATION_BATCH = 512
 
 Tensors = tuple[Tensor, ...]
-# (step, the inputs of each step, sample numbers (K, B) first) -> the outputs of each step
+# (step, the inputs of each step, whose first are sample numbers (K, B)) -> outputs of each step
 RunSteps = Callable[[Callable[..., Tensors], Iterable[Tensors]], list[Tensors]]
 
 
 def run_eagerly(step: Callable[..., Tensors], inputs: Iterable[Tensors]) -> list[Tensors]:
-    """Return what a step makes of each of its inputs."""
+    """Run a step on each of its inputs and return the outputs."""
     return [step(*values) for values in inputs]
 
 
-class FusedLanes(ABC):
-    """K trials in training: 2K networks of one shape, in joint tensors (see `Lanes`).
+class FusedTrainer(ABC):
+    """Trains K trials, whose 2K networks have one shape, in joint tensors (see `Trainer`).
 
     Raises:
         UnsuitableNetwork: If the networks cannot be joined.
@@ -55,7 +57,7 @@ class FusedLanes(ABC):
 
     def __init__(
         self,
-        setting: Setting,
+        setup: TrainingSetup,
         seeds: Sequence[int],
         labels: Tensor,
         *,
@@ -64,29 +66,29 @@ class FusedLanes(ABC):
         """Make the networks of the trials.
 
         Args:
-            setting: What all trials share.
-            seeds: Of the trials, (K,).
-            labels: (N,), or (K, N).
+            setup: What all trials share.
+            seeds: Seeds of the trials, (K,).
+            labels: Noisy labels that all trials share, (N,), or those of each trial, (K, N).
             run_steps: Runs the steps of an epoch.
         """
-        self._setting, self._labels, self._run_steps = setting, labels, run_steps
-        self._n_lanes = len(seeds)
-        self._orders = Orders(setting, seeds)
-        networks = [net for seed in seeds for net in make_peers(setting, seed)]
+        self._setup, self._labels, self._run_steps = setup, labels, run_steps
+        self._n_trials = len(seeds)
+        self._orders = DataOrders(setup, seeds)
+        networks = [net for seed in seeds for net in make_networks(setup, seed)]
         parameters = [id(p) for net in networks for p in net.parameters()]
         if len(set(parameters)) < len(parameters):
             raise UnsuitableNetwork("networks must not share parameters.")
         self._parameters, self._buffers = self._join(networks)
-        self._optimizer = setting.config.make_optimizer(
+        self._optimizer = setup.config.make_optimizer(
             self._parameters, capturable=run_steps is not run_eagerly and self._x.is_cuda
         )
 
     @abstractmethod
     def _join(self, networks: list[nn.Module]) -> tuple[list[Tensor], list[Tensor]]:
-        """Join networks; return parameters and buffers, (M * ..., ...) each, network by network.
+        """Join the networks; return parameters and buffers, network by network, (M * ..., ...).
 
         Raises:
-            UnsuitableNetwork: If that is not possible.
+            UnsuitableNetwork: If they cannot be joined.
         """
 
     @abstractmethod
@@ -94,29 +96,29 @@ class FusedLanes(ABC):
         """Return logits, (M, C, B).
 
         Args:
-            x: Inputs of the lanes, (K, B, ...), or of all of them, (1, B, ...).
-            masks: What `_draw_masks` returned, in training; None in evaluation.
+            x: Inputs of each trial, (K, B, ...), or inputs that all share, (1, B, ...).
+            masks: In training, what `_draw_masks` returned; None in evaluation.
         """
 
     def _draw_masks(self) -> Tensors:
-        """Draw what is random in a training step."""
+        """Draw the random numbers of a training step: the masks of dropout, if there are any."""
         return ()
 
     def _n_rows(self, keep_rates: FloatArray) -> int:
-        """Return n under R(t) of each lane, (K,)."""
-        return self._setting.batch_size
+        """Return n for R(t) of each trial, (K,)."""
+        return self._setup.batch_size
 
     @property
     def _x(self) -> Tensor:
-        return self._setting.data.x
+        return self._setup.data.x
 
     def train_epoch(self, keep_rates: FloatArray, learning_rate: float, beta1: float) -> Tensor:
-        """Train one epoch (see `Lanes`)."""
-        plan_epoch(self._optimizer, learning_rate, beta1)
+        """Train one epoch (see `Trainer`)."""
+        set_learning_rate(self._optimizer, learning_rate, beta1)
         self._plan_selection(keep_rates)
         order = self._orders.draw()
-        y = labels_of(self._labels, order)
-        # (S, M, B): both networks of a lane see the same labels
+        y = gather_labels(self._labels, order)
+        # (S, M, B): both networks of a trial see the same labels
         targets = y.repeat_interleave(2, dim=1)
         steps = self._run_steps(
             self._train_step,
@@ -140,24 +142,24 @@ class FusedLanes(ABC):
 
     @torch.no_grad()
     def evaluate(self) -> Tensor:
-        """Return cross-entropy and error on the evaluation data (see `Lanes`)."""
-        x, y = self._setting.evaluation
-        n_networks = 2 * self._n_lanes
+        """Return cross-entropy and error on the evaluation data (see `Trainer`)."""
+        x, y = self._setup.evaluation
+        n_networks = 2 * self._n_trials
         totals = torch.zeros((2, n_networks), dtype=torch.float64, device=x.device)
         for part, labels in zip(
             torch.split(x, _EVALUATION_BATCH), torch.split(y, _EVALUATION_BATCH), strict=True
         ):
-            logits = self._forward(to_input(part, self._setting.dtype)[None], None)
+            logits = self._forward(to_input(part, self._setup.dtype)[None], None)
             losses = _cross_entropy(logits, labels.expand(n_networks, -1))
             totals[0] += losses.double().sum(dim=1)
             totals[1] += (logits.max(dim=1).indices != labels).sum(dim=1)
         return (totals / len(x)).view(2, -1, 2)
 
-    def keep(self, lanes: Sequence[int]) -> None:
-        """Go on with these lanes alone (see `Lanes`)."""
-        n_networks = 2 * self._n_lanes
+    def keep_trials(self, positions: Sequence[int]) -> None:
+        """Drop all trials but those at these positions (see `Trainer`)."""
+        n_networks = 2 * self._n_trials
         rows = torch.tensor(
-            [2 * lane + i for lane in lanes for i in (0, 1)], device=self._x.device
+            [2 * position + i for position in positions for i in (0, 1)], device=self._x.device
         )
 
         def kept(values: Tensor) -> Tensor:
@@ -171,40 +173,40 @@ class FusedLanes(ABC):
             parameter.grad = None
         for values in (*self._parameters, *self._buffers):
             values.data = kept(values.data)
-        self._orders.keep(lanes)
+        self._orders.keep_trials(positions)
         if self._labels.ndim == 2:
-            self._labels = self._labels[list(lanes)]
-        self._n_lanes = len(lanes)
+            self._labels = self._labels[list(positions)]
+        self._n_trials = len(positions)
 
     def _inputs(self, index: Tensor) -> Tensor:
-        """Return the inputs of the lanes, (K, B, ...), of sample numbers (K, B)."""
-        x = to_input(self._x.index_select(0, index.view(-1)), self._setting.dtype)
+        """Return the inputs (K, B, ...) of the samples with these numbers, (K, B)."""
+        x = to_input(self._x.index_select(0, index.view(-1)), self._setup.dtype)
         return x.view(*index.shape, *x.shape[1:])
 
     def _forward(self, x: Tensor, masks: Sequence[Tensor] | None) -> Tensor:
-        with self._setting.precision():
+        with self._setup.precision():
             logits = self._logits(x, masks)
-        return logits.to(self._setting.dtype)
+        return logits.to(self._setup.dtype)
 
     def _plan_selection(self, keep_rates: FloatArray) -> None:
-        """Make what the steps of an epoch need to select n_k of B samples in every lane."""
+        """Prepare the selection of n_k of B samples, the same in all steps of an epoch."""
         device = self._x.device
-        n_k = torch.from_numpy(n_kept(keep_rates, self._setting.batch_size)).to(device)
+        n_k = torch.from_numpy(n_kept(keep_rates, self._setup.batch_size)).to(device)
         n_k = n_k.repeat_interleave(2)[:, None]
         ranks = torch.arange(self._n_rows(keep_rates), device=device).expand(len(n_k), -1)
-        # beyond n_k stands the first kept sample again, without weight: whatever is wrong with
-        # a dropped sample stays out of the sums
+        # Beyond n_k the first kept sample is repeated with weight 0: a dropped sample whose loss
+        # is not finite then stays out of the sums.
         self._ranks = torch.where(ranks < n_k, ranks, 0)
-        self._weights = ((ranks < n_k).double() / n_k).to(self._setting.dtype)
+        self._weights = ((ranks < n_k).double() / n_k).to(self._setup.dtype)
 
     def _select(self, losses: Tensor) -> Tensor:
-        """Return the positions (M, n) that each network is trained on: its peer's choice."""
-        selected = losses.argsort(dim=1, stable=True).view(self._n_lanes, 2, -1)
+        """Return the positions that each network is trained on, (M, n): its peer selected them."""
+        selected = losses.argsort(dim=1, stable=True).view(self._n_trials, 2, -1)
         return selection.exchange(selected).flatten(0, 1).gather(1, self._ranks)
 
     def _label_precision(self, order: Tensor, y: Tensor, kept: Tensor) -> Tensor:
         """Return the share of right labels among each network's own selections, (M,)."""
-        clean = self._setting.data.clean_labels
+        clean = self._setup.data.clean_labels
         if clean is None:
             return torch.full((kept.shape[1],), torch.nan, dtype=torch.float64, device=y.device)
         is_clean = (y == clean[order]).repeat_interleave(2, dim=1)  # (S, M, B)
@@ -213,6 +215,6 @@ class FusedLanes(ABC):
 
 
 def _cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
-    """Return the loss of each sample, (M, B), of logits (M, C, B)."""
+    """Return the loss of each sample, (M, B), from logits (M, C, B) and labels (M, B)."""
     # classes before samples: softmax over the last dimension is ten times slower on a CPU
     return -F.log_softmax(logits, dim=1).gather(1, y[:, None]).squeeze(1)

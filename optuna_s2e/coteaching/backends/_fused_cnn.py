@@ -1,10 +1,10 @@
 r"""Convolutional networks of many trials as one network whose channels lie side by side.
 
-Each convolution of M networks is one grouped convolution, their batch normalisations are one over
-all channels, their linear layers one batched product; autograd does the rest.
+The M convolutions of a layer become one grouped convolution, the batch normalisations one over
+all channels, and the linear layers one batched product. Autograd computes the gradients.
 
-On a CPU grouped convolutions are slower than a loop over the trials; they are meant for CUDA.
-Notation as in fused.py.
+Grouped convolutions are meant for CUDA. On a CPU they are slower than a loop over the trials,
+unless the networks are small. The notation is that of `_fused`.
 """
 
 from __future__ import annotations
@@ -16,13 +16,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from optuna_s2e.coteaching._networks import flattens_once, is_plain
-from optuna_s2e.coteaching.backends._base import Setting, UnsuitableNetwork
-from optuna_s2e.coteaching.backends._fused import FusedLanes, RunSteps, Tensors, run_eagerly
+from optuna_s2e.coteaching.backends._base import TrainingSetup, UnsuitableNetwork
+from optuna_s2e.coteaching.backends._fused import FusedTrainer, RunSteps, Tensors, run_eagerly
 
 
 def is_fusible(network: nn.Module) -> bool:
-    """Whether a network is an `nn.Sequential` that starts with a convolution, of Conv2d,
-    BatchNorm2d, ReLU, LeakyReLU, MaxPool2d, AdaptiveAvgPool2d, Dropout2d, Flatten and Linear."""
+    """Whether `FusedCnnTrainer` trains networks of this kind.
+
+    It needs an `nn.Sequential` that starts with a convolution and consists of Conv2d,
+    BatchNorm2d, ReLU, LeakyReLU, MaxPool2d, AdaptiveAvgPool2d, Dropout2d, Flatten and Linear.
+    """
     return (
         is_plain(network)
         and flattens_once(network)
@@ -45,27 +48,27 @@ def _has_rule(module: nn.Module) -> bool:
     return isinstance(module, nn.ReLU | nn.LeakyReLU | nn.AdaptiveAvgPool2d | nn.Flatten)
 
 
-class ChannelLanes(FusedLanes):
-    """K trials of plain convolutional networks in training (see `FusedLanes`)."""
+class FusedCnnTrainer(FusedTrainer):
+    """Trains K trials of plain convolutional networks (see `FusedTrainer`)."""
 
     def __init__(
         self,
-        setting: Setting,
+        setup: TrainingSetup,
         seeds: Sequence[int],
         labels: Tensor,
         *,
         run_steps: RunSteps = run_eagerly,
     ) -> None:
-        super().__init__(setting, seeds, labels, run_steps=run_steps)
+        super().__init__(setup, seeds, labels, run_steps=run_steps)
         self._dropouts = [torch.Generator(self._x.device).manual_seed(seed) for seed in seeds]
 
     def _join(self, networks: list[nn.Module]) -> tuple[list[Tensor], list[Tensor]]:
         if len({str(net) for net in networks}) > 1 or not all(map(is_fusible, networks)):
             raise UnsuitableNetwork("networks must be plain convolutional networks of one shape.")
         self._modules = list(networks[0].children())
-        if getattr(self._modules[-1], "out_features", None) != self._setting.data.n_classes:
+        if getattr(self._modules[-1], "out_features", None) != self._setup.data.n_classes:
             raise UnsuitableNetwork("networks must end with a linear layer to the classes.")
-        # one entry for each module: its parameters and its running statistics, network by network
+        # for each module its parameters and its running statistics, network by network
         self._parameters_of: list[dict[str, Tensor]] = [
             {
                 name: nn.Parameter(
@@ -89,19 +92,19 @@ class ChannelLanes(FusedLanes):
         )
         return parameters, statistics
 
-    def keep(self, lanes: Sequence[int]) -> None:
-        """Go on with these lanes alone (see `Lanes`)."""
-        super().keep(lanes)
-        self._dropouts = [self._dropouts[lane] for lane in lanes]
+    def keep_trials(self, positions: Sequence[int]) -> None:
+        """Drop all trials but those at these positions (see `Trainer`)."""
+        super().keep_trials(positions)
+        self._dropouts = [self._dropouts[position] for position in positions]
 
     def _logits(self, x: Tensor, masks: Sequence[Tensor] | None) -> Tensor:
         x = x.transpose(0, 1).flatten(1, 2)  # (B, channels, ..), or (B, K * channels, ..)
-        n_networks = 2 * self._n_lanes
+        n_networks = 2 * self._n_trials
         left = iter(masks or [])
         for i, module in enumerate(self._modules):
             parameters = self._parameters_of[i]
             if isinstance(module, nn.Conv2d):
-                # both networks of a lane read the same channels, in the first layer
+                # in the first layer, both networks of a trial read the same channels
                 copies = n_networks if i else x.shape[1] // module.in_channels
                 x = F.conv2d(
                     x, parameters["weight"], parameters.get("bias"), module.stride,
@@ -125,7 +128,7 @@ class ChannelLanes(FusedLanes):
         return x.transpose(1, 2)
 
     def _draw_masks(self) -> Tensors:
-        """Draw the masks (B, M * channels, 1, 1) of each dropout layer, in the loop's order."""
+        """Draw the masks of each dropout layer, (B, M * channels, 1, 1), in the loop's order."""
         layers: list[tuple[float, int]] = []
         channels = 0
         for module in self._modules:
@@ -138,8 +141,8 @@ class ChannelLanes(FusedLanes):
             for _ in range(2):
                 for of_layer, (share, n_channels) in zip(masks, layers, strict=True):
                     mask = torch.empty(
-                        (self._setting.batch_size, n_channels, 1, 1),
-                        dtype=self._setting.dtype, device=self._x.device,
+                        (self._setup.batch_size, n_channels, 1, 1),
+                        dtype=self._setup.dtype, device=self._x.device,
                     )  # fmt: skip
                     of_layer.append(mask.bernoulli_(share, generator=generator).div_(share))
         return tuple(torch.cat(of_layer, dim=1) for of_layer in masks)

@@ -1,16 +1,15 @@
 r"""Multi-layer perceptrons of many trials as stacked matrices, with their own backward pass.
 
 Every product is one batched matrix product over all networks. The gradient of a sample that the
-peer dropped is zero, so that the backward pass runs over the kept samples alone.
+peer dropped is zero, so the backward pass runs over the kept samples alone.
 
-Notation, besides that of fused.py
-    n               samples that the backward pass sees: the largest number of kept samples in
-                    the group, rounded up
-    delta           gradient of the loss by a layer's outputs, kept samples   (M, n, out)
+Notation, in addition to that of `_fused`
+    n               samples that the backward pass sees: the largest n_k of the group, rounded up
+    delta           gradient of the loss by the outputs of a layer, kept samples  (M, n, out)
 
-A lane's numbers do not depend on its neighbours, bit for bit where a batched product treats each
-of its matrices alike: samples beyond a lane's own n_k weigh nothing, and n is a multiple of 16,
-so that sums over n are cut into the same pieces whatever n is.
+A trial's numbers do not depend on the other trials of its group. They are the same bit for bit if
+a batched product treats all of its matrices alike: samples beyond a trial's own n_k have weight 0,
+and n is a multiple of 16, so that sums over n are cut into the same pieces for every n.
 """
 
 from __future__ import annotations
@@ -26,10 +25,10 @@ from torch.nn import functional as F
 from optuna_s2e._typing import FloatArray
 from optuna_s2e.coteaching._networks import is_plain
 from optuna_s2e.coteaching.backends._base import UnsuitableNetwork
-from optuna_s2e.coteaching.backends._fused import FusedLanes, Tensors
+from optuna_s2e.coteaching.backends._fused import FusedTrainer, Tensors
 from optuna_s2e.schedules import n_kept
 
-_MULTIPLE = 16  # of numbers: 64 bytes, and the pieces that sums over samples are cut into
+_MULTIPLE = 16  # numbers: 64 bytes of float32, and the pieces that sums are cut into
 
 
 def mlp_sizes(
@@ -37,8 +36,9 @@ def mlp_sizes(
 ) -> tuple[int, ...] | None:
     """Return (inputs, hidden, .., classes) of a plain multi-layer perceptron, else None.
 
-    Plain is an `nn.Sequential` of `Flatten` (not needed for vectors), then two or more `Linear`
-    layers with a `ReLU` between each two; all with biases, trainable and without hooks.
+    A plain one is an `nn.Sequential` of `Flatten` (not needed for vectors) and then two or more
+    `Linear` layers with a `ReLU` between each two. All layers have biases, are trained and carry
+    no hooks.
     """
     modules = list(network.children()) if is_plain(network) else []
     if modules and type(modules[0]) is nn.Flatten:
@@ -55,11 +55,11 @@ def mlp_sizes(
     return sizes if fits else None
 
 
-class StackedMlps(FusedLanes):
-    """K trials of multi-layer perceptrons in training (see `FusedLanes`)."""
+class FusedMlpTrainer(FusedTrainer):
+    """Trains K trials of multi-layer perceptrons (see `FusedTrainer`)."""
 
     def _join(self, networks: list[nn.Module]) -> tuple[list[Tensor], list[Tensor]]:
-        data = self._setting.data
+        data = self._setup.data
         sizes = {mlp_sizes(net, data.input_shape, data.n_classes) for net in networks}
         (found,) = sizes if len(sizes) == 1 else (None,)
         if found is None:
@@ -69,21 +69,21 @@ class StackedMlps(FusedLanes):
         self._make_views()
         return [self._flat], []
 
-    def keep(self, lanes: Sequence[int]) -> None:
-        """Go on with these lanes alone (see `Lanes`)."""
-        super().keep(lanes)
+    def keep_trials(self, positions: Sequence[int]) -> None:
+        """Drop all trials but those at these positions (see `Trainer`)."""
+        super().keep_trials(positions)
         self._make_views()
 
     def _n_rows(self, keep_rates: FloatArray) -> int:
-        most = int(n_kept(keep_rates.max(), self._setting.batch_size))
+        most = int(n_kept(keep_rates.max(), self._setup.batch_size))
         return -(-most // _MULTIPLE) * _MULTIPLE
 
     def _plan_selection(self, keep_rates: FloatArray) -> None:
         super()._plan_selection(keep_rates)
-        networks = torch.arange(2 * self._n_lanes, device=self._x.device)[:, None]
-        self._first_rows = networks * self._setting.batch_size
-        self._first_inputs = networks // 2 * self._setting.batch_size
-        self._minus_one = torch.tensor(-1.0, dtype=self._setting.dtype, device=self._x.device)
+        networks = torch.arange(2 * self._n_trials, device=self._x.device)[:, None]
+        self._first_rows = networks * self._setup.batch_size
+        self._first_inputs = networks // 2 * self._setup.batch_size
+        self._minus_one = torch.tensor(-1.0, dtype=self._setup.dtype, device=self._x.device)
 
     @torch.no_grad()
     def _train_step(self, index: Tensor, y: Tensor, *masks: Tensor) -> Tensors:
@@ -93,7 +93,7 @@ class StackedMlps(FusedLanes):
         losses = -F.log_softmax(logits, dim=1).gather(1, y).squeeze(1)
         kept = self._select(losses)
 
-        # dloss / dlogits = (softmax - one-hot) / n_k, first of all samples, then of the kept ones
+        # dloss / dlogits = (softmax - one-hot) / n_k, first for all samples, then for the kept
         delta = F.softmax(logits, dim=1).scatter_add_(1, y, self._minus_one.expand_as(y))
         rows = kept + self._first_rows
         delta = _rows(delta.transpose(1, 2), rows).mul_(self._weights[..., None])  # (M, n, C)
@@ -107,10 +107,14 @@ class StackedMlps(FusedLanes):
         return losses, logits.max(dim=1).indices == y.squeeze(1), kept
 
     def _logits(self, x: Tensor, masks: Sequence[Tensor] | None) -> Tensor:
-        return self._activations(x.flatten(2).expand(self._n_lanes, -1, -1))[1]
+        return self._activations(x.flatten(2).expand(self._n_trials, -1, -1))[1]
 
     def _activations(self, x: Tensor) -> tuple[list[Tensor], Tensor]:
-        """Return the hidden activations, each (M, B, H), and the logits (M, C, B) of (K, B, D)."""
+        """Return the hidden activations, (M, B, H) each, and the logits, (M, C, B).
+
+        Args:
+            x: Flat inputs of each trial, (K, B, D).
+        """
         hidden = [self._first_layer(x)]
         for weight, bias in zip(self._weights_of[1:-1], self._biases[1:-1], strict=True):
             hidden.append(torch.baddbmm(bias, hidden[-1], weight.transpose(1, 2)).relu_())
@@ -118,7 +122,7 @@ class StackedMlps(FusedLanes):
         return hidden, torch.baddbmm(bias, self._weights_of[-1], hidden[-1].transpose(1, 2))
 
     def _first_layer(self, x: Tensor) -> Tensor:
-        """Return the first activations; both networks of a lane read the same inputs."""
+        """Return the first activations; both networks of a trial read the same inputs."""
         weight, bias = self._weights_of[0], self._biases[0]
         hidden = x.new_empty((len(weight), x.shape[1], weight.shape[1]))
         for i in (0, 1):
@@ -130,7 +134,7 @@ class StackedMlps(FusedLanes):
         torch.bmm(delta.transpose(1, 2), inputs, out=self._weight_grads[layer])
 
     def _make_views(self) -> None:
-        """Cut parameters and gradients, (M, P) each, into matrices that start at 64 bytes."""
+        """Make views of parameters and gradients, (M, P) each, as matrices aligned to 64 bytes."""
         self._flat.grad = torch.zeros_like(self._flat)
         flat, grad = self._flat.detach(), self._flat.grad
         self._weights_of, self._biases = _layers_of(flat, self._sizes)
@@ -138,13 +142,13 @@ class StackedMlps(FusedLanes):
 
 
 def _rows(values: Tensor, rows: Tensor) -> Tensor:
-    """Return the numbered rows of values (..., features): (M, n, features) for (M, n) rows."""
+    """Return the rows of values (..., features) with these numbers (M, n): (M, n, features)."""
     width = values.shape[-1]
     return values.reshape(-1, width).index_select(0, rows.view(-1)).view(*rows.shape, width)
 
 
 def _flat_parameters(network: nn.Module) -> Tensor:
-    """Return all parameters in a row, each matrix and bias filled up to a multiple of 16."""
+    """Return all parameters as one vector, each matrix and bias padded to a multiple of 16."""
     flat = [parameter.detach().flatten() for parameter in network.parameters()]
     return torch.cat([F.pad(values, (0, -len(values) % _MULTIPLE)) for values in flat])
 

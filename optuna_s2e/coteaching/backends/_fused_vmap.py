@@ -1,11 +1,17 @@
-"""Any networks of many trials side by side: `torch.vmap` over their stacked parameters.
+"""Experimental: any networks of many trials side by side, by `torch.vmap`.
 
-Nothing is known of these networks but what they compute. So a group is first tried: if the mapped
-networks do not give the logits of each network alone, in training and in evaluation, they are
-refused, and the loop trains them. That is so if they draw random numbers (dropout: the loop's
-generator cannot be followed), if control flow depends on values, or if they keep numbers outside
-of parameters and buffers. Batch normalisation agrees: its running statistics are stacked, too.
-Notation as in fused.py.
+`backend="auto"` never takes this trainer, on any device or network. It is reached by "fused" and
+"graphs" alone, for networks that are neither plain multi-layer perceptrons nor plain
+convolutional networks, and for multi-layer perceptrons in "bfloat16". On a CPU it is slower than
+the loop, except for very small networks in large groups (docs/speed.md).
+
+These networks are known only by what they compute, so each group is checked first: the mapped
+networks must give the logits of each network alone, in training and in evaluation. Networks fail
+this check if they draw random numbers (dropout: vmap cannot draw the loop's numbers), if their
+control flow depends on values, or if they keep numbers outside of parameters and buffers. Batch
+normalisation passes, because its running statistics are stacked, too.
+
+The notation is that of `_fused`.
 """
 
 from __future__ import annotations
@@ -17,25 +23,25 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state
 
-from optuna_s2e.coteaching.backends._base import Setting, UnsuitableNetwork
-from optuna_s2e.coteaching.backends._fused import FusedLanes
+from optuna_s2e.coteaching.backends._base import TrainingSetup, UnsuitableNetwork
+from optuna_s2e.coteaching.backends._fused import FusedTrainer
 from optuna_s2e.coteaching.data import to_input
 
 _TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-9}
 _TOLERANCE_BFLOAT16 = 0.1
 
 
-def is_mappable(setting: Setting) -> bool:
-    """Whether `MappedLanes` trains networks of this kind."""
+def is_mappable(setup: TrainingSetup) -> bool:
+    """Whether `FusedVmapTrainer` trains networks of the kind that this setup makes."""
     try:
-        MappedLanes(setting, [0], setting.data.noisy_labels)
-    except Exception:  # also what the user's function raises: the trials will meet it
+        FusedVmapTrainer(setup, [0], setup.data.noisy_labels)
+    except Exception:  # also of the user's function: the trials will raise it again
         return False
     return True
 
 
-class MappedLanes(FusedLanes):
-    """K trials of any networks of one shape in training (see `FusedLanes`)."""
+class FusedVmapTrainer(FusedTrainer):
+    """Trains K trials of any networks of one shape (see `FusedTrainer`)."""
 
     def _join(self, networks: list[nn.Module]) -> tuple[list[Tensor], list[Tensor]]:
         try:
@@ -52,30 +58,34 @@ class MappedLanes(FusedLanes):
 
     @torch.no_grad()
     def _check(self, networks: list[nn.Module]) -> None:
-        """Compare an epoch of one step with that of each network alone.
+        """Compare the logits of one mini-batch with those of each network alone.
 
         Raises:
             AssertionError: If they differ by more than rounding.
+            ValueError: If they have another shape than (B, C).
         """
-        x = to_input(self._x[: self._setting.batch_size], self._setting.dtype)
-        is_exact = self._setting.config.dtype != "bfloat16"
+        x = to_input(self._x[: self._setup.batch_size], self._setup.dtype)
+        is_exact = self._setup.config.dtype != "bfloat16"
         tolerance = _TOLERANCE[x.dtype] if is_exact else _TOLERANCE_BFLOAT16
         for masks in ((), None):
             mapped = self._forward(x[None], masks)
             for i, net in enumerate(networks):
                 net.train(masks is not None)
-                with self._setting.precision():
+                with self._setup.precision():
                     alone = net(x).to(x.dtype)
-                expected = (self._setting.data.n_classes, len(x))
+                expected = (self._setup.data.n_classes, len(x))
                 if alone.t().shape != expected or mapped[i].shape != expected:
-                    raise ValueError(f"logits must have shape {expected[::-1]}")
+                    raise ValueError(
+                        f"logits must have shape (B, C) = {expected[::-1]}, "
+                        f"but got {tuple(alone.shape)}."
+                    )
                 torch.testing.assert_close(
                     mapped[i], alone.t(), rtol=tolerance, atol=tolerance, equal_nan=True
                 )
 
     def _logits(self, x: Tensor, masks: Sequence[Tensor] | None) -> Tensor:
         self._network.train(masks is not None)
-        # both networks of a lane read the same inputs
+        # both networks of a trial read the same inputs
         x, dim = (x[0], None) if len(x) == 1 else (x.repeat_interleave(2, dim=0), 0)
         logits: Tensor = torch.vmap(self._call, in_dims=(0, 0, dim), randomness="error")(
             self._parameters_of, self._buffers_of, x

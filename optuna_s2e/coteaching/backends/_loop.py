@@ -1,4 +1,4 @@
-"""The loop backend: one trial, two networks of any kind, PyTorch's autograd."""
+"""The loop: one trial after the other, networks of any kind, PyTorch's autograd."""
 
 from __future__ import annotations
 
@@ -10,36 +10,42 @@ from torch.nn import functional as F
 
 from optuna_s2e._typing import FloatArray
 from optuna_s2e.coteaching import _selection as selection
-from optuna_s2e.coteaching._config import plan_epoch
-from optuna_s2e.coteaching.backends._base import Orders, Setting, make_peers
+from optuna_s2e.coteaching._config import set_learning_rate
+from optuna_s2e.coteaching.backends._base import DataOrders, TrainingSetup, make_networks
 from optuna_s2e.coteaching.data import to_input
 from optuna_s2e.schedules import n_kept
 
 _EVALUATION_BATCH = 1024
 
 
-class Peers:
-    """One trial in training: `Lanes` with K = 1."""
+class LoopTrainer:
+    """Trains one trial: a `Trainer` with K = 1."""
 
-    def __init__(self, setting: Setting, seeds: Sequence[int], labels: Tensor) -> None:
-        """Make the trial's networks; `seeds` (1,), `labels` (N,) or (1, N)."""
+    def __init__(self, setup: TrainingSetup, seeds: Sequence[int], labels: Tensor) -> None:
+        """Make the networks of the trial.
+
+        Args:
+            setup: Data, network, config and evaluation data.
+            seeds: Seed of the trial, (1,).
+            labels: Noisy labels, (N,) or (1, N).
+        """
         (seed,) = seeds
-        self._setting, self._labels = setting, labels.view(-1)
-        self._networks = make_peers(setting, seed)
-        # one optimiser for both: it works on each weight alone, and one call is cheaper
+        self._setup, self._labels = setup, labels.view(-1)
+        self._networks = make_networks(setup, seed)
+        # one optimiser for both: it treats each weight alone, and one call is cheaper than two
         parameters = [p for net in self._networks for p in net.parameters()]
-        self._optimizer = setting.config.make_optimizer(parameters)
-        self._orders = Orders(setting, seeds)
+        self._optimizer = setup.config.make_optimizer(parameters)
+        self._orders = DataOrders(setup, seeds)
 
     def train_epoch(self, keep_rates: FloatArray, learning_rate: float, beta1: float) -> Tensor:
-        """Train one epoch (see `Lanes`)."""
-        plan_epoch(self._optimizer, learning_rate, beta1)
+        """Train one epoch (see `Trainer`)."""
+        set_learning_rate(self._optimizer, learning_rate, beta1)
         for net in self._networks:
             net.train()
         order = self._orders.draw()[:, 0]
         labels = self._labels[order]
         kept = int(n_kept(keep_rates, order.shape[1]).item())
-        # read once at the end: the host never waits for the device within an epoch
+        # all steps are read once, at the end: the host never waits for the device within an epoch
         steps = [self._train_step(*step, kept) for step in zip(order, labels, strict=True)]
         selected, is_right, losses = map(torch.stack, zip(*steps, strict=True))
         measured = [
@@ -51,12 +57,12 @@ class Peers:
 
     def _train_step(self, index: Tensor, y: Tensor, kept: int) -> tuple[Tensor, Tensor, Tensor]:
         """Step both networks; return selections, whether predictions are `y`, and losses."""
-        logits = self._forward(self._setting.data.x.index_select(0, index))
+        logits = self._forward(self._setup.data.x.index_select(0, index))
         losses = F.cross_entropy(logits.flatten(0, 1), torch.cat([y, y]), reduction="none")
         losses = losses.view(2, -1)
         selected = selection.small_loss(losses.detach(), kept)
-        # the mean over the kept samples; unlike the published code, not divided by their number
-        # a second time
+        # The loss is the mean over the kept samples. Unlike the published code, it is not divided
+        # by their number a second time.
         means = selection.selected_means(losses, selection.exchange(selected))
         self._optimizer.zero_grad()
         means.sum().backward()  # type: ignore[no-untyped-call]
@@ -65,10 +71,10 @@ class Peers:
 
     @torch.no_grad()
     def evaluate(self) -> Tensor:
-        """Return cross-entropy and error on the evaluation data (see `Lanes`)."""
+        """Return cross-entropy and error on the evaluation data (see `Trainer`)."""
         for net in self._networks:
             net.eval()
-        x, y = self._setting.evaluation
+        x, y = self._setup.evaluation
         totals = torch.zeros((2, 1, 2), dtype=torch.float64, device=x.device)
         for inputs, labels in zip(
             torch.split(x, _EVALUATION_BATCH), torch.split(y, _EVALUATION_BATCH), strict=True
@@ -79,17 +85,17 @@ class Peers:
                 totals[1, 0, i] += (logits[i].argmax(dim=1) != labels).sum()
         return totals / len(x)
 
-    def keep(self, lanes: Sequence[int]) -> None:
-        """Go on with these lanes alone: with the only one there is."""
+    def keep_trials(self, positions: Sequence[int]) -> None:
+        """Do nothing: the only trial is kept."""
 
     def _forward(self, x: Tensor) -> Tensor:
-        inputs = to_input(x, self._setting.dtype)
-        with self._setting.precision():
+        inputs = to_input(x, self._setup.dtype)
+        with self._setup.precision():
             logits = torch.stack([net(inputs) for net in self._networks])
-        return self._checked(logits.to(self._setting.dtype), len(x))
+        return self._checked(logits.to(self._setup.dtype), len(x))
 
     def _checked(self, logits: Tensor, n_samples: int) -> Tensor:
-        expected = (2, n_samples, self._setting.data.n_classes)
+        expected = (2, n_samples, self._setup.data.n_classes)
         if logits.shape != expected:
             raise ValueError(
                 f"network must return logits of shape (B, C) = {expected[1:]}, "
@@ -98,7 +104,7 @@ class Peers:
         return logits
 
     def _label_precision(self, order: Tensor, labels: Tensor, selections: Tensor) -> Tensor:
-        clean = self._setting.data.clean_labels
+        clean = self._setup.data.clean_labels
         if clean is None:
             return torch.full((2,), torch.nan, dtype=torch.float64, device=order.device)
         return selection.label_precision(labels == clean[order], selections)

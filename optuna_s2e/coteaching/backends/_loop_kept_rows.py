@@ -1,12 +1,12 @@
-"""The loop backend for plain networks: a backward pass over the kept samples alone.
+"""The loop for plain networks, with a backward pass over the kept samples alone.
 
-The gradient of a sample that the peer dropped is zero. Where no layer mixes samples (no batch
-normalisation), the backward pass needs the kept rows of each activation and nothing else: at
-R(t) = 1/2 half of its work. PyTorch's autograd cannot leave rows out, so each layer's rule is
-written down here.
+The gradient of a sample that the peer dropped is zero. If no layer mixes samples (no batch
+normalisation), the backward pass needs only the kept rows of each activation, which is half of
+the work at R(t) = 1/2. PyTorch's autograd cannot leave rows out, so this module holds a backward
+rule for each kind of layer.
 
 Notation
-    activations     of one network: activations[i] enters layer i, the last are the logits
+    activations     those of one network: activations[i] enters layer i, the last are the logits
     kept            positions in the mini-batch that a network is trained on      (n_kept,)
     delta           gradient of the loss by an activation, kept samples           (n_kept, ...)
 """
@@ -22,14 +22,17 @@ from torch.nn import functional as F
 
 from optuna_s2e.coteaching import _selection as selection
 from optuna_s2e.coteaching._networks import flattens_once, is_plain
-from optuna_s2e.coteaching.backends._base import Setting, UnsuitableNetwork
-from optuna_s2e.coteaching.backends._loop import Peers
+from optuna_s2e.coteaching.backends._base import TrainingSetup, UnsuitableNetwork
+from optuna_s2e.coteaching.backends._loop import LoopTrainer
 from optuna_s2e.coteaching.data import to_input
 
 
 def has_rules(network: nn.Module) -> bool:
-    """Whether each layer of a network has a rule here: an `nn.Sequential` of Conv2d, ReLU and
-    MaxPool2d of 2 x 2, then Flatten, then Linear and ReLU."""
+    """Whether every layer of a network has a backward rule here.
+
+    It must be an `nn.Sequential` of Conv2d, ReLU and MaxPool2d of 2 x 2, then Flatten, then
+    Linear and ReLU.
+    """
     return is_plain(network) and flattens_once(network) and all(map(_has_rule, network))
 
 
@@ -41,22 +44,22 @@ def _has_rule(module: nn.Module) -> bool:
     return isinstance(module, nn.Flatten | nn.Linear | nn.ReLU)
 
 
-class RowPeers(Peers):
-    """One trial of plain networks in training."""
+class KeptRowsTrainer(LoopTrainer):
+    """Trains one trial of plain networks."""
 
-    def __init__(self, setting: Setting, seeds: Sequence[int], labels: Tensor) -> None:
-        """Make the trial's networks (see `Peers`).
+    def __init__(self, setup: TrainingSetup, seeds: Sequence[int], labels: Tensor) -> None:
+        """Make the networks of the trial (see `LoopTrainer`).
 
         Raises:
-            UnsuitableNetwork: If a layer has no rule here.
+            UnsuitableNetwork: If a layer has no backward rule here.
         """
-        super().__init__(setting, seeds, labels)
+        super().__init__(setup, seeds, labels)
         if not all(has_rules(net) for net in self._networks):
-            raise UnsuitableNetwork("networks must consist of layers that have rules in rows.py.")
+            raise UnsuitableNetwork("networks must consist of layers with backward rules.")
 
     @torch.no_grad()
     def _train_step(self, index: Tensor, y: Tensor, kept: int) -> tuple[Tensor, Tensor, Tensor]:
-        x = to_input(self._setting.data.x.index_select(0, index), self._setting.dtype)
+        x = to_input(self._setup.data.x.index_select(0, index), self._setup.dtype)
         activations = self._activations(x)
         logits = self._checked(torch.stack([of_net[-1] for of_net in activations]), len(y))
         losses = F.cross_entropy(logits.flatten(0, 1), torch.cat([y, y]), reduction="none")
@@ -69,7 +72,7 @@ class RowPeers(Peers):
         return selected, logits.argmax(dim=2) == y, selection.selected_means(losses, used)
 
     def _forward(self, x: Tensor) -> Tensor:
-        activations = self._activations(to_input(x, self._setting.dtype))
+        activations = self._activations(to_input(x, self._setup.dtype))
         return self._checked(torch.stack([of_net[-1] for of_net in activations]), len(x))
 
     def _activations(self, x: Tensor) -> list[list[Tensor]]:
@@ -86,11 +89,11 @@ class RowPeers(Peers):
 
 
 def _first_outputs(layers: Sequence[nn.Module], x: Tensor) -> Sequence[Tensor]:
-    """Return what two first layers make of the same inputs."""
+    """Return the outputs of the two networks' first layers on the same inputs."""
     first, second = layers
     if not isinstance(first, nn.Conv2d) or str(first) != str(second) or first.groups > 1:
         return [_output(layer, x) for layer in layers]
-    # of few channels: one convolution to twice as many costs little more than each of two
+    # with few input channels, one convolution to twice as many outputs costs little more than one
     joined = {
         name: torch.cat([parameter, second.get_parameter(name)])
         for name, parameter in first.named_parameters()
@@ -101,7 +104,7 @@ def _first_outputs(layers: Sequence[nn.Module], x: Tensor) -> Sequence[Tensor]:
 
 def _output(module: nn.Module, x: Tensor) -> Tensor:
     if isinstance(module, nn.MaxPool2d):
-        # PyTorch's own takes ten times longer on a CPU
+        # PyTorch's own pooling takes ten times longer on a CPU
         (a, b), (c, d) = _quarters(x)
         return torch.maximum(torch.maximum(a, b), torch.maximum(c, d))
     if isinstance(module, nn.ReLU):
@@ -111,7 +114,7 @@ def _output(module: nn.Module, x: Tensor) -> Tensor:
 
 
 def _quarters(x: Tensor) -> list[list[Tensor]]:
-    """Return views of the upper left, .. lower right pixels of all squares of 2 x 2."""
+    """Return views of the four pixels of all squares of 2 x 2, as [row][column]."""
     height, width = (size // 2 * 2 for size in x.shape[-2:])
     return [[x[..., i:height:2, j:width:2] for j in (0, 1)] for i in (0, 1)]
 
@@ -119,7 +122,7 @@ def _quarters(x: Tensor) -> list[list[Tensor]]:
 def _set_gradients(
     layers: Sequence[nn.Module], activations: Sequence[Tensor], kept: Tensor, labels: Tensor
 ) -> None:
-    """Set a network's gradients of the mean cross-entropy over the kept samples."""
+    """Set the gradients of a network's mean cross-entropy over the kept samples."""
     outputs = activations[-1].index_select(0, kept)
     # dloss / dlogits = (softmax - one-hot) / n_kept
     delta = F.softmax(outputs, dim=1)
@@ -135,7 +138,7 @@ def _set_gradients(
 def _backward(
     module: nn.Module, inputs: Tensor, outputs: Tensor, delta: Tensor, *, last: bool
 ) -> Tensor:
-    """Set a layer's gradients; return the gradient by its inputs (unless it is the last one)."""
+    """Set the gradients of a layer; return the gradient by its inputs (unless it is the last)."""
     if isinstance(module, nn.ReLU):
         before: Tensor = torch.ops.aten.threshold_backward(delta, outputs, 0)
         return before
@@ -149,7 +152,7 @@ def _backward(
             module.bias.grad = delta.sum(dim=0)
         return delta if last else delta @ module.weight
     if not isinstance(module, nn.Conv2d):
-        raise TypeError(f"{module} has no rule.")
+        raise TypeError(f"{module} has no backward rule.")
     grads = torch.ops.aten.convolution_backward(
         delta, inputs, module.weight, [len(module.weight)], module.stride, module.padding,
         module.dilation, False, [0, 0], module.groups, [not last, True, module.bias is not None],
@@ -161,7 +164,7 @@ def _backward(
 
 
 def _max_pool_backward(inputs: Tensor, outputs: Tensor, delta: Tensor) -> Tensor:
-    """Hand each square's gradient to its first largest pixel, row by row, as PyTorch does."""
+    """Give the gradient of each square to its first largest pixel, row by row, as PyTorch does."""
     result = torch.zeros_like(inputs)
     pixels = [pixel for row in _quarters(inputs) for pixel in row]
     targets = [target for row in _quarters(result) for target in row]

@@ -1,4 +1,4 @@
-"""Data with wrong labels: from a name, a file, arrays or torch data sets."""
+"""Data with wrong labels: made from a name, a file, arrays or torch data sets."""
 
 from optuna_s2e.coteaching.data._load import load_data
 from optuna_s2e.coteaching.data._noisy_data import NoisyData, to_input

@@ -1,4 +1,4 @@
-"""`load_data`: a data set by name, with wrong labels and validation data split off."""
+"""`load_data`: a named data set with wrong labels and with validation data split off."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 
 from optuna_s2e import label_noise
+from optuna_s2e._checks import check_choice, check_int
 from optuna_s2e.coteaching.data._noisy_data import NoisyData
 from optuna_s2e.coteaching.data._sources import DATA_SETS, N_VALIDATION, Source, read_source
 
-_NOISE_STREAM, _VALIDATION_STREAM, _SOURCE_STREAM = range(3)  # independent draws of one seed
+_NOISE_STREAM, _VALIDATION_STREAM, _SOURCE_STREAM = range(3)  # spawn keys of one seed
 
 
 def load_data(
@@ -28,26 +29,32 @@ def load_data(
 ) -> NoisyData:
     """Load a data set, make part of its training labels wrong and split off validation data.
 
-    The noise is put on the whole training part in the order of the data set; then
-    `n_validation` random samples become the validation data. Noise, split and, for the digits,
-    the test part are drawn from the seed independently of each other.
+    The noise is applied to the whole training part, in the order of the data set. Then
+    `n_validation` random samples become the validation data. The noise, the split and, for the
+    digits, the test part are drawn from the seed independently of each other.
 
     Args:
-        name: "digits" (scikit-learn's 1,797 images of 8 x 8, embedded: 500 for test, 300 for
-            validation, 997 to train on), "mnist", "cifar10", "cifar100" (torchvision), or a path
-            that ends in `.npz` and holds `train_x, train_y, test_x, test_y`, or `x, y, x_val,
-            y_val` and maybe `x_test, y_test`; both maybe with `clean_labels` of labels that are
-            noisy already.
-        root: Folder of torchvision's data sets; a relative `.npz` path starts there.
-        noise: "symmetric", "pair" or "none" (labels stay as they are).
+        name: Name of a data set, or a path that ends in `.npz`. Names: "digits" (scikit-learn's
+            1,797 images of 8 x 8 pixels, which need no download: 500 for test, 300 for
+            validation, 997 to train on), "mnist", "cifar10", "cifar100" (torchvision). A `.npz`
+            file holds `train_x, train_y, test_x, test_y`, or `x, y, x_val, y_val` and optionally
+            `x_test, y_test`. If its labels are already noisy, it may also hold the true ones as
+            `clean_labels`.
+        root: Folder of torchvision's data sets. A relative `.npz` path starts there; None stands
+            for the current folder.
+        noise: "symmetric", "pair" or "none". "none" leaves the labels as they are.
         noise_rate: Probability of a wrong label, in [0, 1).
         seed: Seed of noise and splits, a non-negative int.
-        validation: Labels of the validation part, "clean" or "noisy".
-        n_validation: Its size; default 300 for the digits, 5,000 for torchvision's data sets,
-            at most 10 % of the training part elsewhere.
-        published_noise: The published noise of Co-teaching and S2E, bit for bit, whatever the
-            seed (see `optuna_s2e.label_noise.published_noise`).
-        download: Whether data sets that are missing in `root` are downloaded.
+        validation: Which labels the validation data have, "clean" or "noisy".
+        n_validation: Number of validation samples, at least 1 and below the number of training
+            samples. The default is 300 for the digits, 5,000 for torchvision's data sets, and
+            10 % of the training part, but at most 5,000, for `.npz` files.
+        published_noise: Whether to take the published noise of Co-teaching and S2E, bit for bit.
+            It does not depend on the seed (`optuna_s2e.label_noise.published_noise`).
+        download: Whether to download data sets that are missing in `root`.
+
+    Returns:
+        Training, validation and, if there are any, test data.
 
     Raises:
         ValueError: If an argument is out of range or the data are unusable.
@@ -59,10 +66,8 @@ def load_data(
         >>> tuple(data.x.shape), len(data.x_val), len(data.x_test)
         ((997, 1, 8, 8), 300, 500)
     """
-    if validation not in ("clean", "noisy"):
-        raise ValueError(f"validation must be 'clean' or 'noisy', but got {validation!r}.")
-    if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
-        raise ValueError(f"seed must be a non-negative int, but got {seed!r}.")
+    check_choice("validation", validation, ("clean", "noisy"))
+    seed = check_int("seed", seed, 0)
     source = read_source(name, root, rng=_rng(seed, _SOURCE_STREAM), download=download)
     source = _with_noise(source, name, noise, noise_rate, seed, published_noise)
     source = _with_validation(source, name, validation, n_validation, seed)
@@ -70,10 +75,10 @@ def load_data(
         "name": str(name),
         "noise": noise,
         "noise_rate": float(noise_rate),
-        "seed": int(seed),
+        "seed": seed,
         "validation": validation,
-        "n_validation": n_validation,
-        "published_noise": published_noise,
+        "n_validation": n_validation if n_validation is None else int(n_validation),
+        "published_noise": bool(published_noise),
     }
     data = NoisyData.from_arrays(**source._asdict(), name=str(name))
     return replace(data, settings=settings)
@@ -99,7 +104,7 @@ def _with_noise(
     else:
         noisy_labels = label_noise.flip_labels(source.y, matrix, _rng(seed, _NOISE_STREAM))
     if noise == "none" and name not in DATA_SETS:
-        return source  # nobody knows how clean these labels are
+        return source  # it is unknown how clean these labels are
     return source._replace(y=noisy_labels, clean_labels=source.y)
 
 
@@ -108,13 +113,15 @@ def _with_validation(
 ) -> Source:
     if source.x_val is not None:
         if n_validation is not None:
-            raise ValueError(f"n_validation must be None for {name!r}, which holds x_val.")
+            raise ValueError(
+                f"n_validation must be None for {name!r}, which holds x_val, "
+                f"but got {n_validation!r}."
+            )
         return source
     n = len(source.y)
     if n_validation is None:
         n_validation = N_VALIDATION.get(name, min(5000, n // 10))
-    if not 0 < n_validation < n:
-        raise ValueError(f"n_validation must be in [1, {n - 1}], but got {n_validation!r}.")
+    n_validation = check_int("n_validation", n_validation, 1, n - 1)
     order = _rng(seed, _VALIDATION_STREAM).permutation(n)
     held_out, kept = np.sort(order[:n_validation]), np.sort(order[n_validation:])
     clean = source.clean_labels

@@ -1,11 +1,11 @@
-"""Training data with wrong labels, resident in memory, and where they come from.
+"""Training data with wrong labels, held in memory, made from arrays or torch data sets.
 
 Notation
     x               inputs: uint8 images or float32, (N, ...)
     noisy_labels    the labels that training sees, (N,)
-    clean_labels    the true labels, (N,), or None; only ever used to measure label precision
-    validation      split off the training data: what a search may look at
-    test            read by `evaluate_schedules` alone
+    clean_labels    the true labels, (N,), or None; used to measure label precision alone
+    validation      data that a search may use, split off the training data
+    test            data that only an evaluation uses
 """
 
 from __future__ import annotations
@@ -20,26 +20,29 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from optuna_s2e._checks import check_int
+
 ArrayOrTensor = npt.ArrayLike | Tensor
 
 
 @dataclass(frozen=True, eq=False)
 class NoisyData:
-    """Training data with wrong labels, validation data and, for the end, test data.
+    """Hold training data with wrong labels, validation data and test data.
 
-    Made by `load_data`, `from_arrays` or `from_datasets`, which check it.
+    Use `load_data`, `from_arrays` or `from_datasets` to make it: they check the data.
 
     Attributes:
         x: Training inputs, uint8 images or float32, (N, ...).
         noisy_labels: Labels to train on, int64, (N,).
-        clean_labels: True labels, int64, (N,), or None where they are unknown.
-        x_val: Validation inputs.
-        y_val: Validation labels, clean or noisy.
-        x_test: Test inputs, or None.
-        y_test: Test labels, or None.
-        n_classes: C.
+        clean_labels: True labels, int64, (N,), or None if they are unknown.
+        x_val: Validation inputs, (N_val, ...).
+        y_val: Validation labels, clean or noisy, (N_val,).
+        x_test: Test inputs, (N_test, ...), or None.
+        y_test: Test labels, (N_test,), or None.
+        n_classes: C, the number of classes, at least 2.
         name: Name of the data set.
-        settings: Arguments that make `load_data` return the same data; None for other origins.
+        settings: Arguments with which `load_data` returns the same data, or None if the data
+            were not made by `load_data`.
     """
 
     x: Tensor
@@ -55,12 +58,12 @@ class NoisyData:
 
     @property
     def input_shape(self) -> tuple[int, ...]:
-        """Shape of one input."""
+        """The shape of one input."""
         return tuple(self.x.shape[1:])
 
     @property
     def noise_rate(self) -> float | None:
-        """The noise rate asked of `load_data`, else the share of wrong labels, if known."""
+        """The noise rate given to `load_data`, else the share of wrong labels, else None."""
         if self.settings is not None and self.settings["noise"] != "none":
             return float(self.settings["noise_rate"])
         if self.clean_labels is None:
@@ -68,7 +71,7 @@ class NoisyData:
         return float((self.noisy_labels != self.clean_labels).double().mean())
 
     def to(self, device: torch.device | str) -> NoisyData:
-        """Return the data on a device (itself, where it is there already)."""
+        """Return the data on a device, or this object if they are there already."""
         tensors = {name: v for name, v in vars(self).items() if isinstance(v, Tensor)}
         moved: dict[str, Any] = {name: tensor.to(device) for name, tensor in tensors.items()}
         return self if moved["x"] is self.x else replace(self, **moved)
@@ -87,23 +90,27 @@ class NoisyData:
         n_classes: int | None = None,
         name: str = "arrays",
     ) -> NoisyData:
-        """Take arrays or tensors whose labels `y` are noisy already.
+        """Make the data from arrays or tensors whose labels `y` are already noisy.
 
         Args:
-            x: Training inputs (N, ...): uint8 images, which training scales to [0, 1], or
-                floats, which it takes as they are (in float32).
-            y: Labels to train on, integers (N,).
-            x_val: Validation inputs, of the shape of `x` but for N.
-            y_val: Validation labels; clean ones, if there are any.
-            x_test: Test inputs, for `evaluate_schedules`.
-            y_test: Test labels.
-            clean_labels: True labels of `x`, to record how clean the selected samples are.
-            n_classes: C; by default the largest label + 1.
-            name: Name of the data, for titles.
+            x: Training inputs, (N, ...). Training scales uint8 images to [0, 1] and takes floats
+                as they are, in float32.
+            y: Labels to train on, integers in [0, C), (N,).
+            x_val: Validation inputs, of the shape and dtype of `x` except for their number.
+            y_val: Validation labels, integers in [0, C). Clean labels are better than noisy ones.
+            x_test: Test inputs for `evaluate_schedules`, or None.
+            y_test: Test labels, or None. They must be given if `x_test` is.
+            clean_labels: True labels of `x`, integers in [0, C), (N,). They are used to record
+                how clean the selected samples are. None if they are unknown.
+            n_classes: C, at least 2. The default is the largest label + 1.
+            name: Name of the data for titles.
+
+        Returns:
+            The data. Arrays are copied; tensors that need no conversion are not.
 
         Raises:
-            ValueError: If shapes differ, labels are out of range, a class is empty in training
-                or validation, or an input is not finite.
+            ValueError: If shapes or dtypes differ, labels are out of range, a class is missing in
+                the training or validation labels, or an input is not finite.
 
         Example:
             >>> x, y = np.eye(4, dtype=np.float32), np.array([0, 1, 0, 1])
@@ -111,7 +118,8 @@ class NoisyData:
             2
         """
         if (x_test is None) != (y_test is None):
-            raise ValueError("x_test and y_test must be given together.")
+            given = "y_test" if x_test is None else "x_test"
+            raise ValueError(f"x_test and y_test must be given together, but got {given} alone.")
         inputs = {"x": _inputs("x", x), "x_val": _inputs("x_val", x_val)}
         labels = {"y": _labels("y", y), "y_val": _labels("y_val", y_val)}
         if x_test is not None and y_test is not None:
@@ -121,6 +129,7 @@ class NoisyData:
             labels["clean_labels"] = _labels("clean_labels", clean_labels)
         if n_classes is None:
             n_classes = 1 + max(int(label.max()) for label in labels.values())
+        n_classes = check_int("n_classes", n_classes, 2)
         _check_shapes(inputs, labels)
         for label_name, label in labels.items():
             must_cover = label_name in ("y", "y_val")
@@ -148,20 +157,29 @@ class NoisyData:
         n_classes: int | None = None,
         name: str = "datasets",
     ) -> NoisyData:
-        """Read torch data sets of (input, label) items once into memory.
+        """Read torch data sets of (input, label) items into memory once.
 
         Random transforms are therefore applied once, not once per epoch.
 
         Args:
-            train: Items to train on; the labels are noisy already.
+            train: Items to train on. Their labels are already noisy.
             val: Validation items.
-            test: Test items, for `evaluate_schedules`.
-            clean_labels: As in `from_arrays`, in the order of `train`.
-            n_classes: As in `from_arrays`.
-            name: Name of the data, for titles.
+            test: Test items for `evaluate_schedules`, or None.
+            clean_labels: True labels in the order of `train`, as in `from_arrays`.
+            n_classes: C, as in `from_arrays`.
+            name: Name of the data for titles.
+
+        Returns:
+            The data.
 
         Raises:
-            ValueError: As `from_arrays`, and if the items are not (tensor, label).
+            ValueError: If the items are not (tensor, label), or `from_arrays` refuses the data.
+
+        Example:
+            >>> from torch.utils.data import TensorDataset
+            >>> items = TensorDataset(torch.eye(4), torch.tensor([0, 1, 0, 1]))
+            >>> NoisyData.from_datasets(items, items).input_shape
+            (4,)
         """
         x, y = _read_dataset("train", train)
         x_val, y_val = _read_dataset("val", val)
@@ -180,7 +198,7 @@ class NoisyData:
 
 
 def to_input(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return a mini-batch as a network sees it: uint8 images scaled to [0, 1], as ToTensor."""
+    """Return a mini-batch as networks see it: uint8 images are scaled to [0, 1] (ToTensor)."""
     return x.to(dtype).div_(255) if x.dtype == torch.uint8 else x.to(dtype)
 
 
@@ -232,8 +250,6 @@ def _check_shapes(inputs: Mapping[str, Tensor], labels: Mapping[str, Tensor]) ->
 
 
 def _check_classes(name: str, labels: Tensor, n_classes: int, *, must_cover: bool) -> None:
-    if n_classes < 2:
-        raise ValueError(f"n_classes must be at least 2, but got {n_classes!r}.")
     low, high = int(labels.min()), int(labels.max())
     if low < 0 or high >= n_classes:
         wrong = low if low < 0 else high
@@ -248,7 +264,7 @@ def _check_classes(name: str, labels: Tensor, n_classes: int, *, must_cover: boo
 
 
 def _read_dataset(name: str, dataset: Dataset[Any]) -> tuple[Tensor, Tensor]:
-    # a generator of its own: a DataLoader otherwise draws a seed from torch's global one
+    # without a generator of its own, a DataLoader draws a seed from torch's global one
     loader = DataLoader(dataset, batch_size=1000, generator=torch.Generator())
     try:
         inputs, labels = zip(*loader, strict=True)

@@ -1,4 +1,4 @@
-"""Data sets as they are before any noise: scikit-learn's digits, torchvision's, `.npz` files."""
+"""Data sets without added noise: scikit-learn's digits, torchvision's, `.npz` files."""
 
 from __future__ import annotations
 
@@ -21,10 +21,16 @@ _SPLIT_BY_FILE = ("x", "y", "x_val", "y_val")
 
 
 class Source(NamedTuple):
-    """A data set without added noise.
+    """Hold a data set without added noise.
 
-    `x_val` is None where the validation part is still to be split off `x`; `clean_labels` is
-    None where `y` has no second, cleaner version.
+    Attributes:
+        x: Training inputs, (N, ...).
+        y: Training labels, (N,).
+        x_test: Test inputs, or None.
+        y_test: Test labels, or None.
+        x_val: Validation inputs, or None if they are still to be split off `x`.
+        y_val: Validation labels, or None if they are still to be split off `y`.
+        clean_labels: True labels of `x` if those in `y` are noisy, else None.
     """
 
     x: Array
@@ -39,10 +45,10 @@ class Source(NamedTuple):
 def read_source(
     name: str, root: str | Path | None, *, rng: np.random.Generator, download: bool
 ) -> Source:
-    """Read a data set by its name, or a `.npz` file by its path (see `load_data`).
+    """Read a data set by name, or a `.npz` file by path (see `load_data`).
 
     Raises:
-        ValueError: If the name is unknown or a file does not hold what it must.
+        ValueError: If the name is unknown, or a file does not hold the necessary arrays.
         OSError: If files are missing.
         ImportError: If scikit-learn or torchvision is needed and missing.
     """
@@ -63,7 +69,7 @@ def _read_digits(rng: np.random.Generator) -> Source:
         from sklearn.datasets import load_digits
     except ModuleNotFoundError as error:
         raise ImportError(
-            'the digits need scikit-learn: pip install "optuna-s2e[coteaching]"'
+            'The digits need scikit-learn. Install it with: pip install "optuna-s2e[coteaching]"'
         ) from error
     digits = load_digits()
     x = (digits.images[:, None] / 16).astype(np.float32)  # (N, 1, 8, 8), in [0, 1]
@@ -80,14 +86,15 @@ def _read_npz(path: Path) -> Source:
     except FileNotFoundError as error:
         raise FileNotFoundError(f"There is no file {str(path)!r}.") from error
     except (ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{str(path)!r} is no .npz file of plain arrays: {error}") from error
+        raise ValueError(f"{str(path)!r} is not a .npz file of plain arrays: {error}") from error
     arrays = {key: _channels_first(array) for key, array in arrays.items()}
     layout = _SPLIT_BY_FILE if "x" in arrays else _SPLIT_BY_US
     missing = [key for key in layout if key not in arrays]
     if missing:
         raise ValueError(
-            f"{str(path)!r} must hold {', '.join(_SPLIT_BY_US)} or {', '.join(_SPLIT_BY_FILE)}; "
-            f"{', '.join(missing)} missing, found {', '.join(sorted(arrays)) or 'nothing'}."
+            f"{str(path)!r} must hold {', '.join(_SPLIT_BY_US)} or {', '.join(_SPLIT_BY_FILE)}, "
+            f"but got {', '.join(sorted(arrays)) or 'nothing'}: "
+            f"{', '.join(missing)} missing."
         )
     for x, y in (layout[:2], layout[2:]):
         if not 0 < len(arrays[x]) == len(arrays[y]):
@@ -105,7 +112,7 @@ def _read_npz(path: Path) -> Source:
 
 
 def _channels_first(array: Array) -> Array:
-    """Return images (N, height, width, 1 or 3) as networks want them; other arrays as they are."""
+    """Return images (N, height, width, 1 or 3) with the channels first, other arrays unchanged."""
     is_last = array.dtype == np.uint8 and array.ndim == 4 and array.shape[3] in (1, 3)
     if not is_last or array.shape[1] in (1, 3):
         return array

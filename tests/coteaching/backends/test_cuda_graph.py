@@ -1,5 +1,8 @@
-"""What CUDA graphs ask of a training step, held on the CPU: nothing waits, nothing is computed
-on the host, and a recorded list of operations trains as the step itself does."""
+"""What CUDA graphs require of a training step, tested on the CPU.
+
+The host never waits for the device within an epoch, it computes nothing, and recorded operations
+train as the step itself does.
+"""
 
 from contextlib import nullcontext
 from functools import partial
@@ -13,15 +16,15 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from optuna_s2e.coteaching import NoisyData, TrainingConfig, train_batch
 from optuna_s2e.coteaching import _training as training
-from optuna_s2e.coteaching.backends._base import Setting
+from optuna_s2e.coteaching.backends._base import TrainingSetup
 from optuna_s2e.coteaching.backends._choice import Backend
-from optuna_s2e.coteaching.backends._cuda_graph import GraphSteps
+from optuna_s2e.coteaching.backends._cuda_graph import CudaGraphSteps
 from optuna_s2e.coteaching.backends._fused import run_eagerly
-from optuna_s2e.coteaching.backends._fused_cnn import ChannelLanes
-from optuna_s2e.coteaching.backends._fused_mlp import StackedMlps
-from optuna_s2e.coteaching.backends._fused_vmap import MappedLanes
-from optuna_s2e.coteaching.backends._loop import Peers
-from optuna_s2e.coteaching.backends._loop_kept_rows import RowPeers
+from optuna_s2e.coteaching.backends._fused_cnn import FusedCnnTrainer
+from optuna_s2e.coteaching.backends._fused_mlp import FusedMlpTrainer
+from optuna_s2e.coteaching.backends._fused_vmap import FusedVmapTrainer
+from optuna_s2e.coteaching.backends._loop import LoopTrainer
+from optuna_s2e.coteaching.backends._loop_kept_rows import KeptRowsTrainer
 
 
 def _convolutions(input_shape, n_classes):
@@ -37,19 +40,19 @@ def _dropout(input_shape, n_classes):
 
 
 KINDS = {
-    "stacked": (StackedMlps, "mlp"),
-    "channels": (ChannelLanes, _dropout),
-    "mapped": (MappedLanes, _convolutions),
+    "mlp": (FusedMlpTrainer, "mlp"),
+    "cnn": (FusedCnnTrainer, _dropout),
+    "vmap": (FusedVmapTrainer, _convolutions),
 }
 RATES = np.array([[1.0, 0.6], [0.4, 0.9]])
 
 
-def _setting(network, **config):
+def _setup(network, **config):
     rng = np.random.default_rng(0)
     x, y = rng.integers(0, 256, (40, 2, 16, 16), dtype=np.uint8), np.arange(40) % 3
     data = NoisyData.from_arrays(x, y, x[:7], y[:7], clean_labels=y[::-1].copy())
     config = TrainingConfig(10, **{"learning_rate": 0.01, "dtype": "float64", **config})
-    return Setting(data, network, config, (data.x_val, data.y_val))
+    return TrainingSetup(data, network, config, (data.x_val, data.y_val))
 
 
 class HostSync(AssertionError):
@@ -57,7 +60,7 @@ class HostSync(AssertionError):
 
 
 class NoSync(TorchDispatchMode):
-    """Refuses what reads a value on the host: `.item()`, `bool()`, shapes that follow values."""
+    """Refuses operations that read a value on the host: `.item()`, `bool()`, shapes."""
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         if func.name() in ("aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select"):
@@ -66,7 +69,7 @@ class NoSync(TorchDispatchMode):
 
 
 class CpuGraphs:
-    """CUDA's graphs on the CPU: a step's operations on the memory that it was recorded on."""
+    """Replays the operations of a step on the CPU, on the memory that it was recorded on."""
 
     def warm_up(self, step, inputs):
         return step(*inputs)
@@ -106,7 +109,7 @@ class Recorder(NoSync):
 
 def _written(func, args, kwargs):
     """Return the tensors that an operation changes in place."""
-    if func.name() == "aten::native_batch_norm":  # whose schema does not say so
+    if func.name() == "aten::native_batch_norm":  # its schema does not say so
         return args[3:5]
     arguments = func._schema.arguments
     values = [*args, *(kwargs.get(argument.name) for argument in arguments[len(args) :])]
@@ -122,44 +125,53 @@ def _aliases(func):
     return any(returned.alias_info is not None for returned in func._schema.returns)
 
 
-def _epochs(lanes, mode=nullcontext):
-    """Train two epochs, then one of a single lane; return all that was measured."""
+def _epochs(trainer, mode=nullcontext):
+    """Train two epochs, then one epoch of a single trial; return all measurements."""
     measured = []
     with mode():
         for epoch in (0, 1):
-            measured += [lanes.train_epoch(RATES[:, epoch], 0.01, 0.9 - epoch), lanes.evaluate()]
-        lanes.keep([1])
-        measured += [lanes.train_epoch(RATES[1:, 0], 0.003, 0.1), lanes.evaluate()]
+            measured.append(trainer.train_epoch(RATES[:, epoch], 0.01, 0.9 - epoch))
+            measured.append(trainer.evaluate())
+        trainer.keep_trials([1])
+        measured += [trainer.train_epoch(RATES[1:, 0], 0.003, 0.1), trainer.evaluate()]
     return measured
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_nothing_waits_for_the_device_within_an_epoch(kind):
-    lanes, network = KINDS[kind]
-    setting = _setting(network)
-    made = lanes(setting, [0, 1], setting.data.noisy_labels)
+    trainer_type, network = KINDS[kind]
+    setup = _setup(network)
+    made = trainer_type(setup, [0, 1], setup.data.noisy_labels)
     with pytest.raises(HostSync), NoSync():
         made.train_epoch(RATES[:, 0], 0.01, 0.9).sum().item()
     _epochs(made, NoSync)
 
 
-@pytest.mark.parametrize("lanes", [Peers, RowPeers])
-def test_nothing_waits_for_the_device_in_the_loop(lanes):
-    setting = _setting("cnn2")
-    made = lanes(setting, [0], setting.data.noisy_labels)
+@pytest.mark.parametrize("trainer_type", [LoopTrainer, KeptRowsTrainer])
+def test_nothing_waits_for_the_device_in_the_loop(trainer_type):
+    setup = _setup("cnn2")
+    made = trainer_type(setup, [0], setup.data.noisy_labels)
     with NoSync():
         made.train_epoch(RATES[:1, 1], 0.01, 0.9)
         made.evaluate()
 
 
+def test_nothing_waits_for_the_device_in_bfloat16():
+    setup = _setup(_dropout, dtype="bfloat16")
+    trainer = FusedCnnTrainer(setup, [0], setup.data.noisy_labels)
+    with NoSync():
+        trainer.train_epoch(RATES[0, :1], 0.01, 0.9)
+        trainer.evaluate()
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("optimizer", ["adam", "sgd", "rmsprop"])
 def test_a_recorded_step_trains_as_the_step_does(kind, optimizer):
-    lanes, network = KINDS[kind]
-    setting = _setting(network, optimizer=optimizer)
+    trainer_type, network = KINDS[kind]
+    setup = _setup(network, optimizer=optimizer)
     eager, replayed = (
-        _epochs(lanes(setting, [3, 4], setting.data.noisy_labels, run_steps=run_steps))
-        for run_steps in (run_eagerly, GraphSteps(CpuGraphs()))
+        _epochs(trainer_type(setup, [3, 4], setup.data.noisy_labels, run_steps=run_steps))
+        for run_steps in (run_eagerly, CudaGraphSteps(CpuGraphs()))
     )
     assert all(torch.isfinite(values).all() for values in eager)
     for a, b in zip(eager, replayed, strict=True):
@@ -170,13 +182,13 @@ def test_an_epoch_of_one_step_is_not_recorded():
     class NoGraphs(CpuGraphs):
         record = None
 
-    steps = GraphSteps(NoGraphs())
+    steps = CudaGraphSteps(NoGraphs())
     (outputs,) = steps(lambda x: (x + 1,), [(torch.ones(2),)])
     assert torch.equal(outputs[0], torch.full((2,), 2.0))
 
 
 class FailingGraphs(CpuGraphs):
-    """Recording fails when the step is through, for groups of at least so many lanes."""
+    """Fails at the end of a recording, for groups of at least `width` trials."""
 
     def __init__(self, error, width=1):
         self.error, self.width, self.recorded = error, width, []
@@ -191,26 +203,26 @@ class FailingGraphs(CpuGraphs):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_steps_that_cannot_be_recorded_run_as_they_are_with_one_warning(kind):
-    lanes, network = KINDS[kind]
-    setting = _setting(network)
+    trainer_type, network = KINDS[kind]
+    setup = _setup(network)
     graphs = FailingGraphs(RuntimeError("operation not permitted when stream is capturing"))
-    steps = GraphSteps(graphs)
+    steps = CudaGraphSteps(graphs)
     for seeds in ([3, 4], [5, 6]):
-        eager = _epochs(lanes(setting, seeds, setting.data.noisy_labels))
+        eager = _epochs(trainer_type(setup, seeds, setup.data.noisy_labels))
         warns = pytest.warns(RuntimeWarning, match="as 'fused'.*not permitted")
         with nullcontext() if graphs.recorded else warns:
-            plain = _epochs(lanes(setting, seeds, setting.data.noisy_labels, run_steps=steps))
+            plain = _epochs(trainer_type(setup, seeds, setup.data.noisy_labels, run_steps=steps))
         assert all(map(torch.equal, eager, plain))
     assert graphs.recorded == [2]
 
 
 @pytest.mark.parametrize("width", [2, 1])
 def test_a_recording_that_runs_out_of_memory_halves_the_group(width, monkeypatch):
-    """And a trial for which alone there is too little is trained as it is."""
-    setting = _setting("mlp")
+    """A trial that is too large even alone is trained without a graph."""
+    setup = _setup("mlp")
     graphs = FailingGraphs(torch.OutOfMemoryError("out of memory"), width)
-    make = partial(StackedMlps, run_steps=GraphSteps(graphs))
-    options = {"data": setting.data, "config": setting.config, "device": "cpu"}
+    make = partial(FusedMlpTrainer, run_steps=CudaGraphSteps(graphs))
+    options = {"data": setup.data, "config": setup.config, "device": "cpu"}
     rates, seeds = np.repeat(RATES, 2, axis=0), range(4)
     expected = train_batch(rates, seeds, **options, backend="fused")
     monkeypatch.setattr(training, "find_backend", lambda *_: Backend(make, 4))
@@ -226,49 +238,19 @@ def test_a_recording_that_runs_out_of_memory_halves_the_group(width, monkeypatch
 def test_graphs_need_cuda():
     if torch.cuda.is_available():
         pytest.skip("CUDA is there")
-    setting = _setting("mlp")
+    setup = _setup("mlp")
     with pytest.raises(ValueError, match="'graphs' needs a CUDA device"):
-        train_batch(RATES, [0, 1], data=setting.data, device="cpu", backend="graphs")
-
-
-@pytest.mark.parametrize("network", ["mlp", "cnn2", _convolutions])
-def test_bfloat16_products_change_little(network):
-    def train(dtype, backend):
-        setting = _setting(network, dtype=dtype, learning_rate=1e-3)
-        return train_batch(
-            np.ones((2, 1)), [0, 1], data=setting.data, network=network, config=setting.config,
-            device="cpu", backend=backend,
-        )  # fmt: skip
-
-    whole = train("float32", "loop")
-    for backend in ("loop", "auto", "fused"):
-        for a, b in zip(train("bfloat16", backend), whole, strict=True):
-            assert a.failure is None
-            # rounded to eight bits: other numbers, but near
-            assert not np.array_equal(a.curves.loss, b.curves.loss)
-            np.testing.assert_allclose(a.curves.loss, b.curves.loss, rtol=0.05)
-
-
-def test_bfloat16_losses_and_weights_are_float32():
-    setting = _setting("cnn7", dtype="bfloat16")
-    lanes = ChannelLanes(setting, [0], setting.data.noisy_labels)
-    seen = []
-    select = lanes._select
-    lanes._select = lambda losses: seen.append(losses.dtype) or select(losses)
-    with NoSync():
-        lanes.train_epoch(RATES[0, :1], 0.01, 0.9)
-    dtypes = {p.dtype for p in lanes._parameters} | {p.grad.dtype for p in lanes._parameters}
-    assert {*seen, *dtypes} == {torch.float32}
+        train_batch(RATES, [0, 1], data=setup.data, device="cpu", backend="graphs")
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA device")
 @pytest.mark.parametrize("network", ["mlp", "cnn2", "cnn7"])
 def test_graphs_on_cuda_train_as_the_loop_on_the_cpu(network):
-    setting = _setting(network)
+    setup = _setup(network)
     graphs, loop = (
         train_batch(
-            RATES, [0, 1], data=setting.data, network=network, config=setting.config,
+            RATES, [0, 1], data=setup.data, network=network, config=setup.config,
             device=device, backend=backend,
         )
         for device, backend in (("cuda", "graphs"), ("cpu", "loop"))
@@ -289,8 +271,8 @@ def test_what_cuda_cannot_record_runs_as_it_is():
 
     inputs = [(torch.full((2, 3), value, device="cuda"),) for value in (1.0, 2.0, 3.0)]
     with pytest.warns(RuntimeWarning, match="cannot be recorded as a CUDA graph"):
-        outputs = GraphSteps()(waiting, inputs)
-    again = GraphSteps()(lambda x: (x * x.sum(),), inputs)
+        outputs = CudaGraphSteps()(waiting, inputs)
+    again = CudaGraphSteps()(lambda x: (x * x.sum(),), inputs)
     for (x,), (waited,), (replayed,) in zip(inputs, outputs, again, strict=True):
         assert torch.equal(waited, x * x.sum())
         assert torch.equal(replayed, x * x.sum())
@@ -301,10 +283,10 @@ def test_what_cuda_cannot_record_runs_as_it_is():
     torch.cuda.device_count() < 2, reason="torch finds fewer than two CUDA devices"
 )
 def test_one_process_may_record_on_several_devices():
-    setting = _setting("mlp")
+    setup = _setup("mlp")
     results = [
         train_batch(
-            RATES, [0, 1], data=setting.data, config=setting.config, device=device,
+            RATES, [0, 1], data=setup.data, config=setup.config, device=device,
             backend="graphs",
         )
         for device in ("cuda:0", "cuda:1")

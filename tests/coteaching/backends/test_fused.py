@@ -1,4 +1,4 @@
-"""What all ways to train trials side by side owe each trial."""
+"""What every fused trainer guarantees to each of its trials."""
 
 import numpy as np
 import pytest
@@ -6,10 +6,10 @@ import torch
 from torch import nn
 
 from optuna_s2e.coteaching import NoisyData, TrainingConfig
-from optuna_s2e.coteaching.backends._base import Setting, trial_states
-from optuna_s2e.coteaching.backends._fused_cnn import ChannelLanes
-from optuna_s2e.coteaching.backends._fused_mlp import StackedMlps
-from optuna_s2e.coteaching.backends._fused_vmap import MappedLanes
+from optuna_s2e.coteaching.backends._base import TrainingSetup, trial_seeds
+from optuna_s2e.coteaching.backends._fused_cnn import FusedCnnTrainer
+from optuna_s2e.coteaching.backends._fused_mlp import FusedMlpTrainer
+from optuna_s2e.coteaching.backends._fused_vmap import FusedVmapTrainer
 
 SEEDS = [3, 4, 5]
 RATES = np.array([[1.0, 0.6], [0.4, 0.9], [0.7, 0.2]])
@@ -27,15 +27,15 @@ def _convolutions(input_shape, n_classes):
 
 
 KINDS = {
-    "stacked": (StackedMlps, _perceptron),
-    "channels": (ChannelLanes, _convolutions),
-    "mapped": (MappedLanes, _convolutions),
+    "mlp": (FusedMlpTrainer, _perceptron),
+    "cnn": (FusedCnnTrainer, _convolutions),
+    "vmap": (FusedVmapTrainer, _convolutions),
 }
 
 
 def _measured(kind, change=lambda seed, weight: None):
-    """Train two epochs; return all that was measured, by lane, (12, K, 2)."""
-    lanes, network = KINDS[kind]
+    """Train two epochs; return all measurements, (12, K, 2)."""
+    trainer_type, network = KINDS[kind]
 
     def changed(input_shape, n_classes):
         made = network(input_shape, n_classes)
@@ -47,8 +47,8 @@ def _measured(kind, change=lambda seed, weight: None):
     x, y = rng.integers(0, 256, (40, 2, 6, 6), dtype=np.uint8), np.arange(40) % 3
     data = NoisyData.from_arrays(x, y, x[:7], y[:7], clean_labels=y[::-1].copy())
     config = TrainingConfig(10, 0.01, dtype="float64")
-    made = lanes(
-        Setting(data, changed, config, (data.x_val, data.y_val)), SEEDS, data.noisy_labels
+    made = trainer_type(
+        TrainingSetup(data, changed, config, (data.x_val, data.y_val)), SEEDS, data.noisy_labels
     )
     return torch.cat(
         [
@@ -61,8 +61,8 @@ def _measured(kind, change=lambda seed, weight: None):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
-def test_a_lane_that_becomes_non_finite_leaves_the_others_alone(kind, value):
-    _, second, _ = trial_states(SEEDS[1])
+def test_a_trial_that_becomes_non_finite_leaves_the_others_alone(kind, value):
+    _, second, _ = trial_seeds(SEEDS[1])
 
     def break_one(seed, weight):
         if seed == second:
@@ -70,6 +70,6 @@ def test_a_lane_that_becomes_non_finite_leaves_the_others_alone(kind, value):
 
     broken, healthy = _measured(kind, break_one), _measured(kind)
     assert torch.equal(broken[:, [0, 2]], healthy[:, [0, 2]])
-    loss = broken[2, 1]  # of the lane's networks, in the first epoch
+    loss = broken[2, 1]  # of the trial's networks, in the first epoch
     assert torch.isfinite(healthy).all()
     assert not torch.isfinite(loss).all()

@@ -1,4 +1,4 @@
-"""Stacked networks against the loop, which other tests hold against Co-teaching's algorithm."""
+"""Stacked networks against the loop, which test_training compares with Co-teaching's algorithm."""
 
 from itertools import pairwise
 
@@ -37,7 +37,7 @@ def _mlp(*hidden):
 
 @pytest.fixture(scope="module")
 def data():
-    """Images of which a third occurs twice, so that losses tie; half of the labels are wrong."""
+    """Make images of which a third occurs twice, so that losses tie. Half the labels are wrong."""
     rng = np.random.default_rng(0)
     x = rng.integers(0, 256, (150, 1, 3, 3), dtype=np.uint8)
     x[:50] = x[50:100]
@@ -48,6 +48,12 @@ def data():
     return NoisyData.from_arrays(
         x, noisy, x[::3], clean[::3], x_test=x, y_test=clean, clean_labels=clean, n_classes=4
     )
+
+
+@pytest.fixture(scope="module")
+def fused(data):
+    """Train the trials as "fused", for all tests that compare with them."""
+    return _train(data, "fused")
 
 
 def _train(data, backend, *, rates=RATES, seeds=SEEDS, network=None, config=CONFIG, **options):
@@ -75,11 +81,11 @@ def _same_bits(a, b):
 
 
 @pytest.mark.parametrize("hidden", [(7,), (6, 5), (33, 16, 4)])
-@pytest.mark.parametrize("width", [1, 2, 5])
-def test_stacked_networks_train_as_the_loop_does(data, hidden, width):
+def test_stacked_networks_train_as_the_loop_does(data, hidden):
     network = _mlp(*hidden)
-    fused = _train(data, "fused", network=network, fused_width=width)
-    _assert_close(fused, _train(data, "loop", network=network))
+    loop = _train(data, "loop", network=network)
+    for width in (1, 2, 5):
+        _assert_close(_train(data, "fused", network=network, fused_width=width), loop)
 
 
 def test_the_shipped_mlp_is_stacked_and_tested_on_test_data(data):
@@ -108,12 +114,12 @@ def test_saturated_losses_tie_and_keep_the_order_of_the_mini_batch(data):
     )  # fmt: skip
     options = {"config": TrainingConfig(20, 0.05, dtype="float64"), "network": _mlp(16)}
     loop, fused = (_train(easy, backend, **options) for backend in ("loop", "fused"))
-    # all losses are exactly 0: which samples are kept, and how clean they are, is the order's
+    # all losses are exactly 0: the order alone decides which samples are kept
     assert all((result.curves.train_loss[3:] == 0).all() for result in loop)
     _assert_close(fused, loop)
 
 
-def test_a_lane_has_the_same_bits_in_any_group(data):
+def test_a_trial_has_the_same_bits_in_any_group(data):
     config = TrainingConfig(20, 0.02)
     together = _train(data, "fused", config=config, fused_width=5)
     for width in (1, 2, 3):
@@ -140,7 +146,7 @@ def test_unknown_clean_labels_leave_precision_nan(data):
     _assert_close(_train(unknown, "fused"), _train(unknown, "loop"))
 
 
-def test_lanes_stop_one_by_one_and_the_others_go_on_as_if_alone(data):
+def test_trials_stop_one_by_one_and_the_others_go_on_as_if_alone(data, fused):
     stops = {0: 2, 3: 0, 4: 5}
     seen = []
 
@@ -151,8 +157,7 @@ def test_lanes_stop_one_by_one_and_the_others_go_on_as_if_alone(data):
     stopped = _train(data, "fused", on_epoch=on_epoch)
     assert [r.n_epochs for r in stopped] == [3, 6, 6, 1, 6]
     assert seen == sorted(seen)  # epoch by epoch
-    full = _train(data, "fused")
-    for a, b in zip(stopped, full, strict=True):
+    for a, b in zip(stopped, fused, strict=True):
         assert a.failure is None
         for name in a.curves._fields:
             curve = getattr(a.curves, name)
@@ -163,7 +168,7 @@ def test_lanes_stop_one_by_one_and_the_others_go_on_as_if_alone(data):
 
 
 def _with_broken_weight(value, made):
-    """The fourth network that is made (after the probe: of trial 1) starts with one bad weight."""
+    """Give one bad weight to the fourth network that is made: after the probe, one of trial 1."""
 
     def network(input_shape, n_classes):
         net = _mlp(7)(input_shape, n_classes)
@@ -176,19 +181,17 @@ def _with_broken_weight(value, made):
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_a_lane_that_becomes_non_finite_fails_alone(data, value):
+def test_a_trial_that_becomes_non_finite_fails_alone(data, fused, value):
     results = _train(data, "fused", network=_with_broken_weight(value, []))
-    healthy = _train(data, "fused")
     broken = results.pop(1)
-    del healthy[1]
     assert isinstance(broken.failure, FloatingPointError)
     assert "training loss of network 0 became non-finite in epoch 0" in str(broken.failure)
-    _assert_close(results, healthy, atol=0)
+    _assert_close(results, [fused[0], *fused[2:]], atol=0)
 
 
-def test_out_of_memory_halves_the_group_and_tells_no_epoch_twice(data, monkeypatch):
+def test_out_of_memory_halves_the_group_and_tells_no_epoch_twice(data, fused, monkeypatch):
     widths = []
-    whole = stacked.StackedMlps.train_epoch
+    whole = stacked.FusedMlpTrainer.train_epoch
 
     def train_epoch(self, keep_rates, *plan):
         widths.append(len(keep_rates))
@@ -196,16 +199,15 @@ def test_out_of_memory_halves_the_group_and_tells_no_epoch_twice(data, monkeypat
             raise torch.OutOfMemoryError("out of memory")
         return whole(self, keep_rates, *plan)
 
-    expected = _train(data, "fused")
-    monkeypatch.setattr(stacked.StackedMlps, "train_epoch", train_epoch)
+    monkeypatch.setattr(stacked.FusedMlpTrainer, "train_epoch", train_epoch)
     seen = []
     results = _train(data, "fused", on_epoch=lambda k, epoch, _: seen.append((k, epoch)))
     assert widths == [5] * 3 + [2] * 6 + [3] + [1] * 6 + [2] * 6
     assert sorted(seen) == [(k, epoch) for k in range(5) for epoch in range(6)]
-    assert all(_same_bits(a, b) for a, b in zip(results, expected, strict=True))
+    assert all(_same_bits(a, b) for a, b in zip(results, fused, strict=True))
 
 
-def test_an_error_is_carried_by_the_trial_it_belongs_to(data):
+def test_an_error_is_carried_by_the_trial_it_belongs_to(data, fused):
     error = KeyError("boom")
     made = []
 
@@ -219,8 +221,7 @@ def test_an_error_is_carried_by_the_trial_it_belongs_to(data):
     bad_seed = int(np.random.SeedSequence(SEEDS[3]).generate_state(3, np.uint64)[1])
     results = _train(data, "fused", network=network)
     assert [r.failure for r in results] == [None, None, None, error, None]
-    healthy = _train(data, "fused")
-    _assert_close(results[:3] + results[4:], healthy[:3] + healthy[4:], atol=0)
+    _assert_close(results[:3] + results[4:], fused[:3] + fused[4:], atol=0)
 
 
 def test_global_generators_are_neither_read_nor_moved(data):
@@ -291,10 +292,10 @@ def test_unflattened_images_are_no_vectors():
     [
         (
             {"backend": "gpu"},
-            r"one of \['auto', 'loop', 'rows', 'fused', 'graphs'\], but got 'gpu'",
+            r"one of 'auto', 'loop', 'rows', 'fused', 'graphs', but got 'gpu'",
         ),
         ({"backend": "fused", "network": lambda s, c: nn.Linear(9, c)}, "backend 'fused' needs"),
-        ({"backend": "auto", "fused_width": 0}, "fused_width must be at least 1, but got 0"),
+        ({"backend": "auto", "fused_width": 0}, "fused_width must be an int of at least 1, but"),
         ({"backend": "loop", "labels": np.zeros((5, 149), int)}, r"\(K, N\) = \(5, 150\)"),
         ({"backend": "loop", "labels": np.full((5, 150), 4)}, r"in \[0, 3\], but got 4"),
     ],

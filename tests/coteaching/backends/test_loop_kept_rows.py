@@ -1,4 +1,4 @@
-"""The backward pass over kept rows against the loop's autograd."""
+"""The backward pass over the kept samples against the loop's autograd."""
 
 import re
 
@@ -38,7 +38,7 @@ NETWORKS = {
 
 @pytest.fixture(scope="module")
 def data():
-    """Images of 17 x 18 pixels, partly black, so that pixels of a square tie."""
+    """Make images of 17 x 18 pixels that are partly black, so that pixels of a square tie."""
     rng = np.random.default_rng(0)
     x = rng.integers(0, 256, (70, 2, 17, 18), dtype=np.uint8)
     x[:, :, 4:12, 3:13] = 0
@@ -81,7 +81,7 @@ def _normalised(channels):
     [
         ("cnn2", {"backend": "rows"}),
         (_normalised(1), {"backend": "fused", "fused_width": 1}),
-        (_normalised(20), {"backend": "loop"}),
+        (_normalised(2), {"backend": "loop"}),
     ],
 )
 def test_auto_takes_what_is_fast_on_a_cpu_and_gives_each_trial_its_bits(data, network, backend):
@@ -101,7 +101,8 @@ def test_a_network_unlike_the_first_goes_through_the_loop(data):
 
     def network(input_shape, n_classes):
         made.append(None)
-        middle = nn.Tanh() if len(made) in (4, 5) else nn.ReLU()  # after the probe: trial 1
+        is_unlike = len(made) in (4, 5)  # trial 1, after the probe and trial 0
+        middle = nn.Tanh() if is_unlike else nn.ReLU()
         return nn.Sequential(nn.Conv2d(2, 3, 5), middle, nn.Flatten(), nn.Linear(546, n_classes))
 
     results = _train(data, "auto", network)

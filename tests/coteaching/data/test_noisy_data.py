@@ -1,10 +1,10 @@
-"""Data: where noise goes, what is split off, and one clear line for what is unusable."""
+"""Data: which labels get noise, how data are split, and one clear error for unusable data."""
 
+import json
 import os
 import pickle
 import re
 import struct
-import subprocess
 import sys
 
 import numpy as np
@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch.utils.data import Dataset, TensorDataset
 
-from optuna_s2e.coteaching import NoisyData, load_data
+from optuna_s2e.coteaching import NoisyData, load_data, make_network
 from optuna_s2e.coteaching.data._noisy_data import to_input
 from optuna_s2e.label_noise import published_noise
 
@@ -37,7 +37,7 @@ def test_digits_parts_are_disjoint_and_complete():
 def test_noise_is_on_the_training_labels_alone():
     data = load_data("digits", noise="pair", noise_rate=0.45)
     wrong = data.noisy_labels != data.clean_labels
-    assert 0.40 < wrong.double().mean() < 0.50  # 997 flips of probability .45: sd .016
+    assert 0.40 < wrong.double().mean() < 0.50  # 997 flips: standard deviation .016
     assert torch.equal(data.noisy_labels[wrong], (data.clean_labels[wrong] + 1) % 10)
     clean = load_data("digits", noise="none")
     assert torch.equal(clean.noisy_labels, clean.clean_labels)
@@ -49,7 +49,7 @@ def test_noisy_validation_carries_the_noise_and_clean_validation_does_not():
     clean = load_data("digits", validation="clean")
     noisy = load_data("digits", validation="noisy")
     assert torch.equal(clean.x_val, noisy.x_val)
-    assert 0.35 < (clean.y_val != noisy.y_val).double().mean() < 0.65  # sd .029
+    assert 0.35 < (clean.y_val != noisy.y_val).double().mean() < 0.65  # standard deviation .029
     assert torch.equal(clean.noisy_labels, noisy.noisy_labels)
 
 
@@ -124,13 +124,13 @@ def _save(path, **arrays):
 @pytest.mark.parametrize(
     ("arrays", "options", "message"),
     [
-        ({"train_x": X, "train_y": Y}, {}, "test_x, test_y missing, found train_x, train_y."),
-        ({"x": X, "y": Y, "x_val": X}, {}, "y_val missing, found x, x_val, y."),
-        ({}, {}, "missing, found nothing."),
+        ({"train_x": X, "train_y": Y}, {}, "but got train_x, train_y: test_x, test_y missing."),
+        ({"x": X, "y": Y, "x_val": X}, {}, "but got x, x_val, y: y_val missing."),
+        ({}, {}, "but got nothing: train_x, train_y, test_x, test_y missing."),
         (
             {"x": X, "y": np.array([{}] * 12), "x_val": X, "y_val": Y},
             {},
-            "is no .npz file of plain arrays: Object arrays cannot be loaded",
+            "is not a .npz file of plain arrays: Object arrays cannot be loaded",
         ),
         (
             {"x": X, "y": Y[:5], "x_val": X, "y_val": Y},
@@ -162,7 +162,7 @@ def test_unusable_npz_files_are_named(tmp_path, arrays, options, message):
 
 def test_damaged_and_missing_npz_files_are_named(tmp_path):
     (tmp_path / "e.npz").write_bytes(b"PK\x03\x04 not a zip")
-    with pytest.raises(ValueError, match=r"e\.npz' is no \.npz file"):
+    with pytest.raises(ValueError, match=r"e\.npz' is not a \.npz file"):
         load_data(str(tmp_path / "e.npz"))
     with pytest.raises(FileNotFoundError, match=r"There is no file .*f\.npz"):
         load_data(str(tmp_path / "f.npz"))
@@ -173,13 +173,13 @@ def test_damaged_and_missing_npz_files_are_named(tmp_path):
     [
         ({"name": "imagenet"}, "must be one of ['digits', 'mnist', 'cifar10', 'cifar100'] or a"),
         ({"noise": "asym"}, "noise must be one of"),
-        ({"noise_rate": 1.2}, "noise_rate must be in [0, 1), but got 1.2"),
-        ({"validation": "dirty"}, "validation must be 'clean' or 'noisy', but got 'dirty'"),
-        ({"n_validation": 1297}, "n_validation must be in [1, 1296], but got 1297"),
-        ({"n_validation": 0}, "n_validation must be in [1, 1296], but got 0"),
-        ({"seed": -1}, "seed must be a non-negative int, but got -1"),
-        ({"seed": 0.5}, "seed must be a non-negative int, but got 0.5"),
-        ({"name": "mnist"}, "root must be the folder"),
+        ({"noise_rate": 1.2}, "noise_rate must be a number in [0, 1), but got 1.2"),
+        ({"validation": "dirty"}, "validation must be one of 'clean', 'noisy', but got 'dirty'"),
+        ({"n_validation": 1297}, "n_validation must be an int in [1, 1296], but got 1297"),
+        ({"n_validation": 0}, "n_validation must be an int in [1, 1296], but got 0"),
+        ({"seed": -1}, "seed must be an int of at least 0, but got -1"),
+        ({"seed": 0.5}, "seed must be an int of at least 0, but got 0.5"),
+        ({"name": "mnist"}, "root must be a folder that holds (or will hold) mnist, but got None"),
     ],
 )
 def test_load_errors_name_the_argument_and_the_value(options, message):
@@ -214,9 +214,9 @@ def _broken(**changes):
         ({"y": np.where(Y == 1, 0, Y)}, "y must hold every class, but [1] are empty"),
         ({"y_val": np.where(Y == 2, 0, Y)}, "y_val must hold every class, but [2] are empty"),
         ({"n_classes": 5}, "y must hold every class, but [3, 4] are empty"),
-        ({"y": Y * 0, "y_val": Y * 0}, "n_classes must be at least 2, but got 1"),
+        ({"y": Y * 0, "y_val": Y * 0}, "n_classes must be an int of at least 2, but got 1"),
         ({"clean_labels": Y[:4]}, "x and clean_labels must have the same length"),
-        ({"x_test": X}, "x_test and y_test must be given together"),
+        ({"x_test": X}, "x_test and y_test must be given together, but got x_test alone."),
         ({"x_test": X, "y_test": Y + 9, "n_classes": 3}, "y_test must be in"),
     ],
 )
@@ -269,7 +269,7 @@ def test_data_sets_of_other_items_are_named():
 
 
 def _write_idx(path, array):
-    """Write MNIST's own file format: magic number, sizes, bytes."""
+    """Write the file format of MNIST: magic number, sizes, bytes."""
     header = struct.pack(f">BBBB{array.ndim}I", 0, 0, 8, array.ndim, *array.shape)
     path.write_bytes(header + array.astype(np.uint8).tobytes())
 
@@ -300,7 +300,7 @@ def test_missing_files_are_one_clear_error(tmp_path, monkeypatch):
         load_data("mnist", root=tmp_path, download=False)
     from optuna_s2e.coteaching._torchvision import import_datasets
 
-    closed = ["http://127.0.0.1:9/"]  # the discard port: nobody listens
+    closed = ["http://127.0.0.1:9/"]  # the discard port: no server listens there
     monkeypatch.setattr(import_datasets().MNIST, "mirrors", closed)
     with pytest.raises(FileNotFoundError, match=r"was not found .* and cannot be downloaded"):
         load_data("mnist", root=tmp_path)
@@ -343,23 +343,24 @@ def test_cifar100_is_read_as_torchvision_keeps_it(tmp_path, monkeypatch):
     assert data.y_test.tolist() == fine
 
 
-def test_missing_torch_and_torchvision_are_import_errors_with_the_command():
-    code = (
-        "import sys; sys.modules[{module!r}] = None\n"
-        "try:\n"
-        "    import optuna_s2e.coteaching as c; c.load_data('mnist', root='.')\n"
-        "except ImportError as error:\n"
-        "    print(error)\n"
-    )
-    for module, start in [("torch", "optuna_s2e.coteaching needs"), ("torchvision", "MNIST and")]:
-        done = subprocess.run(
-            [sys.executable, "-c", code.format(module=module)],
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        assert done.stdout.startswith(start)
-        assert 'pip install "optuna-s2e[coteaching]"' in done.stdout
+def _make_resnet():
+    return make_network("resnet18", (3, 32, 32), 10, seed=0)
+
+
+@pytest.mark.parametrize("use", [lambda: load_data("mnist", root="."), _make_resnet])
+def test_missing_torchvision_is_an_import_error_with_the_command(use, monkeypatch):
+    for name in ("torchvision", "torchvision.datasets", "torchvision.models"):
+        monkeypatch.setitem(sys.modules, name, None)
+    message = 'need torchvision. Install it with: pip install "optuna-s2e[coteaching]"'
+    with pytest.raises(ImportError, match=re.escape(message)):
+        use()
+
+
+def test_missing_scikit_learn_is_an_import_error_with_the_command(monkeypatch):
+    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+    message = 'need scikit-learn. Install it with: pip install "optuna-s2e[coteaching]"'
+    with pytest.raises(ImportError, match=re.escape(message)):
+        load_data("digits")
 
 
 def test_npz_images_with_channels_last_are_turned(tmp_path):
@@ -370,3 +371,13 @@ def test_npz_images_with_channels_last_are_turned(tmp_path):
     data = load_data("colour.npz", root=tmp_path, noise="none", n_validation=6)
     assert data.input_shape == (3, 8, 9)
     np.testing.assert_array_equal(data.x_test, x.transpose(0, 3, 1, 2))
+
+
+def test_numbers_of_numpy_become_numbers_of_python(tmp_path):
+    options = {"seed": np.int64(3), "n_validation": np.int32(50), "noise_rate": np.float32(0.25)}
+    data = load_data("digits", noise="pair", **options)
+    same = load_data("digits", noise="pair", seed=3, n_validation=50, noise_rate=0.25)
+    assert json.loads(json.dumps(data.settings)) == data.settings == same.settings
+    assert torch.equal(data.noisy_labels, same.noisy_labels)
+    arrays = NoisyData.from_arrays(X, Y, X, Y, n_classes=np.int64(3))
+    assert (arrays.n_classes, type(arrays.n_classes)) == (3, int)

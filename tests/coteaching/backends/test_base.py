@@ -1,0 +1,86 @@
+"""What all backends share: seeds, networks and the order of the data of each trial."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from optuna_s2e.coteaching import NoisyData, TrainingConfig, make_network
+from optuna_s2e.coteaching.backends._base import (
+    DataOrders,
+    TrainingSetup,
+    gather_labels,
+    make_networks,
+    trial_seeds,
+)
+
+SEEDS = [3, 8, 5]
+
+
+def _make_setup(network="mlp", **config):
+    x, y = np.arange(46, dtype=np.float32).reshape(23, 2), np.arange(23) % 3
+    data = NoisyData.from_arrays(x, y, x, y)
+    return TrainingSetup(data, network, TrainingConfig(**config), (data.x_val, data.y_val))
+
+
+def _states(seed):
+    return [int(s) for s in np.random.SeedSequence(seed).generate_state(3, np.uint64)]
+
+
+def _draw(seed, n_epochs):
+    """Draw the permutations of a trial: one generator, one permutation per epoch."""
+    generator = torch.Generator().manual_seed(_states(seed)[2])
+    return [torch.randperm(23, generator=generator) for _ in range(n_epochs)]
+
+
+def test_each_epoch_is_a_permutation_from_the_seed_of_the_trial():
+    orders = DataOrders(_make_setup(batch_size=5), SEEDS)
+    expected = [_draw(seed, 3) for seed in SEEDS]
+    for epoch in range(3):
+        order = orders.draw()
+        assert order.shape == (4, 3, 5)  # 23 samples: four mini-batches of 5, three left out
+        for k in range(3):
+            assert torch.equal(order[:, k].flatten(), expected[k][epoch][:20])
+    assert sorted(expected[0][0].tolist()) == list(range(23))
+
+
+def test_trials_that_stay_go_on_with_their_own_orders():
+    orders = DataOrders(_make_setup(batch_size=5), SEEDS)
+    orders.draw()
+    orders.keep_trials([2, 0])
+    order = orders.draw()
+    for k, seed in enumerate((5, 3)):
+        assert torch.equal(order[:, k].flatten(), _draw(seed, 2)[1][:20])
+
+
+@pytest.mark.parametrize(("batch_size", "expected"), [(5, 5), (23, 23), (128, 23)])
+def test_small_data_are_one_mini_batch(batch_size, expected):
+    setup = _make_setup(batch_size=batch_size)
+    assert setup.batch_size == expected
+    assert DataOrders(setup, [0]).draw().shape == (23 // expected, 1, expected)
+
+
+@pytest.mark.parametrize("are_shared", [True, False])
+def test_labels_follow_the_order(are_shared):
+    order = DataOrders(_make_setup(batch_size=5), SEEDS).draw()
+    labels = torch.arange(23) if are_shared else torch.arange(69).view(3, 23)
+    gathered = gather_labels(labels, order)
+    for s in range(4):
+        for k in range(3):
+            own = labels if are_shared else labels[k]
+            assert gathered[s, k].tolist() == [int(own[i]) for i in order[s, k]]
+
+
+def test_networks_have_the_first_two_seeds_of_the_trial_and_the_dtype_of_the_config():
+    networks = make_networks(_make_setup(dtype="float64"), 7)
+    for net, seed in zip(networks, _states(7)[:2], strict=True):
+        alone = make_network("mlp", (2,), 3, seed=seed).double()
+        assert all(map(torch.equal, net.parameters(), alone.parameters()))
+    assert list(trial_seeds(7)) == _states(7)
+    assert len({*trial_seeds(7), *trial_seeds(8)}) == 6
+
+
+def test_one_module_for_both_networks_is_refused():
+    module = nn.Linear(2, 3)
+    with pytest.raises(ValueError, match="must make a new module at each call"):
+        make_networks(_make_setup(lambda shape, n_classes: module), 0)
