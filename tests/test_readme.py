@@ -35,12 +35,12 @@ def test_the_commands_are_those_of_the_makefile_and_the_parser() -> None:
     makefile = (README.parent / "Makefile").read_text()
     for target in re.findall(r"^make (\w+)", text, re.MULTILINE):
         assert f"\n{target}:" in makefile
-    from optuna_s2e.cli._main import _parser
+    from optuna_s2e.cli._main import make_parser
 
     commands = re.findall(r"^s2e (.*?)(?:\s+#.*)?$", text, re.MULTILINE)
     assert len(commands) == 7
     for command in commands:
-        _parser().parse_args(command.split())
+        make_parser().parse_args(command.split())
 
 
 REGISTRY = README.parent / "docs" / "optunahub" / "package"

@@ -1,0 +1,70 @@
+"""What the tests of the `s2e` command share: tiny data, and searches that take little time."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import optuna
+import pytest
+
+from optuna_s2e.cli import main
+
+K = 3  # population size of all searches here
+N_SEARCHED = 12  # trials of the search that the tests share
+
+DATA = "own.npz"
+SEARCH = ["search", "--data", DATA, "--epochs", "2", "--population-size", str(K), "--no-dashboard"]
+
+
+class Searched(NamedTuple):
+    """A search that nothing disturbed: its folder, and what it printed."""
+
+    folder: Path
+    printed: str
+
+
+def search(n_trials: int, *options: str, name: str = "s") -> list[str]:
+    """Return the command line of a search on the tiny data."""
+    return [*SEARCH, "--study-name", name, "--trials", str(n_trials), *options]
+
+
+def study(name: str = "s", storage: str = "sqlite:///s2e.db") -> optuna.Study:
+    return optuna.load_study(study_name=name, storage=storage)
+
+
+def make_arrays() -> dict[str, np.ndarray]:
+    """Make 120 samples to train on and 12 to test on, of three classes."""
+    rng = np.random.default_rng(0)
+    x = rng.random((132, 4))
+    y = np.digitize(x.sum(axis=1), [1.7, 2.3])
+    return {"train_x": x[:120], "train_y": y[:120], "test_x": x[120:], "test_y": y[120:]}
+
+
+def last_line(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
+    """Run a command that must fail with exit code 2; return the last line of its errors."""
+    capsys.readouterr()
+    assert main(argv) == 2
+    lines: list[str] = capsys.readouterr().err.strip().splitlines()
+    return lines[-1]
+
+
+def only_line(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
+    """Run a command that must fail with exit code 2 and one line; return the line."""
+    capsys.readouterr()
+    assert main(argv) == 2
+    error: str = capsys.readouterr().err
+    assert error.startswith(f"s2e {argv[0]}: error: ")
+    assert error.count("\n") == 1
+    return error.strip()
+
+
+def start(*argv: str) -> "subprocess.Popen[bytes]":
+    """Start the command as a user does, in a process of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "optuna_s2e", *argv],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
