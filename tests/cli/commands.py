@@ -1,7 +1,8 @@
 """What the tests of the `s2e` command share: tiny data, and searches that take little time."""
 
+import multiprocessing
 import os
-import subprocess
+import signal
 import sys
 from pathlib import Path
 from typing import NamedTuple
@@ -13,7 +14,7 @@ import pytest
 from optuna_s2e.cli import main
 
 K = 3  # population size of all searches here
-N_SEARCHED = 12  # trials of the search that the tests share
+N_SEARCHED = 9  # trials of the search that the tests share
 
 DATA = "own.npz"
 SEARCH = ["search", "--data", DATA, "--epochs", "2", "--population-size", str(K), "--no-dashboard"]
@@ -61,10 +62,42 @@ def only_line(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
     return error.strip()
 
 
-def start(*argv: str) -> "subprocess.Popen[bytes]":
-    """Start the command as a user does, in a process of its own."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "optuna_s2e", *argv],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
+class Process:
+    """The command in a process of its own, in the working folder.
+
+    It is forked from a server that has imported PyTorch, which takes longer than these searches.
+    """
+
+    _context = multiprocessing.get_context("forkserver")
+    _context.set_forkserver_preload(["torch._dynamo", "optuna_s2e.coteaching", "optuna_s2e.cli"])
+
+    def __init__(self, *argv: str) -> None:
+        self._out, self._err = Path("out.txt").absolute(), Path("err.txt").absolute()
+        self._process = self._context.Process(
+            target=_run, args=(argv, os.getcwd(), self._out, self._err)
+        )
+        self._process.start()
+
+    def is_alive(self) -> bool:
+        return self._process.is_alive()
+
+    @property
+    def printed(self) -> str:
+        return self._out.read_text() if self._out.exists() else ""
+
+    def stop(self, sign: signal.Signals) -> tuple[int | None, str, str]:
+        """Send a signal; return the exit code, what was printed, and the errors."""
+        if self.is_alive():
+            os.kill(self._process.pid, sign)
+        self._process.join(60)
+        return self._process.exitcode, self.printed, self._err.read_text()
+
+
+def _run(argv: list[str], folder: str, out: Path, err: Path) -> None:
+    # a background job of a shell ignores SIGINT, and so do its children
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    os.chdir(folder)
+    for number, path in ((1, out), (2, err)):
+        with path.open("w") as file:
+            os.dup2(file.fileno(), number)
+    sys.exit(main(argv))

@@ -3,14 +3,13 @@
 import json
 import re
 import signal
-import subprocess
-import sys
+import time
 from typing import Any
 from urllib.request import urlopen
 
 import optuna
 import pytest
-from commands import Searched, only_line
+from commands import Process, Searched, only_line
 
 from optuna_s2e.cli import _dashboard
 
@@ -18,23 +17,18 @@ from optuna_s2e.cli import _dashboard
 def test_dashboard_serves_the_studies_until_ctrl_c_and_warns_about_visitors(
     searched: Searched,
 ) -> None:
-    server = subprocess.Popen(
-        [sys.executable, "-m", "optuna_s2e", "dashboard", "--host", "0.0.0.0", "--port", "0"],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        # a background job of a shell ignores SIGINT, and so do its children
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )  # fmt: skip
+    server = Process("dashboard", "--host", "0.0.0.0", "--port", "0", "--no-browser")
+    end = time.monotonic() + 60
+    while "Pictures:" not in server.printed and server.is_alive() and time.monotonic() < end:
+        time.sleep(0.05)
+    found = re.match(r"http://0\.0\.0\.0:(\d+)/dashboard \(Ctrl-C stops it\)\n", server.printed)
     try:
-        assert server.stdout is not None
-        line = server.stdout.readline()
-        found = re.fullmatch(r"http://0\.0\.0\.0:(\d+)/dashboard \(Ctrl-C stops it\)\n", line)
-        assert found, line
+        assert found
         studies: Any = json.load(urlopen(f"http://127.0.0.1:{found[1]}/api/studies"))
         assert [s["study_name"] for s in studies["study_summaries"]] == ["s"]
     finally:
-        server.send_signal(signal.SIGINT)
-        _, errors = server.communicate(timeout=60)
-    assert server.returncode == 130
+        code, _, errors = server.stop(signal.SIGINT)
+    assert code == 130
     assert "Everyone who reaches this address can read and change the studies." in errors
     assert errors.endswith("Interrupted.\n")
 

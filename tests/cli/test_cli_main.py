@@ -11,7 +11,7 @@ from pathlib import Path
 
 import optuna
 import pytest
-from commands import SEARCH, Searched, last_line, only_line
+from commands import N_SEARCHED, SEARCH, K, Searched, last_line, only_line
 
 import optuna_s2e
 from optuna_s2e.cli import main
@@ -147,7 +147,7 @@ def test_version_of_a_checkout_says_that_it_is_not_installed(
 
 
 CODE = """
-import sys, json
+import sys, json, runpy
 sys.modules["torch"] = None  # as if it were not installed
 import optuna_s2e
 before = set(sys.modules)
@@ -160,10 +160,12 @@ print(json.dumps(["imported", sorted(new - set(sys.stdlib_module_names))]), file
 run("status", "--verify")
 run("export", "--out", "schedule.json")
 run("evaluate")
+sys.argv = ["python -m optuna_s2e", "--version"]
+runpy.run_module("optuna_s2e", run_name="__main__")
 """
 
 
-def test_help_imports_no_more_than_the_package_and_status_needs_no_torch(
+def test_help_imports_no_more_than_the_package_and_no_torch_is_needed_to_look(
     searched: Searched,
 ) -> None:
     ran = subprocess.run([sys.executable, "-c", CODE], capture_output=True, text=True, check=True)
@@ -171,6 +173,7 @@ def test_help_imports_no_more_than_the_package_and_status_needs_no_torch(
     results = dict(json.loads(line) for line in lines if line.startswith("["))
     expected = {"--help": 0, "imported": ["optuna_s2e"], "status": 0, "export": 0, "evaluate": 2}
     assert results == expected
-    assert "4 generations replay bit for bit" in ran.stdout
+    assert f"{N_SEARCHED // K} generations replay bit for bit" in ran.stdout
     (error,) = (line for line in lines if line.startswith("s2e "))
     assert 'pip install "optuna-s2e[coteaching]"' in error
+    assert ran.stdout.splitlines()[-1].startswith(f"s2e {optuna_s2e.__version__} (optuna ")

@@ -2,7 +2,7 @@
 
 import optuna
 import pytest
-from commands import Searched, only_line, study
+from commands import N_SEARCHED, K, Searched, only_line, study
 
 from optuna_s2e._attributes import DRAW_KEY, SEARCH_KEY
 from optuna_s2e.cli import main
@@ -13,10 +13,10 @@ def test_status_shows_and_verifies_a_search(
 ) -> None:
     assert main(["status"]) == 0
     out = capsys.readouterr().out
-    assert "12 complete" in out
+    assert f"{N_SEARCHED} complete" in out
     assert "verify" not in out
     assert main(["status", "--verify"]) == 0
-    assert "4 generations replay bit for bit" in capsys.readouterr().out
+    assert f"{N_SEARCHED // K} generations replay bit for bit" in capsys.readouterr().out
 
 
 def test_verify_finds_a_changed_theta(
@@ -38,7 +38,7 @@ def test_status_of_a_damaged_study_says_so_and_goes_on(
     assert main(["status"]) == 0
     out = capsys.readouterr().out
     assert "keeps for its workers are damaged" in out
-    assert "12 complete" in out
+    assert f"{N_SEARCHED} complete" in out
 
 
 def test_wrong_study_name_is_one_line_that_lists_the_studies(
