@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 EXIT_MISMATCH, EXIT_ERROR = 1, 2
 EXIT_CODES = {"SIGINT": 130, "SIGTERM": 143}  # as shells have them
 
-HEARTBEAT = 60  # seconds
+HEARTBEAT = 60  # seconds between two heartbeats of a running trial
 
 
 # --- options ---------------------------------------------------------------------------------

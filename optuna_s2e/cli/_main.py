@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, NoReturn, Protocol
 
+from optuna.exceptions import StorageInternalError
+
 import optuna_s2e
 from optuna_s2e.cli import _dashboard, _evaluate, _export, _search, _status, _worker
 from optuna_s2e.cli._common import EXIT_CODES, EXIT_ERROR
@@ -34,16 +36,19 @@ that epoch t trains on, and finds one with a low validation error.
 
 
 class Command(Protocol):
-    """What the module of a command defines."""
+    """What the module of a command defines.
+
+    Attributes:
+        HELP: Its help text, in lines of at most 80 columns. The list of commands shows the first.
+    """
 
     HELP: str
-    """Its help text; the first line alone stands in the list of commands."""
 
     def add_options(self, parser: argparse.ArgumentParser) -> None:
-        """Add the options that it takes besides --storage and --traceback."""
+        """Add the options that the command takes besides --storage and --traceback."""
 
     def run(self, args: argparse.Namespace) -> int:
-        """Run it and return the exit code; `args.argv` is the command line as it was given."""
+        """Run the command and return its exit code; `args.argv` is the command line as given."""
 
 
 COMMANDS: dict[str, Command] = {
@@ -54,6 +59,9 @@ COMMANDS: dict[str, Command] = {
     "export": _export,
     "dashboard": _dashboard,
 }
+
+
+_MENDABLE = (ValueError, OSError, ImportError, RuntimeError, StorageInternalError)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -76,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\nInterrupted.", file=sys.stderr)
         return EXIT_CODES["SIGINT"]
-    except (ValueError, OSError, ImportError, RuntimeError) as error:
+    except _MENDABLE as error:
         if args.traceback:
             raise
         print(f"s2e {args.command}: error: {_one_line(error)}", file=sys.stderr)
@@ -129,6 +137,7 @@ class _Version(argparse.Action):
 
 
 def _version(distribution: str) -> str:
+    """Return the version of an installed distribution, without importing it."""
     try:
         return version(distribution)
     except PackageNotFoundError:
@@ -136,5 +145,8 @@ def _version(distribution: str) -> str:
 
 
 def _one_line(error: Exception) -> str:
-    line = hide_passwords(" ".join(str(error).split()) or type(error).__name__)
+    text = str(error) or type(error).__name__
+    if isinstance(error, StorageInternalError) and error.__cause__:  # Optuna's text is a guess
+        text += " The storage says: " + str(error.__cause__).partition("\n")[0]
+    line = hide_passwords(" ".join(text.split()))
     return line.replace('on_config_change="adopt"', "--on-config-change adopt")

@@ -14,8 +14,10 @@ import optuna
 from optuna_s2e._attributes import OBJECTIVE_KEY
 from optuna_s2e.cli import _common
 from optuna_s2e.estimators.settings import DEFAULTS
+from optuna_s2e.label_noise import NOISES
 from optuna_s2e.parallel import Search
 from optuna_s2e.sampler import S2ESampler
+from optuna_s2e.schedules import DEFAULT_KIND, SPACES
 
 if TYPE_CHECKING:
     from optuna_s2e.coteaching import CoteachingObjective
@@ -59,7 +61,7 @@ def _add_data_options(parser: argparse.ArgumentParser) -> None:
         "%(default)s)",
     )  # fmt: skip
     data.add_argument(
-        "--noise", default="symmetric", choices=["symmetric", "pair", "none"],
+        "--noise", default="symmetric", choices=NOISES,
         help="how training labels are made wrong (default %(default)s)",
     )  # fmt: skip
     _common.add_float(
@@ -105,9 +107,9 @@ def _add_training_options(parser: argparse.ArgumentParser) -> None:
 def _add_search_options(parser: argparse.ArgumentParser) -> None:
     search = parser.add_argument_group("search")
     search.add_argument(
-        "--space", choices=["eq1", "table1"],
-        help="which schedules are searched. eq1: Co-teaching's formula, 3 parameters (default); "
-        "table1: the paper's space, 19 parameters",
+        "--space", default=DEFAULT_KIND, choices=sorted(SPACES),
+        help="which schedules are searched. eq1: Co-teaching's formula, 3 parameters; table1: "
+        "the paper's space, 19 parameters (default %(default)s)",
     )  # fmt: skip
     _common.add_int(
         search, "--trials", 1, default=60, metavar="N",
@@ -131,8 +133,8 @@ def _add_search_options(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     _common.add_int(
         search, "--reuse", 0, 1000, metavar="N",
-        help="earlier updates whose trials take part again; the paper has 0 (default: 1000 for "
-        "surrogate, 10 for the others)",
+        help="earlier updates whose trials take part again; 0 in the paper (default: that of the "
+        "estimator)",
     )  # fmt: skip
     _common.add_int(
         search, "--seed", 0, default=0, metavar="N",

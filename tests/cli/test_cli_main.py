@@ -1,8 +1,10 @@
 """The s2e command as a whole: help, versions, errors in one line, and what it imports."""
 
+import contextlib
 import importlib
 import json
 import re
+import sqlite3
 import subprocess
 import sys
 import tomllib
@@ -82,6 +84,14 @@ def test_wrong_number_is_one_line_that_names_its_option(
     command, option, _ = case
     line = only_line(capsys, *case)
     assert line == f"s2e {command}: error: {option} {NUMBERS[case]} See `s2e {command} --help`."
+
+
+def test_error_inside_the_database_is_one_line(
+    searched: Searched, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with contextlib.closing(sqlite3.connect("s2e.db")) as database:
+        database.execute("ALTER TABLE trials RENAME COLUMN number TO gone")
+    assert "no such column: trials.number" in last_line(capsys, "status")
 
 
 def test_traceback_shows_where_an_error_came_from() -> None:

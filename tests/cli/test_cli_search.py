@@ -15,7 +15,9 @@ import pytest
 from commands import DATA, K, Process, Searched, last_line, make_arrays, only_line, search, study
 
 from optuna_s2e import generations, replay
+from optuna_s2e._attributes import OBJECTIVE_KEY
 from optuna_s2e.cli import main
+from optuna_s2e.coteaching import CoteachingObjective, load_data
 
 
 def test_search_of_the_digits_prints_its_result_and_what_comes_next(
@@ -31,6 +33,20 @@ def test_search_of_the_digits_prints_its_result_and_what_comes_next(
     assert " s2e dashboard --storage sqlite:///s2e.db\n" in out
     assert " s2e search --epochs 2 --trials 4\n" in out  # searches on
     assert [t.state.name for t in study("digits-symmetric-0.5").trials] == ["COMPLETE"] * 2
+
+
+def test_defaults_of_the_help_are_those_of_the_trainings(
+    searched: Searched, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(["search", "--help"])
+    out = " ".join(capsys.readouterr().out.split())
+    digits = CoteachingObjective(load_data("digits")).config
+    other = study().user_attrs[OBJECTIVE_KEY]["config"]
+    for one, two in (
+        (digits.batch_size, other["batch_size"]),
+        (digits.learning_rate, other["learning_rate"]),
+    ):
+        assert f"(default: {one} for the digits, {two} for other data)" in out
 
 
 def test_same_command_resumes_in_the_papers_space(capsys: pytest.CaptureFixture[str]) -> None:
