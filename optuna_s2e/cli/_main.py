@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, NoReturn, Protocol
 
@@ -61,6 +61,8 @@ COMMANDS: dict[str, Command] = {
 }
 
 
+# names of arguments whose options are called otherwise
+_ALIASES = {"url": "storage", "root": "data_root", "n_epochs": "epochs", "kind": "space"}
 _MENDABLE = (ValueError, OSError, ImportError, RuntimeError, StorageInternalError)
 
 
@@ -87,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except _MENDABLE as error:
         if args.traceback:
             raise
-        print(f"s2e {args.command}: error: {_one_line(error)}", file=sys.stderr)
+        print(f"s2e {args.command}: error: {_one_line(error, vars(args))}", file=sys.stderr)
         return EXIT_ERROR
 
 
@@ -144,9 +146,14 @@ def _version(distribution: str) -> str:
         return "not installed"
 
 
-def _one_line(error: Exception) -> str:
+def _one_line(error: Exception, options: Container[str]) -> str:
+    """Return what an error says, in the words of the command line and without passwords."""
     text = str(error) or type(error).__name__
     if isinstance(error, StorageInternalError) and error.__cause__:  # Optuna's text is a guess
         text += " The storage says: " + str(error.__cause__).partition("\n")[0]
     line = hide_passwords(" ".join(text.split()))
+    argument, _, rest = line.partition(" ")
+    option = _ALIASES.get(argument, argument)
+    if option in options:  # "noise_rate must be ..."
+        line = f"--{option.replace('_', '-')} {rest}"
     return line.replace('on_config_change="adopt"', "--on-config-change adopt")

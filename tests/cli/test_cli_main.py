@@ -22,13 +22,14 @@ from optuna_s2e.estimators.settings import DEFAULTS
 
 ERRORS: dict[str, tuple[list[str], str]] = {
     "unknown data": (["search", "--data", "mnits"], "'mnits'"),
-    "data root": (["search", "--data", "mnist"], "--data-root|root"),
+    "data root": (["search", "--data", "mnist"], "error: --data-root must be"),
     "npz": (["search", "--data", "none.npz"], "none.npz"),
-    "network": (["search", "--network", "resnet"], "network must be"),
-    "device": (["search", "--device", "tpu"], "device"),
+    "network": (["search", "--network", "resnet"], "error: --network must be one of"),
+    "device": (["search", "--device", "tpu"], "error: --device must be"),
+    "epochs": (["search", "--epochs", "9999999"], "error: --epochs must be an int in"),
     "estimator": (["search", "--estimator", "magic"], "--estimator: invalid choice: 'magic'"),
     "storage": (["search", "--storage", "sqlite:////no/such/x.db"], "cannot be opened"),
-    "url": (["search", "--storage", "here"], "must be a database URL"),
+    "url": (["search", "--storage", "here"], "error: --storage must be a database URL"),
     "server": (
         ["status", "--storage", "postgresql+psycopg://me:secret@127.0.0.1:1/x"],
         r"me:\*\*\*@127.0.0.1:1/x cannot be opened",
