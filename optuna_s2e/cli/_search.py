@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 HELP = """\
 Search the schedule R(t) for data with wrong labels.
 
-Each trial trains Co-teaching under one schedule and returns their validation
+Each trial trains Co-teaching under one schedule and returns its validation
 error. The storage keeps everything: the same command again resumes the search,
 the same command elsewhere adds a worker, and Ctrl-C loses at most the running
 trial. With --batch, one process trains the K trials of a generation together.
@@ -122,8 +122,8 @@ def _add_search_options(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     search.add_argument(
         "--batch", action="store_true",
-        help="train the K trials of a generation together, in one process at a time: the same "
-        "thetas whatever dies (docs/parallel.md)",
+        help="train the K trials of a generation together, in one process at a time; killing it "
+        "changes no theta (docs/parallel.md)",
     )  # fmt: skip
     estimators = _estimators()
     search.add_argument(
