@@ -107,7 +107,7 @@ def main() -> None:
 
         def search(epochs: int, trials: int, name: str = NAME) -> subprocess.Popen[bytes]:
             return subprocess.Popen([
-                sys.executable, "-m", "optuna_s2e.cli", "search", "--data", "digits",
+                sys.executable, "-m", "optuna_s2e", "search", "--data", "digits",
                 "--noise", "symmetric", "--noise-rate", "0.5", "--epochs", str(epochs),
                 "--trials", str(trials), "--space", args.space, "--storage", storage,
                 "--study-name", name,

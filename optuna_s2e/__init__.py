@@ -1,5 +1,7 @@
 """optuna_s2e: search sample-selection schedules, and anything else, with Optuna."""
 
+from importlib.metadata import PackageNotFoundError, version
+
 from optuna_s2e.analysis import Generation, Recommendation, generations, recommend, replay
 from optuna_s2e.distributions import simplex_params, suggest_simplex
 from optuna_s2e.parallel import RayExecutor, optimize_batch
@@ -31,3 +33,8 @@ __all__ = [
     "suggest_simplex",
     "table1_schedule",
 ]
+
+try:
+    __version__ = version("optuna-s2e")  # pyproject.toml says it
+except PackageNotFoundError:  # a checkout that is not installed
+    __version__ = "0+not.installed"

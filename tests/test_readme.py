@@ -1,4 +1,4 @@
-"""The README's Python runs as printed (with fewer trials)."""
+"""The README's Python runs as printed, with fewer trials; its commands exist."""
 
 import re
 from pathlib import Path
@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+
+from optuna_s2e.cli._main import make_parser
 
 README = Path(__file__).parent.parent / "README.md"
 BLOCKS = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
@@ -35,12 +37,10 @@ def test_the_commands_are_those_of_the_makefile_and_the_parser() -> None:
     makefile = (README.parent / "Makefile").read_text()
     for target in re.findall(r"^make (\w+)", text, re.MULTILINE):
         assert f"\n{target}:" in makefile
-    from optuna_s2e.cli._main import _parser
-
     commands = re.findall(r"^s2e (.*?)(?:\s+#.*)?$", text, re.MULTILINE)
     assert len(commands) == 7
     for command in commands:
-        _parser().parse_args(command.split())
+        make_parser().parse_args(command.split())
 
 
 REGISTRY = README.parent / "docs" / "optunahub" / "package"

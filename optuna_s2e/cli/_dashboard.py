@@ -1,67 +1,75 @@
-"""The `s2e dashboard` command, and the option of pictures that other commands share with it."""
+"""The `s2e dashboard` command."""
 
 from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+import optuna
+from optuna.storages import BaseStorage
+
+from optuna_s2e.cli._common import add_artifact_dir, add_int
+from optuna_s2e.storages import open_storage
 
 if TYPE_CHECKING:
     from optuna_s2e.dashboard import DashboardReporter
 
 HELP = """\
-Open optuna-dashboard on the storage: schedules, theta, generations and a picture of each trial.
+Show the searches of a storage in a browser.
 
-The pages follow a running search by themselves. The dashboard can change and delete studies:
---read-only forbids it, --password keeps others out. Beyond this machine, put TLS before it.
+It starts optuna-dashboard with the schedules, theta, the generations and a
+picture of each trial. The pages follow a running search. Ctrl-C stops it.
 
-    s2e dashboard --storage sqlite:///s2e.db
-    s2e dashboard --storage postgresql+psycopg://me@db/s2e --refresh --read-only --password
+Visitors can change and delete studies: --read-only forbids that, --password
+keeps others out. Put TLS before it if other machines reach it.
+
+    s2e dashboard
+    s2e dashboard --storage postgresql://me@db/s2e --read-only --password
+
+Next: open the address that is printed.
 """
 
 
-def add_options(dashboard: argparse.ArgumentParser) -> None:
-    """Add the options that only this command has."""
-    dashboard.add_argument("--host", default="127.0.0.1", help="default: this machine only")
-    dashboard.add_argument("--port", type=int, default=8080, help="0 takes a free one")
-    dashboard.add_argument("--read-only", action="store_true", help="refuse every change")
-    dashboard.add_argument(
-        "--password", action="store_true",
-        help="ask visitors for a password: the environment's S2E_DASHBOARD_PASSWORD, else typed",
-    )  # fmt: skip
-    dashboard.add_argument(
-        "--refresh", action="store_true",
-        help="first paint all pages anew from the stored trials: after a rename, copy or import",
-    )  # fmt: skip
-    dashboard.add_argument("--no-browser", action="store_true", help="open no browser")
-    add_artifact_dir(dashboard)
-
-
-def add_artifact_dir(parser: Any) -> None:
-    """Add the option that says where the pictures are."""
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that this command takes."""
     parser.add_argument(
-        "--artifact-dir", type=Path, metavar="DIR",
-        help="folder of the trials' pictures (default: FILE.artifacts beside a database file, "
-        "else s2e-artifacts)",
+        "--host", default="127.0.0.1",
+        help="address to listen on (default %(default)s: this machine only)",
     )  # fmt: skip
+    add_int(
+        parser, "--port", 0, 65535, default=8080, metavar="N",
+        help="port to listen on; 0 takes a free one (default %(default)s)",
+    )  # fmt: skip
+    parser.add_argument("--read-only", action="store_true", help="refuse every change")
+    parser.add_argument(
+        "--password", action="store_true",
+        help="ask visitors for a password, which you type first or set in the environment "
+        "variable S2E_DASHBOARD_PASSWORD",
+    )  # fmt: skip
+    parser.add_argument(
+        "--refresh", action="store_true",
+        help="draw all pages anew first, which is needed after a study was renamed, copied or "
+        "imported",
+    )  # fmt: skip
+    parser.add_argument("--no-browser", action="store_true", help="open no browser")
+    add_artifact_dir(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Serve the pages until Ctrl-C."""
     import threading
 
-    from optuna_s2e import open_storage
     from optuna_s2e.dashboard import DashboardReporter, find_artifact_dir, serve
 
     storage = open_storage(args.storage)
     folder = args.artifact_dir or find_artifact_dir(storage, args.storage)
     if args.refresh:
         _refresh(storage, DashboardReporter(folder))
-    password = _password() if args.password else None
+    password = _read_password() if args.password else None
     if not password and args.host not in ("127.0.0.1", "localhost", "::1"):
-        print("Anyone who reaches this address can read and change the studies; --password keeps "
-              "others out.", file=sys.stderr)  # fmt: skip
+        print("Everyone who reaches this address can read and change the studies. --password "
+              "keeps others out.", file=sys.stderr)  # fmt: skip
     with serve(
         storage,
         folder,
@@ -78,9 +86,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _refresh(storage: Any, reporter: DashboardReporter) -> None:
-    import optuna
-
+def _refresh(storage: BaseStorage, reporter: DashboardReporter) -> None:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     for name in optuna.get_all_study_names(storage):
         study = optuna.load_study(study_name=name, storage=storage)
@@ -90,7 +96,7 @@ def _refresh(storage: Any, reporter: DashboardReporter) -> None:
         print(f"Study {name!r}: painted, with {reporter.repaint(study)} trials.", flush=True)
 
 
-def _password() -> str:
+def _read_password() -> str:
     import getpass
     import os
 
@@ -101,7 +107,7 @@ def _password() -> str:
 
 
 def _open_browser(address: str) -> None:
-    """Open a browser where there is a screen: elsewhere it might be one in this terminal."""
+    """Open a browser if there is a screen; without one it could start in this terminal."""
     import os
     import webbrowser
 

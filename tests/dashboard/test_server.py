@@ -182,7 +182,7 @@ def test_the_folder_is_found_again(study: optuna.Study, tmp_path: Path) -> None:
 def launched(folder: Path, *argv: str, **env: str) -> Iterator[tuple[str, list[str]]]:
     """Run `s2e dashboard`; yield its address and the lines before it."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "optuna_s2e.cli", "dashboard", "--port", "0", *argv],
+        [sys.executable, "-m", "optuna_s2e", "dashboard", "--port", "0", *argv],
         cwd=folder, env={**os.environ, **env}, stdout=subprocess.PIPE, text=True,
         # a background job of a shell ignores SIGINT, and so do its children
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),

@@ -56,7 +56,7 @@ def start_worker(*options: str, seconds: float = 60) -> "subprocess.Popen[bytes]
     argv = ["worker", "--objective", "own_objectives:slow", *options]
     env = os.environ | {"OMP_NUM_THREADS": "1", "S2E_SLEEP": str(seconds)}
     worker = subprocess.Popen(
-        [sys.executable, "-m", "optuna_s2e.cli", *argv],
+        [sys.executable, "-m", "optuna_s2e", *argv],
         env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip
     end = time.monotonic() + 60

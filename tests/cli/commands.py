@@ -1,0 +1,103 @@
+"""What the tests of the `s2e` command share: tiny data, and searches that take little time."""
+
+import multiprocessing
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import optuna
+import pytest
+
+from optuna_s2e.cli import main
+
+K = 3  # population size of all searches here
+N_SEARCHED = 9  # trials of the search that the tests share
+
+DATA = "own.npz"
+SEARCH = ["search", "--data", DATA, "--epochs", "2", "--population-size", str(K), "--no-dashboard"]
+
+
+class Searched(NamedTuple):
+    """A search that nothing disturbed: its folder, and what it printed."""
+
+    folder: Path
+    printed: str
+
+
+def search(n_trials: int, *options: str, name: str = "s") -> list[str]:
+    """Return the command line of a search on the tiny data."""
+    return [*SEARCH, "--study-name", name, "--trials", str(n_trials), *options]
+
+
+def study(name: str = "s", storage: str = "sqlite:///s2e.db") -> optuna.Study:
+    return optuna.load_study(study_name=name, storage=storage)
+
+
+def make_arrays() -> dict[str, np.ndarray]:
+    """Make 120 samples to train on and 12 to test on, of three classes."""
+    rng = np.random.default_rng(0)
+    x = rng.random((132, 4))
+    y = np.digitize(x.sum(axis=1), [1.7, 2.3])
+    return {"train_x": x[:120], "train_y": y[:120], "test_x": x[120:], "test_y": y[120:]}
+
+
+def last_line(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
+    """Run a command that must fail with exit code 2; return the last line of its errors."""
+    capsys.readouterr()
+    assert main(argv) == 2
+    lines: list[str] = capsys.readouterr().err.strip().splitlines()
+    return lines[-1]
+
+
+def only_line(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
+    """Run a command that must fail with exit code 2 and one line; return the line."""
+    capsys.readouterr()
+    assert main(argv) == 2
+    error: str = capsys.readouterr().err
+    assert error.startswith(f"s2e {argv[0]}: error: ")
+    assert error.count("\n") == 1
+    return error.strip()
+
+
+class Process:
+    """The command in a process of its own, in the working folder.
+
+    It is forked from a server that has imported PyTorch, which takes longer than these searches.
+    """
+
+    _context = multiprocessing.get_context("forkserver")
+    _context.set_forkserver_preload(["torch._dynamo", "optuna_s2e.coteaching", "optuna_s2e.cli"])
+
+    def __init__(self, *argv: str) -> None:
+        self._out, self._err = Path("out.txt").absolute(), Path("err.txt").absolute()
+        self._process = self._context.Process(
+            target=_run, args=(argv, os.getcwd(), self._out, self._err)
+        )
+        self._process.start()
+
+    def is_alive(self) -> bool:
+        return self._process.is_alive()
+
+    @property
+    def printed(self) -> str:
+        return self._out.read_text() if self._out.exists() else ""
+
+    def stop(self, sign: signal.Signals) -> tuple[int | None, str, str]:
+        """Send a signal; return the exit code, what was printed, and the errors."""
+        if self.is_alive():
+            os.kill(self._process.pid, sign)
+        self._process.join(60)
+        return self._process.exitcode, self.printed, self._err.read_text()
+
+
+def _run(argv: list[str], folder: str, out: Path, err: Path) -> None:
+    # a background job of a shell ignores SIGINT, and so do its children
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    os.chdir(folder)
+    for number, path in ((1, out), (2, err)):
+        with path.open("w") as file:
+            os.dup2(file.fileno(), number)
+    sys.exit(main(argv))

@@ -1,0 +1,51 @@
+"""s2e dashboard in a process of its own; tests/dashboard has its pages, password and browser."""
+
+import json
+import re
+import signal
+import time
+from typing import Any
+from urllib.request import urlopen
+
+import optuna
+import pytest
+from commands import Process, Searched, only_line
+
+from optuna_s2e.cli import _dashboard
+
+
+def test_dashboard_serves_the_studies_until_ctrl_c_and_warns_about_visitors(
+    searched: Searched,
+) -> None:
+    server = Process("dashboard", "--host", "0.0.0.0", "--port", "0", "--no-browser")
+    end = time.monotonic() + 60
+    while "Pictures:" not in server.printed and server.is_alive() and time.monotonic() < end:
+        time.sleep(0.05)
+    found = re.match(r"http://0\.0\.0\.0:(\d+)/dashboard \(Ctrl-C stops it\)\n", server.printed)
+    try:
+        assert found
+        studies: Any = json.load(urlopen(f"http://127.0.0.1:{found[1]}/api/studies"))
+        assert [s["study_name"] for s in studies["study_summaries"]] == ["s"]
+    finally:
+        code, _, errors = server.stop(signal.SIGINT)
+    assert code == 130
+    assert "Everyone who reaches this address can read and change the studies." in errors
+    assert errors.endswith("Interrupted.\n")
+
+
+def test_empty_password_is_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("S2E_DASHBOARD_PASSWORD", raising=False)
+    monkeypatch.setattr("getpass.getpass", lambda prompt: "")
+    line = only_line(capsys, "dashboard", "--password", "--no-browser")
+    assert "The password must not be empty." in line
+
+
+def test_refresh_leaves_out_studies_of_several_objectives(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    storage = optuna.storages.InMemoryStorage()
+    optuna.create_study(study_name="two", storage=storage, directions=["minimize", "maximize"])
+    _dashboard._refresh(storage, None)  # type: ignore[arg-type]
+    assert capsys.readouterr().out == "Study 'two' has several objectives: nothing to paint.\n"

@@ -1,0 +1,190 @@
+"""The s2e command as a whole: help, versions, errors in one line, and what it imports."""
+
+import contextlib
+import importlib
+import json
+import re
+import sqlite3
+import subprocess
+import sys
+import tomllib
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import optuna
+import pytest
+from commands import N_SEARCHED, SEARCH, K, Searched, last_line, only_line
+
+import optuna_s2e
+from optuna_s2e.cli import main
+from optuna_s2e.cli._main import COMMANDS
+from optuna_s2e.estimators.settings import DEFAULTS
+
+ERRORS: dict[str, tuple[list[str], str]] = {
+    "unknown data": (["search", "--data", "mnits"], "'mnits'"),
+    "data root": (["search", "--data", "mnist"], "error: --data-root must be"),
+    "npz": (["search", "--data", "none.npz"], "none.npz"),
+    "network": (["search", "--network", "resnet"], "error: --network must be one of"),
+    "device": (["search", "--device", "tpu"], "error: --device must be"),
+    "epochs": (["search", "--epochs", "9999999"], "error: --epochs must be an int in"),
+    "estimator": (["search", "--estimator", "magic"], "--estimator: invalid choice: 'magic'"),
+    "storage": (["search", "--storage", "sqlite:////no/such/x.db"], "cannot be opened"),
+    "url": (["search", "--storage", "here"], "error: --storage must be a database URL"),
+    "server": (
+        ["status", "--storage", "postgresql+psycopg://me:secret@127.0.0.1:1/x"],
+        r"me:\*\*\*@127.0.0.1:1/x cannot be opened",
+    ),
+    "password": (["status", "postgresql://me:secret@db/x"], r"unrecognized .*me:\*\*\*@db/x"),
+    "no study": (["status"], "the storage holds no studies"),
+    "no value": (["search", "--trials"], "--trials: expected one argument"),
+}
+
+
+@pytest.mark.parametrize("case", ERRORS)
+def test_error_is_one_line_and_nothing_is_written(
+    case: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv, message = ERRORS[case]
+    capsys.readouterr()
+    assert main(argv) == 2
+    error = capsys.readouterr().err
+    assert re.match(r"s2e( \w+)?: error: ", error)
+    assert error.count("\n") == 1
+    assert re.search(message, error), error
+    assert "secret" not in error
+    studies = optuna.get_all_study_names("sqlite:///s2e.db") if Path("s2e.db").exists() else []
+    assert studies == []
+
+
+NUMBERS: dict[tuple[str, str, str], str] = {
+    ("search", "--trials", "0"): "must be an int of at least 1, but got 0.",
+    ("search", "--trials", "some"): "must be an int of at least 1, but got 'some'.",
+    ("search", "--trials", "1.5"): "must be an int of at least 1, but got '1.5'.",
+    ("search", "--epochs", "1"): "must be an int of at least 2, but got 1.",
+    ("search", "--noise-rate", "1.0"): "must be a number in [0, 1), but got 1.0.",
+    ("search", "--noise-rate", "nan"): "must be a number in [0, 1), but got nan.",
+    ("search", "--batch-size", "0"): "must be an int of at least 1, but got 0.",
+    ("search", "--learning-rate", "0"): "must be a finite number > 0, but got 0.0.",
+    ("search", "--learning-rate", "inf"): "must be a finite number > 0, but got inf.",
+    ("search", "--population-size", "0"): "must be an int of at least 1, but got 0.",
+    ("search", "--reuse", "1001"): "must be an int in [0, 1000], but got 1001.",
+    ("search", "--seed", "-1"): "must be an int of at least 0, but got -1.",
+    ("search", "--threads", "0"): "must be an int of at least 1, but got 0.",
+    ("worker", "--trials", "0"): "must be an int of at least 1, but got 0.",
+    ("worker", "--grace", "-1"): "must be a number in [0, 1e+06], but got -1.0.",
+    ("evaluate", "--repeats", "0"): "must be an int of at least 1, but got 0.",
+    ("evaluate", "--seed", "-1"): "must be an int of at least 0, but got -1.",
+    ("dashboard", "--port", "65536"): "must be an int in [0, 65535], but got 65536.",
+}
+
+
+@pytest.mark.parametrize("case", NUMBERS, ids=" ".join)
+def test_wrong_number_is_one_line_that_names_its_option(
+    case: tuple[str, str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    command, option, _ = case
+    line = only_line(capsys, *case)
+    assert line == f"s2e {command}: error: {option} {NUMBERS[case]} See `s2e {command} --help`."
+
+
+def test_error_inside_the_database_is_one_line(
+    searched: Searched, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with contextlib.closing(sqlite3.connect("s2e.db")) as database:
+        database.execute("ALTER TABLE trials RENAME COLUMN number TO gone")
+    assert "no such column: trials.number" in last_line(capsys, "status")
+
+
+def test_traceback_shows_where_an_error_came_from() -> None:
+    with pytest.raises(ValueError, match="holds no studies"):
+        main(["status", "--traceback"])
+
+
+def test_every_estimator_is_a_choice_that_the_help_explains(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "1000")
+    assert main(["search", "--help"]) == 0
+    out = capsys.readouterr().out
+    assert all(re.search(rf"\b{name}: \w", out) for name in DEFAULTS)
+    for name in DEFAULTS:  # accepted: the error is that of the data
+        assert "mnits" in last_line(capsys, *SEARCH, "--estimator", name, "--data", "mnits")
+
+
+@pytest.mark.parametrize("command", ["", *COMMANDS])
+def test_help_teaches_and_fits_80_columns(
+    command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main([*command.split(), "--help"]) == 0
+    out = capsys.readouterr().out
+    assert max(map(len, out.splitlines())) <= 80
+    assert re.search(rf"^    s2e {command or 'search'}\b", out, re.MULTILINE)  # a typical line
+    if command:
+        assert re.search(r"^Next: ", out, re.MULTILINE)
+    else:
+        assert all(re.search(rf"^    {name}\b", out, re.MULTILINE) for name in COMMANDS)
+
+
+# --- versions and imports --------------------------------------------------------------------
+
+
+def test_version_is_that_of_pyproject_with_what_it_runs_on(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    pyproject = Path(__file__).parents[2] / "pyproject.toml"
+    stated = tomllib.loads(pyproject.read_text())["project"]["version"]
+    assert optuna_s2e.__version__ == stated
+    assert main(["--version"]) == 0
+    shown = f"s2e {stated} (optuna {version('optuna')}, torch {version('torch')})\n"
+    assert capsys.readouterr().out == shown
+
+
+def test_version_of_a_checkout_says_that_it_is_not_installed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def nothing_is_installed(name: str) -> str:
+        raise PackageNotFoundError(name)
+
+    with monkeypatch.context() as patched:
+        patched.setattr("importlib.metadata.version", nothing_is_installed)
+        patched.setattr("optuna_s2e.cli._main.version", nothing_is_installed)
+        importlib.reload(optuna_s2e)
+        assert optuna_s2e.__version__ == "0+not.installed"
+        assert main(["--version"]) == 0
+    importlib.reload(optuna_s2e)
+    shown = "s2e 0+not.installed (optuna not installed, torch not installed)\n"
+    assert capsys.readouterr().out == shown
+
+
+CODE = """
+import sys, json, runpy
+sys.modules["torch"] = None  # as if it were not installed
+import optuna_s2e
+before = set(sys.modules)
+from optuna_s2e.cli import main
+def run(*argv):
+    print(json.dumps([argv[0], main(argv)]), file=sys.stderr)
+run("--help")
+new = {name.partition(".")[0] for name in set(sys.modules) - before}
+print(json.dumps(["imported", sorted(new - set(sys.stdlib_module_names))]), file=sys.stderr)
+run("status", "--verify")
+run("export", "--out", "schedule.json")
+run("evaluate")
+sys.argv = ["python -m optuna_s2e", "--version"]
+runpy.run_module("optuna_s2e", run_name="__main__")
+"""
+
+
+def test_help_imports_no_more_than_the_package_and_no_torch_is_needed_to_look(
+    searched: Searched,
+) -> None:
+    ran = subprocess.run([sys.executable, "-c", CODE], capture_output=True, text=True, check=True)
+    lines = ran.stderr.splitlines()
+    results = dict(json.loads(line) for line in lines if line.startswith("["))
+    expected = {"--help": 0, "imported": ["optuna_s2e"], "status": 0, "export": 0, "evaluate": 2}
+    assert results == expected
+    assert f"{N_SEARCHED // K} generations replay bit for bit" in ran.stdout
+    (error,) = (line for line in lines if line.startswith("s2e "))
+    assert 'pip install "optuna-s2e[coteaching]"' in error
+    assert ran.stdout.splitlines()[-1].startswith(f"s2e {optuna_s2e.__version__} (optuna ")

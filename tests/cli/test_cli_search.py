@@ -1,0 +1,177 @@
+"""s2e search: what it prints, what it refuses, and how it goes on after a signal."""
+
+import contextlib
+import re
+import signal
+import sqlite3
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+import pytest
+from commands import DATA, K, Process, Searched, last_line, make_arrays, only_line, search, study
+
+from optuna_s2e import generations, replay
+from optuna_s2e._attributes import OBJECTIVE_KEY
+from optuna_s2e.cli import main
+from optuna_s2e.coteaching import CoteachingObjective, load_data
+
+
+def test_search_of_the_digits_prints_its_result_and_what_comes_next(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["search", "--epochs", "2", "--trials", "2"]) == 0
+    out = capsys.readouterr().out
+    assert re.search(r"Best of 2 trials: trial [01], validation_error 0\.\d{4} \(R\.", out)
+    which = "--storage sqlite:///s2e.db --study-name digits-symmetric-0.5"
+    assert f" s2e evaluate {which}\n" in out
+    assert f" s2e status {which}\n" in out
+    assert f" s2e export {which} --out schedule.json\n" in out
+    assert " s2e dashboard --storage sqlite:///s2e.db\n" in out
+    assert " s2e search --epochs 2 --trials 4\n" in out  # searches on
+    assert [t.state.name for t in study("digits-symmetric-0.5").trials] == ["COMPLETE"] * 2
+
+
+def test_defaults_of_the_help_are_those_of_the_trainings(
+    searched: Searched, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(["search", "--help"])
+    out = " ".join(capsys.readouterr().out.split())
+    digits = CoteachingObjective(load_data("digits")).config
+    other = study().user_attrs[OBJECTIVE_KEY]["config"]
+    for one, two in (
+        (digits.batch_size, other["batch_size"]),
+        (digits.learning_rate, other["learning_rate"]),
+    ):
+        assert f"(default: {one} for the digits, {two} for other data)" in out
+
+
+def test_same_command_resumes_in_the_papers_space(capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--space", "table1", "--estimator", "newton"]
+    assert main(search(2, *options)) == 0
+    assert "Resuming" not in capsys.readouterr().out
+    assert main(search(4, *options)) == 0
+    assert "Resuming study 's': 2 trials are complete." in capsys.readouterr().out
+    assert [len(t.params) for t in study().trials] == [2 + 19] * 4
+
+
+def test_batches_are_the_search_of_one_worker(
+    searched: Searched, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(search(5, "--batch", name="batches")) == 0  # in the middle of a batch
+    assert main(search(8, "--batch", name="batches")) == 0
+    assert "Resuming study 'batches': 5 trials are complete" in capsys.readouterr().out
+    for one, other in zip(study().trials[:8], study("batches").trials, strict=True):
+        assert (one.params, one.value) == (other.params, other.value)
+        assert one.user_attrs["seed"] == other.user_attrs["seed"]
+
+
+def test_study_of_another_objective_is_refused(
+    searched: Searched, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = only_line(capsys, *search(20, "--noise-rate", "0.2", "--learning-rate", "0.1"))
+    assert "config.learning_rate is 0.1, there 0.001" in line
+    assert "data.noise_rate is 0.2, there 0.5" in line
+    line = only_line(capsys, *search(20, "--population-size", "4"))
+    assert f"population_size is 4, was {K}" in line
+    assert "--on-config-change adopt" in line
+
+    foreign = optuna.create_study(study_name="own", storage="sqlite:///s2e.db")
+    foreign.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=1)
+    line = only_line(capsys, *search(20, name="own"))
+    assert "holds trials of another objective" in line
+    optuna.create_study(study_name="up", storage="sqlite:///s2e.db", direction="maximize")
+    assert "must minimise one objective" in only_line(capsys, *search(20, name="up"))
+
+
+@pytest.mark.filterwarnings("ignore:.*returns NaN", "ignore:.*trials in a row have failed")
+def test_search_that_only_fails_gives_up(capsys: pytest.CaptureFixture[str]) -> None:
+    line = last_line(capsys, *search(50, "--learning-rate", "1e30"))
+    assert "10 trials in a row have failed" in line
+    assert len(study().trials) == 10
+
+
+DAMAGED: dict[str, tuple[dict[str, Any], str]] = {
+    "missing class": ({"train_y": np.full(120, 7)}, "label|class"),
+    "negative label": ({"train_y": np.full(120, -1)}, "label"),
+    "nan": ({"train_x": np.full((120, 4), np.nan)}, "NaN|finite"),
+    "lengths": ({"train_x": np.zeros((119, 4))}, "119"),
+    "features": ({"test_x": np.zeros((12, 5))}, "shape"),
+}
+
+
+@pytest.mark.parametrize("case", DAMAGED)
+def test_unusable_data_are_one_line(case: str, capsys: pytest.CaptureFixture[str]) -> None:
+    damage, message = DAMAGED[case]
+    np.savez(DATA, **(make_arrays() | damage))
+    line = only_line(capsys, *search(1))
+    assert re.search(message, line), line
+    assert not Path("s2e.db").exists()
+
+
+# --- signals ---------------------------------------------------------------------------------
+
+
+def stop_early(process: Process, sign: signal.Signals) -> tuple[int | None, str]:
+    """Stop a search once its second generation is under way; return exit code and output.
+
+    Until then the database is only read: an RDBStorage here would make tables.
+    """
+    query, end = "SELECT COUNT(*) FROM trials WHERE state = 'COMPLETE'", time.monotonic() + 120
+    n_complete = 0
+    while n_complete <= K and process.is_alive() and time.monotonic() < end:
+        with contextlib.suppress(sqlite3.OperationalError):  # there is no table yet
+            reader = sqlite3.connect("file:s2e.db?mode=ro", uri=True)
+            with contextlib.closing(reader):
+                n_complete = reader.execute(query).fetchone()[0]
+        time.sleep(0.02)
+    was_running = process.is_alive()
+    code, printed, errors = process.stop(sign)
+    assert was_running, errors
+    assert n_complete > K, "the search made no progress"
+    return code, printed
+
+
+@pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGKILL])
+def test_stopped_search_goes_on_with_the_same_command(
+    sign: signal.Signals, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out = stop_early(Process(*search(500)), sign)
+    if sign == signal.SIGINT:
+        assert code == 130
+        assert "at most the running trial is lost" in out
+        assert "resume:" in out
+    else:
+        assert code == -signal.SIGKILL
+    states = [t.state.name for t in study().trials]
+    n_complete = states.count("COMPLETE")
+    assert len(states) - n_complete <= 1
+
+    assert main(search(n_complete + 3)) == 0
+    assert f"{n_complete} trials are complete" in capsys.readouterr().out
+    told, computed = generations(study()), replay(study())
+    assert all(np.array_equal(a.theta, b.theta) for a, b in zip(told, computed, strict=True))
+    assert len(told) >= 1 + (n_complete + 2) // K
+    points = [tuple(t.params.values()) for t in study().trials]
+    assert len(points) == len(set(points))
+    assert sum(t.state.name == "COMPLETE" for t in study().trials) == n_complete + 3
+
+
+@pytest.mark.parametrize("sign", [signal.SIGTERM, signal.SIGKILL])
+def test_stopped_batches_go_on_as_if_nothing_had_happened(
+    sign: signal.Signals, undisturbed: Callable[[int], list[bytes]]
+) -> None:
+    code, out = stop_early(Process(*search(500, "--batch")), sign)
+    states = [t.state.name for t in study().trials]
+    if sign == signal.SIGTERM:
+        assert code == 128 + signal.SIGTERM
+        assert "at most the running trials are lost" in out
+        assert "RUNNING" not in states
+    n_trials = states.count("COMPLETE") + 3
+    assert main(search(n_trials, "--batch")) == 0
+    thetas = [g.theta.tobytes() for g in generations(study())]
+    assert len(thetas) >= 3
+    assert thetas == undisturbed(n_trials)
