@@ -13,7 +13,7 @@ import optuna
 
 from optuna_s2e._attributes import OBJECTIVE_KEY
 from optuna_s2e.cli import _common
-from optuna_s2e.estimators.settings import DEFAULTS
+from optuna_s2e.estimators import DEFAULT_ESTIMATOR, ESTIMATORS
 from optuna_s2e.label_noise import NOISES
 from optuna_s2e.parallel import Search
 from optuna_s2e.sampler import S2ESampler
@@ -125,11 +125,10 @@ def _add_search_options(parser: argparse.ArgumentParser) -> None:
         help="train the K trials of a generation together, in one process at a time; killing it "
         "changes no theta (docs/parallel.md)",
     )  # fmt: skip
-    estimators = _estimators()
     search.add_argument(
-        "--estimator", default="surrogate", choices=list(estimators),
+        "--estimator", default=DEFAULT_ESTIMATOR, choices=list(ESTIMATORS),
         help="how theta moves (default %(default)s). "
-        + "; ".join(f"{name}: {summary}" for name, summary in estimators.items()),
+        + "; ".join(f"{name}: {e.summary}" for name, e in ESTIMATORS.items()),
     )  # fmt: skip
     _common.add_int(
         search, "--reuse", 0, 1000, metavar="N",
@@ -144,18 +143,6 @@ def _add_search_options(parser: argparse.ArgumentParser) -> None:
         "--on-config-change", default="refuse", choices=["refuse", "adopt"],
         help="what to do if the study was searched with other settings (default %(default)s)",
     )  # fmt: skip
-
-
-def _estimators() -> dict[str, str]:
-    """Return the estimators by name, each with a line that says what it does."""
-    summaries = {
-        "surrogate": "Newton on a model of the loss",
-        "natural": "natural gradient",
-        "newton": "the paper's Newton",
-        "cubic": "Newton with cubic regularisation",
-        "gradient": "plain gradient",
-    }
-    return {name: summaries[name] for name in DEFAULTS}
 
 
 # --- the search ------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from commands import N_SEARCHED, SEARCH, K, Searched, last_line, only_line
 import optuna_s2e
 from optuna_s2e.cli import main
 from optuna_s2e.cli._main import COMMANDS
-from optuna_s2e.estimators.settings import DEFAULTS
+from optuna_s2e.estimators import ESTIMATORS
 
 ERRORS: dict[str, tuple[list[str], str]] = {
     "unknown data": (["search", "--data", "mnits"], "'mnits'"),
@@ -106,8 +106,8 @@ def test_every_estimator_is_a_choice_that_the_help_explains(
     monkeypatch.setenv("COLUMNS", "1000")
     assert main(["search", "--help"]) == 0
     out = capsys.readouterr().out
-    assert all(re.search(rf"\b{name}: \w", out) for name in DEFAULTS)
-    for name in DEFAULTS:  # accepted: the error is that of the data
+    assert all(re.search(rf"\b{name}: \w", out) for name in ESTIMATORS)
+    for name in ESTIMATORS:  # accepted: the error is that of the data
         assert "mnits" in last_line(capsys, *SEARCH, "--estimator", name, "--data", "mnits")
 
 
