@@ -19,9 +19,9 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
 from optuna_s2e import Schedule, generations, recommend
-from optuna_s2e.distributions._search_space import SearchSpace
-from optuna_s2e.estimators.surrogate_newton import Model
-from optuna_s2e.history._record import read_tags
+from optuna_s2e.distributions import SearchSpace
+from optuna_s2e.surrogate import Model
+from optuna_s2e.history import read_tags
 
 OUT = Path(__file__).parent / "images" / "method.png"
 EARLY = 5  # epoch
@@ -64,7 +64,7 @@ def picture(study: optuna.Study) -> Figure:
     values = np.array([t.value for t in trials.values()], dtype=float)
     model = Model.fit(space, x, np.ones(x.shape, dtype=bool), values)
     anywhere = draws(space, space.distribution.uniform_theta(), 4000)
-    mean = model.surrogate.mean(model.features(anywhere))
+    mean = model.gp.mean(model.features(anywhere))
     early, last = at_two_epochs(space, anywhere)
     dots = model_of.scatter(early, last, c=100 * mean, s=6, cmap="Greys_r", label="uniform draws")
     figure.colorbar(dots, ax=model_of, label="expected validation error, %")

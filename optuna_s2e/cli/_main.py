@@ -399,19 +399,19 @@ def _recommended(study: optuna.Study, rule: str) -> tuple[Schedule, str]:
 
 
 def _status(args: argparse.Namespace) -> int:
-    from optuna_s2e.analysis import describe, verify
+    from optuna_s2e.analysis import Snapshot, describe, verify
     from optuna_s2e.parallel import Search
 
     study = _load_study(args)
     try:
-        n_trials = Search.read(study).n_trials
+        Search.read(study)
     except ValueError as error:  # status works on damaged studies, too
-        n_trials = None
         print(error)
-    print(describe(study, n_trials))
+    snapshot = Snapshot.of(study)
+    print(describe(snapshot))
     if not args.verify:
         return 0
-    sound, message = verify(study)
+    sound, message = verify(snapshot)
     print(message)
     return 0 if sound else EXIT_MISMATCH
 

@@ -33,7 +33,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from optuna_s2e import S2ESampler, ScheduleSpace, generations, open_storage, optimize_batch, replay
 from optuna_s2e._attributes import DRAW_KEY, DRIVER_KEY, FAILURE_KEY
-from optuna_s2e.analysis._status import verify
+from optuna_s2e.analysis import Snapshot, verify
 from optuna_s2e.history._record import Record
 from optuna_s2e.parallel import _lease as lease
 
@@ -70,8 +70,8 @@ def states(study: optuna.Study) -> set[TrialState]:
 
 
 def assert_sound(study: optuna.Study) -> None:
-    assert verify(study).sound
-    assert "bit for bit" in verify(study).message
+    assert verify(Snapshot.of(study)).sound
+    assert "bit for bit" in verify(Snapshot.of(study)).message
     assert TrialState.RUNNING not in states(study)
     members = [n for g in generations(study) for n in g.members]
     assert len(members) == len(set(members))

@@ -27,7 +27,7 @@ from scipy import stats
 
 from optuna_s2e import S2ESampler, Schedule, ScheduleSpace, generations, replay, suggest_simplex
 from optuna_s2e._attributes import DRAW_KEY
-from optuna_s2e.analysis._status import verify
+from optuna_s2e.analysis import Snapshot, verify
 from optuna_s2e.distributions._search_space import SearchSpace
 from optuna_s2e.estimators.newton import update
 from optuna_s2e.estimators.settings import UpdateSettings
@@ -724,7 +724,7 @@ def test_member_that_is_damaged_later_stops_no_search_but_fails_the_verification
     trials[number].system_attrs[DRAW_KEY] = "x"
     copied = make_study()
     copied.add_trials(trials)
-    assert not verify(copied).sound
+    assert not verify(Snapshot.of(copied)).sound
     assert [g.opener for g in generations(copied)] == [g.opener for g in generations(study)]
     copied.optimize(quadratic, n_trials=K)
     assert len(generations(copied)) == 7
@@ -734,7 +734,7 @@ def test_member_that_is_damaged_later_stops_no_search_but_fails_the_verification
     trials[2 * K].system_attrs[DRAW_KEY] = "x"  # an opener: its draws cannot be followed
     copied = make_study()
     copied.add_trials(trials)
-    assert not verify(copied).sound
+    assert not verify(Snapshot.of(copied)).sound
 
 
 def test_study_of_a_later_release_is_refused_or_warned_about() -> None:
