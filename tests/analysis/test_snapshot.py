@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import optuna
 import pytest
-from looked_at import CountingStorage, GrowingStorage
+from observed_storages import CountingStorage, GrowingStorage
 from optuna.samplers import RandomSampler
 from optuna.trial import FrozenTrial, TrialState
 
