@@ -51,26 +51,39 @@ def base(search: Search) -> Iterator[str]:
         yield address
 
 
+class Browser:
+    """One page: what it has loaded from a server once, it shows again without loading."""
+
+    def __init__(self, context: Any) -> None:
+        self._errors: list[str] = []
+        self._server = ""
+        self.page = context.new_page()
+        self.page.set_default_timeout(SECONDS)
+        self.page.on("pageerror", lambda error: self._errors.append(str(error)))
+        self.page.clock.install()  # so that a test can let the page's time pass
+
+    @contextmanager
+    def at(self, base: str, path: str) -> Iterator[Any]:
+        """Show a path of the dashboard; fail if the page raises an error."""
+        self._errors.clear()
+        if base == self._server:  # as a link of the page does
+            self.page.evaluate(
+                "url => { history.pushState({}, '', url); "
+                "dispatchEvent(new PopStateEvent('popstate', {state: {}})); }",
+                base + path,
+            )
+        else:
+            self.page.goto(base + path, timeout=SECONDS)
+            self._server = base
+        yield self.page
+        assert self._errors == []
+
+
 @pytest.fixture(scope="module")
-def browsing(chromium: Any) -> Iterator[Any]:
-    """One browser context: what the first page has loaded, the others find in its cache."""
+def browser(chromium: Any) -> Iterator[Browser]:
     context = chromium.new_context(viewport={"width": 1400, "height": 1000})
-    yield context
+    yield Browser(context)
     context.close()
-
-
-@contextmanager
-def opened(browsing: Any, url: str) -> Iterator[Any]:
-    """Open a page; fail if it raises an error."""
-    errors: list[str] = []
-    page = browsing.new_page()
-    page.set_default_timeout(SECONDS)
-    page.on("pageerror", lambda error: errors.append(str(error)))
-    page.clock.install()  # so that a test can let the page's time pass
-    page.goto(url, timeout=SECONDS)
-    yield page
-    page.close()
-    assert errors == []
 
 
 def plot(page: Any, name: str) -> Any:
@@ -96,8 +109,8 @@ BACKGROUND = """element => {
 }"""
 
 
-def test_the_plots_are_drawn_and_legible(browsing: Any, search: Search, base: str) -> None:
-    with opened(browsing, f"{base}/studies/1") as page:
+def test_the_plots_are_drawn_and_legible(browser: Browser, search: Search, base: str) -> None:
+    with browser.at(base, "/studies/1") as page:
         for scheme in ("dark", "light"):
             page.emulate_media(color_scheme=scheme)
             page.wait_for_function(f"({BACKGROUND})(document.body) {IS[scheme]}")
@@ -122,11 +135,11 @@ def check_plot(drawn: Any, scheme: str) -> None:
 
 
 def test_an_open_page_follows_the_search_and_keeps_its_zoom(
-    browsing: Any, search: Search, base: str
+    browser: Browser, search: Search, base: str
 ) -> None:
     n_shown = "document.getElementById('user-defined-plot:s2e_3_generations').data[0].x.length"
     axis = "document.getElementById('user-defined-plot:s2e_3_generations')._fullLayout.xaxis.range"
-    with opened(browsing, f"{base}/studies/1") as page:
+    with browser.at(base, "/studies/1") as page:
         area = plot(page, "s2e_3_generations").locator(".nsewdrag").first
         area.scroll_into_view_if_needed()
         box = area.bounding_box()
@@ -145,8 +158,8 @@ def test_an_open_page_follows_the_search_and_keeps_its_zoom(
         assert page.evaluate(axis) == pytest.approx(zoomed)
 
 
-def test_the_gallery_is_a_wall_of_pictures(browsing: Any, search: Search, base: str) -> None:
-    with opened(browsing, f"{base}/studies/1/smartSelection") as page:
+def test_the_gallery_is_a_wall_of_pictures(browser: Browser, search: Search, base: str) -> None:
+    with browser.at(base, "/studies/1/smartSelection") as page:
         page.get_by_text("Show Artifacts").click()
         n = len(search.study.trials)
         loaded = (
@@ -156,8 +169,8 @@ def test_the_gallery_is_a_wall_of_pictures(browsing: Any, search: Search, base: 
         page.wait_for_function(f"{loaded} === {n}")
 
 
-def test_the_status_page_leads_to_the_trials(browsing: Any, search: Search, base: str) -> None:
-    with opened(browsing, f"{base}/studies/1/note") as page:
+def test_the_status_page_leads_to_the_trials(browser: Browser, search: Search, base: str) -> None:
+    with browser.at(base, "/studies/1/note") as page:
         page.get_by_text("Generation", exact=False).first.wait_for()
         page.wait_for_function("document.images.length > 0 && document.images[0].naturalWidth > 0")
         assert page.get_by_text("s2e-begin").count() == 0  # the marks are invisible
@@ -168,7 +181,7 @@ def test_the_status_page_leads_to_the_trials(browsing: Any, search: Search, base
 
 
 def test_the_picture_of_a_running_trial_changes_on_the_open_page(
-    browsing: Any, search: Search, base: str, monkeypatch: pytest.MonkeyPatch
+    browser: Browser, search: Search, base: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(reporter_module, "LIVE_INTERVAL", 0.0)  # no waiting between two updates
     monkeypatch.setattr(reporter_module, "LIVE_SHARE", 1e9)
@@ -177,18 +190,21 @@ def test_the_picture_of_a_running_trial_changes_on_the_open_page(
     errors = [0.5]
     search.reporter.show(trial, schedule, {})
     search.reporter.show(trial, schedule, {"error": errors})
-    url = f"{base}/studies/1/trials?numbers={trial.number}"
-    source = "[...document.images].map(i => i.src).find(s => s.includes('?v='))"
-    with opened(browsing, url) as page:
+    path = f"/artifacts/1/{trial._trial_id}/"
+    source = (
+        f"[...document.images].map(i => i.src).find(s => s.includes('{path}') && /v=/.test(s))"
+    )
+    with browser.at(base, f"/studies/1/trials?numbers={trial.number}") as page:
+        page.clock.fast_forward(10_000)  # the page renews itself
+        page.get_by_text("epoch 1 of 8").wait_for()
         page.wait_for_function(source)
         first = page.evaluate(source)
-        assert "epoch 1 of 8" in page.inner_text("body")
         errors.append(0.25)
         search.reporter.show(trial, schedule, {"error": errors})
         page.clock.fast_forward(10_000)
         page.wait_for_function(f"{source} !== '{first}'")
         page.wait_for_function(
-            "[...document.images].some(i => i.src.includes('?v=') && i.naturalWidth === 400)"
+            f"[...document.images].some(i => i.src === {source} && i.naturalWidth === 400)"
         )
         second = page.evaluate(f"fetch({source}).then(r => r.text())")
         assert ">2/8<" in second
@@ -196,7 +212,7 @@ def test_the_picture_of_a_running_trial_changes_on_the_open_page(
     search.study.tell(trial, 0.25)
 
 
-def test_strings_of_the_database_do_nothing(browsing: Any, tmp_path: Path) -> None:
+def test_strings_of_the_database_do_nothing(browser: Browser, tmp_path: Path) -> None:
     name = "x`y|z<img src=http://evil.example/i.png onerror=alert(1)> [l](http://evil.example) ***"
     hostile = Search(tmp_path, name, n_trials=4)
     hostile.study.set_user_attr("s2e:command", f"```\n{name}")
@@ -204,13 +220,13 @@ def test_strings_of_the_database_do_nothing(browsing: Any, tmp_path: Path) -> No
     hostile.go_on(1)
     hostile.reporter.paint(hostile.study)
     asked: list[str] = []
-    with serve(hostile.study, hostile.pictures) as address:
+    browser.page.on("dialog", lambda dialog: asked.append(dialog.message))
+    browser.page.on(
+        "request", lambda request: asked.append(request.url) if "evil" in request.url else None
+    )
+    with serve(hostile.study, hostile.pictures) as base:
         for path, shown in (("/studies/1/note", "My text."), ("/studies/1", "Best Trial")):
-            with opened(browsing, "about:blank") as page:
-                page.on("dialog", lambda dialog: asked.append(dialog.message))
-                page.on("request", lambda request: asked.append(request.url)
-                        if "evil" in request.url else None)  # fmt: skip
-                page.goto(address + path, timeout=SECONDS)
+            with browser.at(base, path) as page:
                 page.get_by_text(shown).first.wait_for()
                 page.clock.run_for(1000)
                 page.wait_for_load_state("networkidle")
