@@ -20,8 +20,8 @@ from matplotlib.figure import Figure
 
 from optuna_s2e import Schedule, generations, recommend
 from optuna_s2e.distributions import SearchSpace
-from optuna_s2e.surrogate import Model
 from optuna_s2e.history import read_tags
+from optuna_s2e.surrogate import Model
 
 OUT = Path(__file__).parent / "images" / "method.png"
 EARLY = 5  # epoch

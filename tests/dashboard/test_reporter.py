@@ -3,7 +3,9 @@
 import json
 import pickle
 import re
+import sys
 import threading
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -241,24 +243,33 @@ def test_painting_all_pages_reads_the_trials_once(
         assert storage.n_reads == before + 1
 
 
-def test_callbacks_in_threads_write_a_page_for_each_generation(
-    study: optuna.Study, tmp_path: Path
-) -> None:
-    """As `study.optimize(n_jobs=...)` calls them: all at once."""
-    reporter = DashboardReporter(tmp_path / "pictures")
-    study.optimize(make_objective(reporter), n_trials=12)
-    barrier = threading.Barrier(12)
-    due = []
+@pytest.fixture
+def frequent_switches() -> Iterator[None]:
+    """Let threads take turns all the time."""
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(interval)
 
-    def call_back(trial: optuna.trial.FrozenTrial) -> None:
-        barrier.wait()
-        if reporter._trials_if_due(study, trial) is not None:
-            due.append(trial.number)
 
+@pytest.mark.usefixtures("frequent_switches")
+@pytest.mark.parametrize("attempt", range(3))
+def test_callbacks_in_threads_find_the_end_of_each_generation(attempt: int) -> None:
+    """As `study.optimize(n_jobs=8)` calls them: all at once."""
+    sampler = S2ESampler(population_size=4, estimator="natural", seed=attempt)
+    study = optuna.create_study(sampler=sampler)
+    study.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=80)
+    reporter = DashboardReporter(None)
     reporter.paint(study)
-    with ThreadPoolExecutor(12) as executor:
-        list(executor.map(call_back, study.trials))
-    assert sorted(due) == [3, 7, 11]
+    barrier = threading.Barrier(8)
+
+    def is_due(trial: optuna.trial.FrozenTrial) -> bool:
+        barrier.wait()
+        return reporter._trials_if_due(study, trial) is not None
+
+    with ThreadPoolExecutor(8) as executor:
+        due = list(executor.map(is_due, study.trials[-8:]))
+    assert due == [False, False, False, True] * 2
 
 
 def test_a_reporter_travels_with_its_objective(study: optuna.Study, tmp_path: Path) -> None:

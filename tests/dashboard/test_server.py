@@ -106,6 +106,12 @@ def test_other_names_of_this_machine_are_refused(study: optuna.Study) -> None:
         assert status(base.replace("127.0.0.1", "localhost"), Host=f"localhost:{port}") == 200
 
 
+@pytest.mark.parametrize("port", [-1, 65_536, 80.5, True])
+def test_a_port_must_be_an_int(study: optuna.Study, port: Any) -> None:
+    with pytest.raises(ValueError, match=r"port must be an int in \[0, 65535\], but got"):
+        serve(study, port=port).__enter__()
+
+
 def test_a_taken_port_is_one_clear_error(study: optuna.Study) -> None:
     with (
         socket.create_server(("127.0.0.1", 0)) as taken,
