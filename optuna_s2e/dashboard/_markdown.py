@@ -66,13 +66,13 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[object]], align: str =
         rows: Cells, as Markdown.
         align: "---" for text, "---:" for numbers.
     """
-    head = "|" + "".join(f" {title} |" if title else " |" for title in columns)
-    lines = [head, "|" + "".join(f"{align if title else '---'}|" for title in columns)]
     gaps = [_GAP if title else "" for title in columns]
-    for row in rows:
-        cells = [f" {gap}{cell} |" for gap, cell in zip(gaps, row, strict=True)]
-        lines.append("|" + "".join(cells))
-    return "\n".join(lines)
+
+    def line(cells: Sequence[object]) -> str:
+        return "|" + "".join(f" {gap}{cell} |" for gap, cell in zip(gaps, cells, strict=True))
+
+    ruler = "|" + "".join(f"{align if title else '---'}|" for title in columns)
+    return "\n".join([line(columns), ruler, *map(line, rows)])
 
 
 def _printable(text: str) -> str:
