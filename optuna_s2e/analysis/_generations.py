@@ -1,38 +1,40 @@
-r"""The generations of a study: as the storage tells them, and recomputed from the draws.
+r"""The generations of a search, as recorded and as recomputed from the draws.
 
-Every opener records which trials its update used, in which order, under which settings; so
-theta_m follows from theta = 1 alone, bit for bit, whatever races and deaths happened.
+Every opener records which trials its update used, in which order and under which settings.
+Therefore theta_m follows from theta = 1 alone, bit for bit, whatever races and deaths happened.
+All functions here are pure: they take a ledger that has read the trials, and its chain.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from datetime import datetime
 
 import numpy as np
-from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
 from optuna_s2e import _optuna
 from optuna_s2e._typing import FloatArray
-from optuna_s2e.history import Chain, Draw, Ledger, Record, Rules, split_settings
-from optuna_s2e.sampler import next_theta, recorded_theta
+from optuna_s2e.history import Chain, Draw, Ledger, Record, split_settings
+from optuna_s2e.sampler import next_theta
+
+DEFAULT_SIZE = 6  # completed trials between two updates of the pages of another sampler's study
 
 
 @dataclass(frozen=True, eq=False)
 class Generation:
-    """One generation of a study, as the storage tells it.
+    """One generation of a study.
 
     Attributes:
-        index: m; 0 is theta = 1.
+        index: m. Generation 0 is theta = 1.
         theta: Parameters of p_theta, (n_theta,).
-        opener: Number of the trial that recorded theta; None for index 0.
+        opener: Number of the trial that recorded theta. None for generation 0.
         members: Numbers of the trials whose losses the update to this theta used.
         trials: Numbers of the trials drawn from this theta, in any state.
-        losses: f(x) of those trials, minimised, of a pruned one its last report; NaN where there
-            is none (yet), (len(trials),).
+        losses: f(x) of those trials, minimised, (len(trials),). A pruned trial has its last
+            report. NaN where there is no loss (yet).
     """
 
     index: int
@@ -43,118 +45,58 @@ class Generation:
     losses: FloatArray
 
 
-def generations(study: Study) -> list[Generation]:
-    """Return the generations of a study: what the storage says.
+@dataclass(frozen=True)
+class GenerationRow:
+    """One row of the table of generations, as the command line and the dashboard show it.
 
-    Works on any study, also while workers write to it, and reads only.
+    Attributes:
+        index: m.
+        opener: Number of the trial that recorded theta. None for generation 0.
+        n_trials: How many trials were drawn from this theta.
+        n_complete: How many of them have a finite value.
+        best: Their best value, in units of `trial.value`. None if there is none.
+        mean: Their mean value. None if there is none.
+    """
 
-    Args:
-        study: A study, with or without trials drawn by `S2ESampler`.
+    index: int
+    opener: int | None
+    n_trials: int
+    n_complete: int
+    best: float | None
+    mean: float | None
+
+
+def recorded_generations(chain: Chain | None, ledger: Ledger) -> list[Generation]:
+    """Return the generations with the thetas that the openers recorded, generation 0 first."""
+    if chain is None:
+        return [_generation(0, np.ones(0), None, ledger, _draws_by_opener(None, ledger))]
+    thetas = {r.trial: np.array(r.theta, dtype=np.float64) for r in chain.openers}
+    return _with_thetas(chain, ledger, thetas)
+
+
+def replayed_generations(chain: Chain | None, ledger: Ledger) -> list[Generation]:
+    """Return the same generations with every theta recomputed.
+
+    Raises:
+        ValueError: If a member is missing or was changed, so that no theta follows.
+    """
+    if chain is None:
+        return recorded_generations(chain, ledger)
+    return _with_thetas(chain, ledger, replay_thetas(chain, ledger))
+
+
+def replay_thetas(chain: Chain, ledger: Ledger) -> dict[int, FloatArray]:
+    """Recompute theta of every opener of the chain's space, forks included.
 
     Returns:
-        One record per generation, index 0 (theta = 1) first. A study without such trials has
-        index 0 only, with an empty theta.
+        theta by the opener's trial number, (n_theta,) each.
 
     Raises:
-        ValueError: If the study has several objectives.
-
-    Example:
-        >>> import optuna
-        >>> from optuna_s2e import S2ESampler, generations
-        >>> optuna.logging.set_verbosity(optuna.logging.ERROR)
-        >>> study = optuna.create_study(sampler=S2ESampler(population_size=4, seed=0))
-        >>> study.optimize(lambda trial: trial.suggest_float("x", 0, 1) ** 2, n_trials=9)
-        >>> [g.index for g in generations(study)], generations(study)[1].members
-        ([0, 1, 2], (0, 1, 2, 3))
+        ValueError: If a member is missing or was changed, so that no theta follows.
     """
-    ledger = Ledger(Rules.of(study)).read(_optuna.all_trials(study))
-    return _generations(ledger, replayed=False)
-
-
-def replay(study: Study) -> list[Generation]:
-    """Return the generations of a study with every theta recomputed.
-
-    Each theta is computed anew from theta = 1, the recorded draws, the values of the members and
-    the recorded settings. On the platform and library versions that wrote the study the result
-    equals `generations(study)` bit for bit, whatever races and deaths happened.
-
-    Args:
-        study: A study.
-
-    Returns:
-        The same list as `generations(study)`.
-
-    Raises:
-        ValueError: If a member is missing or was changed since, so that no theta follows.
-    """
-    return compare(study).computed
-
-
-def count_forks(study: Study) -> int:
-    """Return how many openers lie off the chain: two workers opened a generation at once."""
-    ledger = Ledger(Rules.of(study)).read(_optuna.all_trials(study))
-    chain = ledger.state(1).chain
-    if chain is None:
-        return 0
-    of_space = [r for r in ledger.openers.values() if r.space == chain.space.fingerprint]
-    return len(of_space) - len(chain.openers)
-
-
-class Comparison(NamedTuple):
-    """One reading of a study: generations as told, as recomputed, and what cannot be followed."""
-
-    told: list[Generation]
-    computed: list[Generation]
-    damage: list[str]
-
-
-def compare(study: Study) -> Comparison:
-    """Return `generations(study)` and `replay(study)` of the same moment.
-
-    Raises:
-        ValueError: As `replay`.
-    """
-    ledger = Ledger(Rules.of(study)).read(_optuna.all_trials(study))
-    return Comparison(
-        _generations(ledger, replayed=False), _generations(ledger, replayed=True), ledger.damage()
-    )
-
-
-def _generations(ledger: Ledger, *, replayed: bool) -> list[Generation]:
-    chain = ledger.state(1).chain
-    if chain is None:
-        return [_generation(0, np.ones(0), None, ledger, _drawn(ledger, None))]
-    uniform = chain.space.distribution.uniform_theta()
-    thetas = (
-        _replayed_thetas(chain, ledger)
-        if replayed
-        else {r.trial: recorded_theta(ledger, r.trial) for r in chain.openers}
-    )
-    drawn = _drawn(ledger, chain)
-    return [
-        _generation(0, uniform, None, ledger, drawn),
-        *(_generation(r.generation, thetas[r.trial], r, ledger, drawn) for r in chain.openers),
-    ]
-
-
-def _drawn(ledger: Ledger, chain: Chain | None) -> dict[tuple[int, int | None], list[Draw]]:
-    """Return the draws of a chain's space (finished ones) by generation and opener."""
-    drawn: dict[tuple[int, int | None], list[Draw]] = {}
-    for draw in ledger.draws.values():
-        if (
-            chain is None
-            or not draw.trial.state.is_finished()
-            or ledger.coordinates(chain.space, draw) is not None
-        ):
-            drawn.setdefault((draw.record.generation, draw.record.opener), []).append(draw)
-    return drawn
-
-
-def _replayed_thetas(chain: Chain, ledger: Ledger) -> dict[int, FloatArray]:
-    """Recompute theta of every opener of the chain's space, generation by generation."""
     thetas: dict[int, FloatArray] = {}
-    own = [r for r in ledger.openers.values() if r.space == chain.space.fingerprint]
-    for record in sorted(own, key=lambda r: (r.generation, r.trial)):  # parents come first
+    openers = [r for r in ledger.openers.values() if r.space == chain.space.fingerprint]
+    for record in sorted(openers, key=lambda r: (r.generation, r.trial)):  # parents come first
         members = [ledger.draws[n] for n in record.members if n in ledger.draws]
         readable = [d for d in members if ledger.coordinates(chain.space, d) is not None]
         if len(readable) < len(record.members):
@@ -168,6 +110,103 @@ def _replayed_thetas(chain: Chain, ledger: Ledger) -> dict[int, FloatArray]:
         update = next_theta(chain.space, parent, members, ledger, thetas.__getitem__, settings)
         thetas[record.trial] = update.theta
     return thetas
+
+
+def count_forks(chain: Chain | None, ledger: Ledger) -> int:
+    """Return how many openers are not on the chain.
+
+    A fork arises where two workers open the same generation at once.
+    """
+    if chain is None:
+        return 0
+    of_space = [r for r in ledger.openers.values() if r.space == chain.space.fingerprint]
+    return len(of_space) - len(chain.openers)
+
+
+def member_lags(chain: Chain | None, ledger: Ledger) -> tuple[int, ...]:
+    """Return how many updates old each member of the chain was when it was used."""
+    if chain is None:
+        return ()
+    return tuple(
+        max(0, opener.generation - 1 - ledger.draws[n].record.generation)
+        for opener in chain.openers
+        for n in opener.members
+        if n in ledger.draws
+    )
+
+
+def population_size(chain: Chain | None, ledger: Ledger) -> int | None:
+    """Return K by the settings in force. None if S2ESampler drew no trial."""
+    settings = ledger.settings_in_force(chain)
+    return settings["population_size"] if settings is not None else None
+
+
+def generation_rows(
+    generations: Sequence[Generation], *, maximize: bool = False
+) -> list[GenerationRow]:
+    """Return the table of generations.
+
+    Args:
+        generations: The generations of a study.
+        maximize: Whether the study maximises, so that its values are the negative losses.
+    """
+    rows = []
+    for g in generations:
+        losses = g.losses[np.isfinite(g.losses)]
+        best, mean = None, None
+        if losses.size:
+            sign = -1.0 if maximize else 1.0
+            best, mean = sign * float(losses.min()), sign * float(losses.mean())
+        rows.append(GenerationRow(g.index, g.opener, len(g.trials), losses.size, best, mean))
+    return rows
+
+
+def closes_generation(trial: FrozenTrial, trials: Sequence[FrozenTrial], ledger: Ledger) -> bool:
+    """Return whether a finished trial is the K-th, 2K-th, ... that completed.
+
+    K is the population size, or 6 in studies of other samplers. If several workers ask, at most
+    one of them gets yes for the same K trials.
+
+    Args:
+        trial: A trial that has just finished.
+        trials: All trials of the study, by number.
+        ledger: A ledger that has read these trials.
+    """
+    size = population_size(ledger.state(1).chain, ledger)
+    if size is not None:
+        numbers = [d.trial.number for d in ledger.completed]  # in the order of membership
+    else:
+        size = DEFAULT_SIZE
+        complete = [t for t in trials if t.state == TrialState.COMPLETE]
+        complete.sort(key=lambda t: (_optuna.completed_at(t) or datetime.max, t.number))
+        numbers = [t.number for t in complete]
+    return trial.number in numbers and (numbers.index(trial.number) + 1) % size == 0
+
+
+def _with_thetas(
+    chain: Chain, ledger: Ledger, thetas: Mapping[int, FloatArray]
+) -> list[Generation]:
+    uniform = chain.space.distribution.uniform_theta()
+    drawn = _draws_by_opener(chain, ledger)
+    return [
+        _generation(0, uniform, None, ledger, drawn),
+        *(_generation(r.generation, thetas[r.trial], r, ledger, drawn) for r in chain.openers),
+    ]
+
+
+def _draws_by_opener(
+    chain: Chain | None, ledger: Ledger
+) -> dict[tuple[int, int | None], list[Draw]]:
+    """Group the draws by generation and opener; leave out finished ones of other spaces."""
+    drawn: dict[tuple[int, int | None], list[Draw]] = {}
+    for draw in ledger.draws.values():
+        if (
+            chain is None
+            or not draw.trial.state.is_finished()
+            or ledger.coordinates(chain.space, draw) is not None
+        ):
+            drawn.setdefault((draw.record.generation, draw.record.opener), []).append(draw)
+    return drawn
 
 
 def _generation(

@@ -1,36 +1,40 @@
-"""How a search goes: who works on it, what seems dead, how far behind draws are, when it ends."""
+"""How a search goes: who works on it, which trials seem dead, how fast it is, when it ends.
+
+All functions here are pure: they take trials and a time.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
 import numpy as np
-from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
 from optuna_s2e import _optuna
-from optuna_s2e._attributes import WORKER_KEY
-from optuna_s2e.history import Ledger, Rules
+from optuna_s2e._attributes import N_TRIALS_KEY, SEARCH_KEY, WORKER_KEY
 
-_RECENT = 50  # completed trials that the rate is measured over
+MAX_TRIALS = 10**9
+_RECENT = 50  # completed trials over which the rate is measured
+_STOPPED = 60.0  # seconds without any trial after which a search counts as stopped
 _DEAD_FACTOR, _DEAD_SECONDS = 5, 60.0  # a trial that runs for longer than both is taken for dead
 _MAX_NAME = 60
 
 
 class Progress(NamedTuple):
-    """What the trials of a study say of its workers.
+    """How a search goes at one moment.
 
     Attributes:
-        workers: Trials that are running, by worker ("host:pid", or "?" where none is recorded).
-        zombies: Numbers of RUNNING trials whose worker is dead, as far as one can tell: it has
-            begun another trial since, or the trial has run for five times as long as any that
-            completed (and at least a minute).
-        lags: For each member of the chain, from how many updates before the one that used it its
-            theta came.
-        rate: Completed trials per second lately; NaN if fewer than two completed.
-        seconds_left: Until `n_trials` are complete at that rate; NaN if unknown.
+        workers: Number of running trials by worker: "host:pid", or "?" if none is recorded.
+        zombies: Numbers of the RUNNING trials whose worker seems dead: it has begun another
+            trial since, or the trial has run for five times as long as any that completed (and
+            for at least a minute).
+        lags: How many updates old each member of the chain was when it was used.
+        rate: Completed trials per second over the last 50 trials. NaN if fewer than two
+            completed.
+        seconds_left: Seconds until the planned trials are complete at that rate. NaN if unknown.
     """
 
     workers: Counter[str]
@@ -40,81 +44,57 @@ class Progress(NamedTuple):
     seconds_left: float
 
 
-def measure_progress(study: Study, n_trials: int | None, now: datetime | None = None) -> Progress:
+def measure_progress(
+    trials: Sequence[FrozenTrial],
+    *,
+    n_trials: int | None = None,
+    lags: Sequence[int] = (),
+    now: datetime,
+) -> Progress:
     """Measure how a search goes.
 
     Args:
-        study: A study with one objective.
-        n_trials: Completed trials after which the search ends; None if unknown.
-        now: The time by the clock of the workers; default: this machine's.
+        trials: All trials of a study, by number.
+        n_trials: Number of completed trials that the search ends with. None if unknown.
+        lags: As `member_lags` returns them; they are passed on.
+        now: Local time by the clock of the workers.
     """
-    now = now or datetime.now()
-    trials = study.get_trials(deepcopy=False)
     complete = [t for t in trials if t.state == TrialState.COMPLETE]
     zombies = _zombies(trials, complete, now)
     running = [t for t in trials if t.state == TrialState.RUNNING and t.number not in zombies]
-    rate = _rate(complete, now)
+    rate = _rate(trials, complete, now)
     left = max(0, n_trials - len(complete)) if n_trials is not None else np.nan
     return Progress(
-        Counter(_worker_of(t) or "?" for t in running),
-        tuple(sorted(zombies)),
-        _lags(study),
-        rate,
-        0.0 if left == 0 else float(left / rate) if rate > 0 else np.nan,
+        workers=Counter(_worker_of(t) or "?" for t in running),
+        zombies=tuple(sorted(zombies)),
+        lags=tuple(lags),
+        rate=rate,
+        seconds_left=0.0 if left == 0 else float(left / rate) if rate > 0 else np.nan,
     )
 
 
-def _worker_of(trial: FrozenTrial) -> str | None:
-    """Return "host:pid" of the worker of a trial, printable; None if none is recorded."""
-    attr: Any = trial.system_attrs.get(WORKER_KEY)
-    if not isinstance(attr, dict):
-        return None
-    host, pid = attr.get("host"), attr.get("pid")
-    if not isinstance(host, str) or not isinstance(pid, int) or not 0 <= pid < 2**32:
-        return None
-    return f"{ascii(host[:_MAX_NAME])[1:-1]}:{pid}"
+def planned_trials(attrs: Mapping[str, Any]) -> int | None:
+    """Return the number of completed trials that a search ends with.
 
+    `s2e search` keeps it for the workers that join, and the dashboard's reporter for its pages.
+    If the two differ, processes work toward different numbers, and the search goes on until the
+    larger one is reached.
 
-def _zombies(trials: list[FrozenTrial], complete: list[FrozenTrial], now: datetime) -> set[int]:
-    durations = [t.duration.total_seconds() for t in complete if t.duration is not None]
-    longest = max([_DEAD_SECONDS, *(_DEAD_FACTOR * d for d in durations)])
-    newest: dict[str, int] = {}
-    for trial in trials:
-        worker = _worker_of(trial)
-        if worker is not None:
-            newest[worker] = trial.number
-    return {
-        t.number
-        for t in trials
-        if t.state == TrialState.RUNNING
-        and (
-            t.number < newest.get(_worker_of(t) or "", -1)
-            or (complete and now - (_optuna.began_at(t) or now) > timedelta(0, longest))
-        )
-    }
+    Args:
+        attrs: User attributes of the study.
 
-
-def _rate(complete: list[FrozenTrial], now: datetime) -> float:
-    ends = (_optuna.completed_at(t) for t in complete)
-    times = sorted(end for end in ends if end is not None)[-_RECENT:]
-    if len(times) < 2:
-        return float("nan")
-    gap = (times[-1] - times[0]).total_seconds() / (len(times) - 1)
-    silent = (now - times[-1]).total_seconds()  # longer than usual: the rate falls
-    return 1 / max(gap, silent / len(times), 1e-9)
-
-
-def _lags(study: Study) -> tuple[int, ...]:
-    ledger = Ledger(Rules.of(study)).read(_optuna.all_trials(study))
-    chain = ledger.state(1).chain
-    if chain is None:
-        return ()
-    return tuple(
-        max(0, opener.generation - 1 - ledger.draws[n].record.generation)
-        for opener in chain.openers
-        for n in opener.members
-        if n in ledger.draws
+    Returns:
+        An int of at least 1. None if no one has said it, or what was said is damaged.
+    """
+    search = attrs.get(SEARCH_KEY)
+    said = (
+        search.get("n_trials") if isinstance(search, Mapping) else None,
+        attrs.get(N_TRIALS_KEY),
     )
+    sound = [
+        n for n in said if isinstance(n, int) and not isinstance(n, bool) and 1 <= n <= MAX_TRIALS
+    ]
+    return max(sound, default=None)
 
 
 def progress_lines(progress: Progress) -> list[str]:
@@ -133,9 +113,9 @@ def progress_lines(progress: Progress) -> list[str]:
             f"({numbers}{more}); they hold up nothing"
         )
     if np.isfinite(progress.rate):
-        rate = 60 * progress.rate
-        eta = f", {_duration(progress.seconds_left)} left" if progress.seconds_left > 0 else ""
-        lines.append(f"Rate: {rate:.3g} complete per minute{eta}")
+        left = progress.seconds_left
+        more = f", {duration_text(left)} left" if left > 0 else ""
+        lines.append(f"Rate: {60 * progress.rate:.3g} complete per minute{more}")
     if any(progress.lags):
         lags = np.array(progress.lags)
         lines.append(
@@ -145,9 +125,86 @@ def progress_lines(progress: Progress) -> list[str]:
     return lines
 
 
-def _duration(seconds: float) -> str:
+def duration_text(seconds: float) -> str:
+    """Return a duration in words.
+
+    Example:
+        >>> [duration_text(s) for s in (12.3, 300, 5000, 9000)]
+        ['12 s', '5 min', '83 min', '2 h 30 min']
+    """
+    if seconds < 90:
+        return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
-    if minutes < 1:
-        return "less than a minute"
+    if minutes < 90:
+        return f"{minutes} min"
     hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min"
+    return f"{hours} h {minutes} min"
+
+
+def _worker_of(trial: FrozenTrial) -> str | None:
+    """Return "host:pid" of the worker of a trial, printable. None if none is recorded."""
+    attr: Any = trial.system_attrs.get(WORKER_KEY)
+    if not isinstance(attr, dict):
+        return None
+    host, pid = attr.get("host"), attr.get("pid")
+    if not isinstance(host, str) or not isinstance(pid, int) or not 0 <= pid < 2**32:
+        return None
+    return f"{ascii(host[:_MAX_NAME])[1:-1]}:{pid}"
+
+
+def _zombies(
+    trials: Sequence[FrozenTrial], complete: Sequence[FrozenTrial], now: datetime
+) -> set[int]:
+    durations = [s.total_seconds() for t in complete if (s := _duration(t)) is not None]
+    longest = timedelta(seconds=max([_DEAD_SECONDS, *(_DEAD_FACTOR * d for d in durations)]))
+    newest: dict[str, int] = {}
+    for trial in trials:
+        worker = _worker_of(trial)
+        if worker is not None:
+            newest[worker] = trial.number
+    return {
+        t.number
+        for t in trials
+        if t.state == TrialState.RUNNING
+        and (
+            t.number < newest.get(_worker_of(t) or "", -1)
+            or (complete and now - (_optuna.began_at(t) or now) > longest)
+        )
+    }
+
+
+def _duration(trial: FrozenTrial) -> timedelta | None:
+    began, ended = _optuna.began_at(trial), _optuna.completed_at(trial)
+    return ended - began if began is not None and ended is not None else None
+
+
+def _rate(trials: Sequence[FrozenTrial], complete: Sequence[FrozenTrial], now: datetime) -> float:
+    """Return completed trials per second, lately and while the search was not stopped."""
+    ends = sorted(end for t in complete if (end := _optuna.completed_at(t)) is not None)
+    ends = ends[-_RECENT:]
+    if len(ends) < 2:
+        return float("nan")
+    seconds = (ends[-1] - ends[0]).total_seconds() - _stopped_seconds(trials, ends[0], ends[-1])
+    silent = (now - ends[-1]).total_seconds()  # longer than usual: the rate falls
+    return 1 / max(seconds / (len(ends) - 1), silent / len(ends), 1e-9)
+
+
+def _stopped_seconds(trials: Sequence[FrozenTrial], start: datetime, end: datetime) -> float:
+    """Return how long no trial ran between two times, in pauses of more than a minute.
+
+    A night between two runs of the same search must not count as slowness.
+    """
+    runs = [
+        (began, ended)
+        for t in trials
+        if (began := _optuna.began_at(t)) is not None
+        and (ended := _optuna.completed_at(t)) is not None
+        and ended > start
+    ]
+    stopped, covered = 0.0, start
+    for began, ended in sorted(runs):
+        pause = (min(began, end) - covered).total_seconds()
+        if pause > _STOPPED:
+            stopped += pause
+        covered = max(covered, ended)
+    return stopped

@@ -1,17 +1,17 @@
-"""Which point of a finished search to use: the best trial is often just the luckiest."""
+"""Which point of a search to use: the best trial is often just the luckiest one."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
-from optuna_s2e import _optuna
+from optuna_s2e._checks import check_choice
 from optuna_s2e.distributions import SearchSpace, union
-from optuna_s2e.history import Ledger, Rules, read_tags
+from optuna_s2e.history import Chain, Rules, read_tags
 from optuna_s2e.schedules import Schedule
 from optuna_s2e.surrogate import MAX_POINTS, Model
 
@@ -24,11 +24,11 @@ class Recommendation:
 
     Attributes:
         params: Parameters by name, as in `trial.params`.
-        schedule: The schedule that they decode to; None if they hold none.
+        schedule: The schedule that they decode to. None if they hold none.
         expected_loss: Estimate of f without the luck of one training, in units of `trial.value`.
-        interval: 95 % interval of it.
+        interval: 95 % interval of that estimate.
         rule: "smoothed", "theta" or "best".
-        trial: Number of the trial with these parameters; None for "theta".
+        trial: Number of the trial with these parameters. None for "theta".
     """
 
     params: dict[str, Any]
@@ -39,61 +39,59 @@ class Recommendation:
     trial: int | None
 
 
-def recommend(study: Study, rule: str = "smoothed") -> Recommendation:
-    """Recommend parameters to use, from the trials of any sampler.
-
-    One training is noisy, and the best of many trials is the one that was good and lucky. The
-    default smooths the losses with a Gaussian process (over R(t) for schedules, over the
-    parameters in the unit cube else) and takes the completed trial of lowest posterior mean.
+def recommend_from(
+    trials: Sequence[FrozenTrial],
+    rule: str,
+    *,
+    rules: Rules,
+    chain: Chain | None = None,
+    study_name: str,
+) -> Recommendation:
+    """Recommend parameters to use, as `optuna_s2e.recommend` describes it.
 
     Args:
-        study: A study with completed trials of one objective.
-        rule: `"smoothed"`; `"theta"`: the mean of p_theta, for studies of `S2ESampler`; `"best"`:
-            `study.best_trial`, with a smoothed estimate of what it is worth.
+        trials: All trials of the study, by number.
+        rule: "smoothed", "theta" or "best".
+        rules: Direction of the study.
+        chain: The chain whose theta the rule "theta" takes.
+        study_name: Name of the study, for messages.
 
     Raises:
-        ValueError: If no trial has completed, the trials share no parameters, the rule is
-            unknown, or the study has no theta for `"theta"`.
-
-    Example:
-        >>> import optuna
-        >>> from optuna_s2e import S2ESampler, recommend
-        >>> optuna.logging.set_verbosity(optuna.logging.ERROR)
-        >>> study = optuna.create_study(sampler=S2ESampler(seed=0))
-        >>> study.optimize(lambda t: (t.suggest_float("x", 0, 1) - 0.3) ** 2, n_trials=30)
-        >>> abs(recommend(study).params["x"] - 0.3) < 0.1
-        True
+        ValueError: As `recommend` does.
     """
-    if rule not in RULES:
-        raise ValueError(f"rule must be one of {RULES}, but got {rule!r}.")
-    rules = Rules.of(study)
-    complete = [t for t in _optuna.all_trials(study) if t.state == TrialState.COMPLETE]
+    check_choice("rule", rule, RULES)
+    complete = [t for t in trials if t.state == TrialState.COMPLETE]
     if not complete:
-        raise ValueError(f"Study {study.study_name!r} has no completed trial yet.")
-    trials, space = _comparable(complete)
-    losses = np.array([rules.loss(t) for t in trials])
+        raise ValueError(f"Study {study_name!r} has no completed trial yet.")
+    comparable, space = _comparable(complete)
+    losses = np.array([rules.loss(t) for t in comparable])
     if not np.isfinite(losses).any():
-        raise ValueError(f"Study {study.study_name!r} has no trial with a finite value.")
+        raise ValueError(f"Study {study_name!r} has no trial with a finite value.")
     order = np.argsort(losses, kind="stable")
-    used = order[:MAX_POINTS]  # of very many, the best
-    found = [trials[i].params for i in used]
+    used = order[:MAX_POINTS]  # if there are too many trials, only the best ones are used
+    found = [comparable[i].params for i in used]
     x = np.array([space.encode(params) for params in found])
     active = np.array([space.active(params) for params in found])
     model = Model.fit(space, x, active=active, losses=losses[used])
 
     chosen: FrozenTrial | None
     if rule == "theta":
-        chosen, params = None, _theta_mean(study, rules, trials[int(order[0])], model)
+        if chain is None or chain.head is None:
+            raise ValueError(
+                f"Study {study_name!r} has no theta: it was not searched by S2ESampler, or its "
+                'first generation is not complete. Use rule="smoothed".'
+            )
+        chosen, params = None, _theta_mean(chain, comparable[int(order[0])], model)
     else:
         means = model.gp.mean(model.gp.features)
         at = int(np.argmin(means)) if rule == "smoothed" else 0
-        chosen = trials[int(used[at])]
+        chosen = comparable[int(used[at])]
         params = dict(chosen.params)
-    return _recommendation(params, chosen, rule, rules, model)
+    return _with_interval(params, chosen, rule, rules, model)
 
 
 def _comparable(complete: list[FrozenTrial]) -> tuple[list[FrozenTrial], SearchSpace]:
-    """Return the trials of the newest trial's schedule space (all, for other objectives)."""
+    """Return the trials of the newest trial's schedule space; all of them without schedules."""
     tags = read_tags(complete[-1])
     trials = [t for t in complete if read_tags(t) == tags]
     space = SearchSpace.of(union([t.distributions for t in trials]), tags)
@@ -102,23 +100,16 @@ def _comparable(complete: list[FrozenTrial]) -> tuple[list[FrozenTrial], SearchS
     return trials, space
 
 
-def _theta_mean(study: Study, rules: Rules, like: FrozenTrial, model: Model) -> dict[str, Any]:
-    """Return the mean of p_theta; constants, and what theta does not describe, of a trial."""
-    ledger = Ledger(rules).read(_optuna.all_trials(study))
-    chain = ledger.state(1).chain
-    if chain is None or chain.head is None:
-        raise ValueError(
-            f"Study {study.study_name!r} has no theta: it was not searched by S2ESampler, or its "
-            'first generation is not complete. Use rule="smoothed".'
-        )
+def _theta_mean(chain: Chain, best: FrozenTrial, model: Model) -> dict[str, Any]:
+    """Return the mean of p_theta; what theta does not describe is taken from the best trial."""
     mean = chain.space.distribution.mean(chain.theta)
-    params = like.params | chain.space.decode(chain.space.coordinates(mean[None])[0])
+    params = best.params | chain.space.decode(chain.space.coordinates(mean[None])[0])
     active = model.conditions.active(model.space.encode(params)[None])[0]
-    inert = {name for name, a in zip(model.space.names, active, strict=True) if not a}
-    return {name: value for name, value in params.items() if name not in inert}
+    inactive = {name for name, a in zip(model.space.names, active, strict=True) if not a}
+    return {name: value for name, value in params.items() if name not in inactive}
 
 
-def _recommendation(
+def _with_interval(
     params: dict[str, Any],
     trial: FrozenTrial | None,
     rule: str,

@@ -1,4 +1,4 @@
-"""Where a search stands, as text: trials by state, generations, and whether the thetas replay."""
+"""Where a search stands, as text, and whether its thetas follow from its records."""
 
 from __future__ import annotations
 
@@ -6,33 +6,50 @@ from collections import Counter
 from typing import NamedTuple
 
 import numpy as np
-from optuna.study import Study
 from optuna.trial import TrialState
 
-from optuna_s2e.analysis._generations import Generation, compare, count_forks, generations
-from optuna_s2e.analysis._progress import measure_progress, progress_lines
-from optuna_s2e.analysis._recommend import recommend
+from optuna_s2e._typing import FloatArray
+from optuna_s2e.analysis._generations import GenerationRow
+from optuna_s2e.analysis._progress import progress_lines
+from optuna_s2e.analysis._snapshot import Snapshot
 
-TOLERANCE = 1e-9  # relative: another processor's rounding, not another theta
+TOLERANCE = 1e-9  # relative; allows for the rounding of another processor
 
 
 class Verification(NamedTuple):
-    """Whether every theta follows from the records, and what to print."""
+    """Whether every theta follows from the records, and the line that says so."""
 
     sound: bool
     message: str
 
 
-def verify(study: Study) -> Verification:
-    """Replay a study and compare every theta with the recorded one."""
+def verify(snapshot: Snapshot) -> Verification:
+    """Recompute every theta of a study and compare it with the recorded one.
+
+    Args:
+        snapshot: The study at one moment.
+
+    Example:
+        >>> import optuna
+        >>> from optuna_s2e import S2ESampler
+        >>> from optuna_s2e.analysis import Snapshot, verify
+        >>> optuna.logging.set_verbosity(optuna.logging.ERROR)
+        >>> study = optuna.create_study(sampler=S2ESampler(population_size=4, seed=0))
+        >>> study.optimize(lambda trial: trial.suggest_float("x", 0, 1) ** 2, n_trials=9)
+        >>> verify(Snapshot.of(study)).message
+        'verify: 3 generations replay bit for bit.'
+    """
     try:
-        told, computed, damage = compare(study)
+        replayed = snapshot.replayed
     except ValueError as error:
         return Verification(False, f"verify: FAILED: {error}")
+    damage = snapshot.ledger.damage()
     if damage:
         more = f" (and {len(damage) - 1} more)" if len(damage) > 1 else ""
         return Verification(False, f"verify: FAILED: {damage[0]}{more}")
-    pairs = [(a.index, a.theta, b.theta) for a, b in zip(told, computed, strict=True)]
+    pairs = [
+        (a.index, a.theta, b.theta) for a, b in zip(snapshot.generations, replayed, strict=True)
+    ]
     if all(np.array_equal(a, b) for _, a, b in pairs):
         return Verification(True, f"verify: {len(pairs)} generations replay bit for bit.")
     for index, a, b in pairs:
@@ -49,34 +66,40 @@ def verify(study: Study) -> Verification:
     )
 
 
-def describe(study: Study, n_trials: int | None = None) -> str:
-    """Return a page of text: trials by state, the best, workers, one line per generation.
+def describe(snapshot: Snapshot) -> str:
+    """Return a page of text: trials by state, the best trial, workers, one line per generation.
 
     Args:
-        study: A study.
-        n_trials: Completed trials after which the search ends; None if unknown.
+        snapshot: The study at one moment.
+
+    Example:
+        >>> import optuna
+        >>> from optuna_s2e.analysis import Snapshot, describe
+        >>> optuna.logging.set_verbosity(optuna.logging.ERROR)
+        >>> study = optuna.create_study(study_name="new")
+        >>> describe(Snapshot.of(study)).splitlines()[0]
+        "Study 'new': no trials"
     """
-    trials = study.get_trials(deepcopy=False)
-    states = Counter(t.state for t in trials)
+    states = Counter(t.state for t in snapshot.trials)
     counts = ", ".join(f"{states[s]} {s.name.lower()}" for s in TrialState if states[s])
-    lines = [f"Study {study.study_name!r}: {counts or 'no trials'}"]
+    lines = [f"Study {snapshot.name!r}: {counts or 'no trials'}"]
+    if snapshot.best is not None:
+        lines.append(f"Best: trial {snapshot.best.number}, value {snapshot.best.value:.6g}")
     if states[TrialState.COMPLETE]:
-        best = study.best_trial
-        lines.append(f"Best: trial {best.number}, value {best.value:.6g}")
-        lines.append(_recommendation(study))
-    lines += progress_lines(measure_progress(study, n_trials))
-    told = generations(study)
-    forks = count_forks(study)
-    if forks:
-        lines.append(f"Forks: {forks} (two workers opened a generation at once; harmless)")
+        lines.append(_recommendation_line(snapshot))
+    lines += progress_lines(snapshot.progress)
+    if snapshot.n_forks:
+        lines.append(
+            f"Forks: {snapshot.n_forks} (two workers opened a generation at once; harmless)"
+        )
     lines += ["", f"{'generation':>10} {'opener':>7} {'trials':>7} {'complete':>9}"
-              f" {'best loss':>11} {'mean loss':>11}"]  # fmt: skip
-    return "\n".join(lines + [_line(g) for g in told])
+              f" {'best value':>11} {'mean value':>11}"]  # fmt: skip
+    return "\n".join(lines + [_row_line(row) for row in snapshot.generation_rows])
 
 
-def _recommendation(study: Study) -> str:
+def _recommendation_line(snapshot: Snapshot) -> str:
     try:
-        picked = recommend(study)
+        picked = snapshot.recommend()
     except ValueError as error:
         return f"Recommended: none ({error})"
     low, high = picked.interval
@@ -86,15 +109,13 @@ def _recommendation(study: Study) -> str:
     )
 
 
-def _line(g: Generation) -> str:
-    losses = g.losses[np.isfinite(g.losses)]
-    numbers = [f"{v:11.5g}" for v in (losses.min(), losses.mean())] if losses.size else ["-"] * 2
-    opener = "-" if g.opener is None else str(g.opener)
+def _row_line(row: GenerationRow) -> str:
+    opener = "-" if row.opener is None else str(row.opener)
+    best, mean = ("-" if v is None else f"{v:.5g}" for v in (row.best, row.mean))
     return (
-        f"{g.index:10d} {opener:>7} {len(g.trials):7d} {losses.size:9d} "
-        f"{numbers[0]:>11} {numbers[1]:>11}"
+        f"{row.index:10d} {opener:>7} {row.n_trials:7d} {row.n_complete:9d} {best:>11} {mean:>11}"
     )
 
 
-def _short(theta: np.ndarray) -> str:
+def _short(theta: FloatArray) -> str:
     return np.array2string(theta, precision=6, threshold=6, edgeitems=2)

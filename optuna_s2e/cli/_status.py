@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from optuna_s2e.analysis import describe, verify
+from optuna_s2e.analysis import Snapshot, describe, verify
 from optuna_s2e.cli._common import EXIT_MISMATCH, add_study, load_study
 from optuna_s2e.parallel import Search
 
@@ -37,13 +37,13 @@ def run(args: argparse.Namespace) -> int:
     """Print where the search stands."""
     study = load_study(args)
     try:
-        n_trials = Search.read(study).n_trials
+        Search.read(study)
     except ValueError as error:  # the status of a damaged study is still of use
-        n_trials = None
         print(error)
-    print(describe(study, n_trials))
+    snapshot = Snapshot.of(study)
+    print(describe(snapshot))
     if not args.verify:
         return 0
-    sound, message = verify(study)
+    sound, message = verify(snapshot)
     print(message)
     return 0 if sound else EXIT_MISMATCH

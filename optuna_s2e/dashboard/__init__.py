@@ -1,4 +1,4 @@
-"""A search as one can see it: optuna-dashboard, kept up to date while the search runs.
+"""Shows a search on optuna-dashboard, and keeps the pages up to date while it runs.
 
     from optuna_s2e.dashboard import DashboardReporter, serve
 
@@ -7,7 +7,7 @@
     with serve(study, "artifacts") as address:
         study.optimize(objective, n_trials=60, callbacks=[reporter])
 
-`s2e search` does it by itself, `s2e dashboard` starts the server. docs/dashboard.md shows the
+`s2e search` reports by itself, and `s2e dashboard` starts the server. docs/dashboard.md shows the
 pages.
 """
 

@@ -22,12 +22,12 @@ def is_uuid(artifact_id: str) -> bool:
 class ArtifactFolder:
     """Keep artifacts as files of one folder, named by their UUIDs.
 
-    Like `optuna.artifacts.FileSystemArtifactStore`, but whatever a database says, no name leads
-    out of the folder and no link is followed; a file is written whole or not at all, readable by
-    its owner only; and a folder that was deleted is made again.
+    It differs from `optuna.artifacts.FileSystemArtifactStore` in three ways. Whatever a database
+    says, no name leads out of the folder and no link is followed. A file is written whole or not
+    at all, and only its owner can read it. A folder that was deleted is made again.
 
     Args:
-        path: The folder; made at the first write.
+        path: The folder. It is made at the first write.
 
     Example:
         >>> import io, tempfile
@@ -49,8 +49,11 @@ class ArtifactFolder:
     def open_reader(self, artifact_id: str) -> BinaryIO:
         """Open an artifact for reading.
 
+        Args:
+            artifact_id: UUID of the artifact.
+
         Raises:
-            ArtifactNotFound: If there is none of that name, or it is no plain file.
+            ArtifactNotFound: If there is no artifact of that name, or it is no plain file.
         """
         try:
             descriptor = os.open(self._file(artifact_id), os.O_RDONLY | _NO_LINKS)
@@ -60,6 +63,10 @@ class ArtifactFolder:
 
     def write(self, artifact_id: str, content_body: BinaryIO) -> None:
         """Write or replace an artifact.
+
+        Args:
+            artifact_id: UUID of the artifact.
+            content_body: An open file, from which the content is read.
 
         Raises:
             ArtifactNotFound: If the name is no UUID.
@@ -77,7 +84,12 @@ class ArtifactFolder:
             raise
 
     def remove(self, artifact_id: str) -> None:
-        """Delete an artifact, if it is there: a missing file must not keep a study undeletable.
+        """Delete an artifact if it is there.
+
+        A missing file is no error: it must not prevent the deletion of a study.
+
+        Args:
+            artifact_id: UUID of the artifact.
 
         Raises:
             ArtifactNotFound: If the name is no UUID.

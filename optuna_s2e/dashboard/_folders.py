@@ -10,10 +10,17 @@ from optuna_s2e._attributes import ARTIFACT_DIR_KEY
 
 
 def find_artifact_dir(storage: BaseStorage, url: str) -> Path:
-    """Return the folder that a study of the storage records, if it is here, else the default.
+    """Return the folder that a study of the storage records, or else the default folder.
 
-    The folder may safely be anything that the database says: `ArtifactFolder` reads only files
-    that are named by a UUID.
+    It is safe to use any folder that the database names: `ArtifactFolder` reads only files whose
+    name is a UUID.
+
+    Args:
+        storage: A storage.
+        url: Its URL, for the default folder.
+
+    Returns:
+        The newest recorded folder that exists on this machine, or else the default folder.
     """
     for study in reversed(storage.get_all_studies()):
         recorded = study.user_attrs.get(ARTIFACT_DIR_KEY)
@@ -23,7 +30,10 @@ def find_artifact_dir(storage: BaseStorage, url: str) -> Path:
 
 
 def default_artifact_dir(url: str) -> Path:
-    """Return FILE.artifacts beside a database file, `s2e-artifacts` in the working folder else.
+    """Return the default folder: FILE.artifacts beside a database file, or else `s2e-artifacts`.
+
+    Args:
+        url: URL of a storage. Without a database file the folder is in the working folder.
 
     Example:
         >>> default_artifact_dir("sqlite:////data/s2e.db").as_posix()

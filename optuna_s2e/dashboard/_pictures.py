@@ -1,7 +1,8 @@
 """The picture of a trial: R(t) above its validation error and label precision, as SVG.
 
-Made for a card of 200 by 150 pixels: few large elements, transparent, colours that are legible on
-white and on black. Every text in it is a number or a constant of this module.
+It is made for a card of 200 by 150 pixels: few and large elements, a transparent background, and
+colours that are legible on white and on black. Every text in it is a number or a constant of this
+module.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ MAX_POINTS = 80
 _TEXT, _FRAME = "#7c8594", "rgba(128,136,150,0.35)"
 _SCHEDULE, _ERROR, _PRECISION = "#4f86f7", "#ef8a2c", "#22a06b"
 
-# sparklines: name of the curve, label, colour; the first two that a trial has are drawn
+# name of the curve, label, colour; the first two that a trial has are drawn
 SPARKLINES = (
     ("error", "val. error", _ERROR),
     ("label_precision", "label prec.", _PRECISION),
@@ -36,14 +37,14 @@ def picture(
     value: float | None = None,
     epoch: int | None = None,
 ) -> str:
-    """Draw a trial.
+    """Draw a trial as SVG.
 
     Args:
-        number: Of the trial.
-        schedule: Its R(t).
-        curves: One value per finished epoch by name; NaN where unknown.
-        value: What the trial returned or would return now; None before the first epoch.
-        epoch: Finished epochs while the trial runs; None once it has ended.
+        number: Number of the trial.
+        schedule: R(t) of the trial.
+        curves: One value per finished epoch, by name. NaN where unknown.
+        value: What the trial returned, or would return now. None before the first epoch.
+        epoch: Number of finished epochs while the trial runs. None once it has ended.
     """
     rates = schedule.keep_rates
     n_epochs = len(rates)
@@ -68,7 +69,7 @@ def _known(curve: Sequence[float] | None) -> bool:
 
 
 def _schedule(rates: FloatArray, epoch: int | None) -> list[str]:
-    """Draw R(t) over the unit square; what is still to come is fainter."""
+    """Draw R(t) with its final value, and a vertical line at the present epoch."""
     left, top, width, height = 12, 46, 376, 146
     t = np.linspace(0, len(rates) - 1, min(len(rates), MAX_POINTS))
     y = np.interp(t, np.arange(len(rates)), rates)
@@ -82,7 +83,7 @@ def _schedule(rates: FloatArray, epoch: int | None) -> list[str]:
         f'fill="{_SCHEDULE}" fill-opacity="0.18"/>',
         f'<polyline points="{line}" fill="none" stroke="{_SCHEDULE}" stroke-width="6" '
         'stroke-linejoin="round"/>',
-        # where the curve is not
+        # the label stands where the curve is not
         _text(left + width - 8, top + 26, label, size=24, anchor="end")
         if rates[-1] < 0.5
         else _text(left + 8, bottom - 10, label, size=24),

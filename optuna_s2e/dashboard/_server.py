@@ -1,4 +1,4 @@
-"""The launcher: optuna-dashboard on a storage and its pictures, for as long as a block runs."""
+"""The launcher: optuna-dashboard on a storage and its pictures, while a block of code runs."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from optuna.storages import BaseStorage
 from optuna.study import Study
 
 from optuna_s2e import _optuna
+from optuna_s2e._checks import check_int
 from optuna_s2e.dashboard._artifacts import ArtifactFolder
 from optuna_s2e.storages import open_storage
 
@@ -28,7 +29,7 @@ App = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 
 _STUDY_PATH = re.compile(r"/api/studies/\d+")
 LOOPBACK = ("127.0.0.1", "localhost", "::1", "[::1]")
-# a picture is shown, a document that someone uploaded runs nothing
+# a picture is shown, but no script in an uploaded document runs
 _ARTIFACT_HEADERS = [
     ("Content-Security-Policy", "sandbox; default-src 'none'; style-src 'unsafe-inline'"),
     ("X-Content-Type-Options", "nosniff"),
@@ -47,19 +48,24 @@ def serve(
 ) -> Iterator[str]:
     """Run optuna-dashboard in the background while the block runs; yield its address.
 
-    Every request has a thread of its own; an unusual number of readers is for a real web server.
+    Every request has a thread of its own. For very many readers use a real web server.
 
     Args:
         storage: A study, a storage or its URL.
-        artifact_store: Where the pictures are: a folder or an artifact store; as for the reporter.
-        host: Address to listen on; the default is this machine only.
-        port: Port to listen on; 0 takes a free one.
-        read_only: Refuse every change: notes, names, trials, studies.
-        password: Ask each visitor for it (any user name). It travels as plain text unless a
-            proxy adds TLS.
+        artifact_store: Where the pictures are: the folder or the artifact store that the reporter
+            has. None shows no pictures.
+        host: Address to listen on. The default admits this machine only.
+        port: Port to listen on. 0 takes a free one.
+        read_only: Whether to refuse every change: notes, names, trials, studies.
+        password: Password that each visitor must give (with any user name). It travels as plain
+            text unless a proxy adds TLS. None asks for none.
+
+    Yields:
+        The address of the pages.
 
     Raises:
         ImportError: If optuna-dashboard is missing.
+        ValueError: If the port is no int in [0, 65535].
         OSError: If the port is taken.
 
     Example:
@@ -73,6 +79,7 @@ def serve(
         >>> b"<title>Optuna Dashboard" in page
         True
     """
+    port = check_int("port", port, 0, 65_535)
     try:
         from optuna_dashboard import wsgi
     except ImportError as error:
@@ -112,22 +119,22 @@ class _Server(ThreadingMixIn, WSGIServer):
     block_on_close = False  # a browser may hold its connection open for minutes
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Say nothing about visitors that hang up."""
+        """Stay silent about visitors that hang up."""
 
 
 class _Quiet(WSGIRequestHandler):
     def log_message(self, format: str, *args: Any) -> None:
-        """Log no requests: a dashboard asks every few seconds."""
+        """Log no requests: an open page sends one every few seconds."""
 
 
 def _guarded(
     app: App, read_only: bool, password: str | None, hosts: tuple[str, ...] | None
 ) -> App:
-    """Wrap the dashboard: who may ask, what may change, what artifacts may do."""
+    """Restrict who may ask the dashboard, what may change, and what artifacts may do."""
 
     def guarded(environ: dict[str, Any], start: Callable[..., Any]) -> Iterable[bytes]:
         name = environ.get("HTTP_HOST", "").rpartition(":")[0] or environ.get("HTTP_HOST", "")
-        if hosts is not None and name not in hosts:  # a web page that had itself renamed
+        if hosts is not None and name not in hosts:  # another site's name rebound to us
             return _refuse(start, "403 Forbidden", f"This dashboard answers to {hosts[0]} only.")
         if password is not None and not _knows(environ.get("HTTP_AUTHORIZATION", ""), password):
             ask = ("WWW-Authenticate", 'Basic realm="optuna_s2e", charset="UTF-8"')
@@ -149,7 +156,7 @@ def _guarded(
 
 
 def _in_order(app: App, environ: dict[str, Any], start: Callable[..., Any]) -> list[bytes]:
-    """Answer with the plots of a study by name: the dashboard's own order is random."""
+    """Answer with the plots of a study ordered by name: the dashboard's own order is random."""
     head: list[Any] = []
     chunks = app(environ, lambda status, headers, *rest: head.extend((status, headers)))
     body = b"".join(chunks)

@@ -35,7 +35,7 @@ from reports import objective, quantiles, save, shown
 from servers import GrpcProxy, PostgresServer, new_database
 
 from optuna_s2e import S2ESampler, generations, open_storage, replay
-from optuna_s2e.analysis._generations import count_forks
+from optuna_s2e.analysis import Snapshot
 from optuna_s2e.storages._retry import PatientStorage
 
 MAX_CONNECTIONS = 500  # of the server; PostgreSQL's default is 100
@@ -182,7 +182,7 @@ def report(study: optuna.Study, results: list[Any], n: int) -> dict[str, Any]:
         "complete": sum(t.state == TrialState.COMPLETE for t in trials),
         "duplicated_points": len(points) - len(set(points)),
         "thetas": len(pairs),
-        "forks": count_forks(study),
+        "forks": Snapshot.of(study).n_forks,
         "thetas_that_fail_to_replay": sum(not np.array_equal(a.theta, b.theta) for a, b in pairs),
         "trials_per_s": round(0.8 * len(done) / (middle[1] - middle[0]), 2),
         "ask_wall": quantiles(asked),

@@ -1,11 +1,17 @@
-"""An objective as a user writes it, which shows its trials on the dashboard."""
+"""An objective that shows its trials on the dashboard, and what the dashboard answers."""
 
+import json
+import warnings
 from collections.abc import Callable
+from typing import Any
+from urllib.request import Request, urlopen
 
 import optuna
 
 from optuna_s2e import ScheduleSpace
 from optuna_s2e.dashboard import DashboardReporter
+
+PLOTS = {"s2e_1_schedules", "s2e_2_theta", "s2e_3_generations", "s2e_4_curves"}
 
 Objective = Callable[[optuna.Trial], float]
 
@@ -32,3 +38,37 @@ def make_objective(
         return curves["error"][-1]
 
     return objective
+
+
+def call(base: str, path: str, method: str = "GET", body: Any = None) -> Any:
+    data = None if body is None else json.dumps(body).encode()
+    headers = {"Content-Type": "application/json"}
+    url = base.removesuffix("/dashboard") + path
+    with urlopen(Request(url, data=data, headers=headers, method=method)) as answer:
+        content = answer.read()
+    return json.loads(content) if content and path.startswith("/api") else content
+
+
+def detail(base: str, study_id: int = 1, after: int = 0) -> Any:
+    return call(base, f"/api/studies/{study_id}?after={after}")
+
+
+def plots(answer: Any) -> dict[str, Any]:
+    return {p["id"]: json.loads(p["graph_object"]) for p in answer["plotly_graph_objects"]}
+
+
+def search_with(
+    study: optuna.Study, reporter: Any, n_trials: int = 6, **options: Any
+) -> list[str]:
+    """Search, and return the warnings."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        study.optimize(
+            make_objective(reporter, **options), n_trials=n_trials, callbacks=[reporter]
+        )
+    return [str(w.message) for w in caught]
+
+
+def unwrapped(note: str) -> str:
+    """Return a note with its long command lines in one piece."""
+    return note.replace(" \\\n    ", " ")

@@ -1,7 +1,7 @@
 """The dashboard's pages in a real Chromium."""
 
+import json
 import re
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,9 +23,9 @@ SECONDS = 60_000  # of patience, in Playwright's milliseconds; the machine may b
 
 
 class Search:
-    """A search of eight trials with its pages."""
+    """A search with its pages."""
 
-    def __init__(self, folder: Path, name: str = "s") -> None:
+    def __init__(self, folder: Path, name: str = "s", n_trials: int = 8) -> None:
         self.pictures = folder / "pictures"
         self.reporter = DashboardReporter(self.pictures)
         self.objective = make_objective(self.reporter)
@@ -34,7 +34,7 @@ class Search:
             storage=open_storage(f"sqlite:///{folder}/s2e.db"),
             sampler=S2ESampler(population_size=4, seed=0),
         )
-        self.go_on(8)
+        self.go_on(n_trials)
 
     def go_on(self, n_trials: int) -> None:
         self.study.optimize(self.objective, n_trials=n_trials, callbacks=[self.reporter])
@@ -51,18 +51,39 @@ def base(search: Search) -> Iterator[str]:
         yield address
 
 
-@contextmanager
-def opened(chromium: Any, url: str, **options: Any) -> Iterator[Any]:
-    """Open a page; fail if it raises an error."""
-    errors: list[str] = []
-    context = chromium.new_context(viewport={"width": 1400, "height": 1000}, **options)
-    page = context.new_page()
-    page.set_default_timeout(SECONDS)
-    page.on("pageerror", lambda error: errors.append(str(error)))
-    page.goto(url, timeout=SECONDS)
-    yield page
+class Browser:
+    """One page: what it has loaded from a server once, it shows again without loading."""
+
+    def __init__(self, context: Any) -> None:
+        self._errors: list[str] = []
+        self._server = ""
+        self.page = context.new_page()
+        self.page.set_default_timeout(SECONDS)
+        self.page.on("pageerror", lambda error: self._errors.append(str(error)))
+        self.page.clock.install()  # so that a test can let the page's time pass
+
+    @contextmanager
+    def at(self, base: str, path: str) -> Iterator[Any]:
+        """Show a path of the dashboard; fail if the page raises an error."""
+        self._errors.clear()
+        if base == self._server:  # as a link of the page does
+            self.page.evaluate(
+                "url => { history.pushState({}, '', url); "
+                "dispatchEvent(new PopStateEvent('popstate', {state: {}})); }",
+                base + path,
+            )
+        else:
+            self.page.goto(base + path, timeout=SECONDS)
+            self._server = base
+        yield self.page
+        assert self._errors == []
+
+
+@pytest.fixture(scope="module")
+def browser(chromium: Any) -> Iterator[Browser]:
+    context = chromium.new_context(viewport={"width": 1400, "height": 1000})
+    yield Browser(context)
     context.close()
-    assert errors == []
 
 
 def plot(page: Any, name: str) -> Any:
@@ -78,6 +99,7 @@ def luminance(color: str) -> float:
     return sum(w * c for w, c in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
 
 
+IS = {"light": "=== 'rgb(255, 255, 255)'", "dark": "!== 'rgb(255, 255, 255)'"}
 BACKGROUND = """element => {
     for (let e = element; e; e = e.parentElement) {
         const color = getComputedStyle(e).backgroundColor;
@@ -87,35 +109,37 @@ BACKGROUND = """element => {
 }"""
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_the_plots_are_drawn_and_legible(
-    chromium: Any, search: Search, base: str, scheme: str
-) -> None:
-    with opened(chromium, f"{base}/studies/1", color_scheme=scheme) as page:
-        behind = []
-        for name in PLOTS:
-            drawn = plot(page, name)
-            assert drawn.locator(".scatterlayer .trace").count() >= 2
-            text = drawn.locator(".gtitle").first.evaluate("e => getComputedStyle(e).fill")
-            behind.append(luminance(drawn.evaluate(BACKGROUND)))
-            bright, dim = sorted([luminance(text), behind[-1]], reverse=True)
-            assert (bright + 0.05) / (dim + 0.05) > 3  # WCAG's minimum for large text
-            box, title = drawn.bounding_box(), drawn.locator(".gtitle").first.bounding_box()
-            legend = drawn.locator(".legend").first
-            if legend.count():  # nothing is cut off, nothing lies over the title
-                low = legend.bounding_box()
-                assert low["y"] > title["y"] + title["height"]
-                assert low["y"] + low["height"] <= box["y"] + box["height"] + 1
-                assert low["x"] + low["width"] <= box["x"] + box["width"] + 1
-        assert all((b > 0.5) == (scheme == "light") for b in behind)
+def test_the_plots_are_drawn_and_legible(browser: Browser, search: Search, base: str) -> None:
+    with browser.at(base, "/studies/1") as page:
+        for scheme in ("dark", "light"):
+            page.emulate_media(color_scheme=scheme)
+            page.wait_for_function(f"({BACKGROUND})(document.body) {IS[scheme]}")
+            for name in PLOTS:
+                check_plot(plot(page, name), scheme)
+
+
+def check_plot(drawn: Any, scheme: str) -> None:
+    assert drawn.locator(".scatterlayer .trace").count() >= 2
+    text = luminance(drawn.locator(".gtitle").first.evaluate("e => getComputedStyle(e).fill"))
+    behind = luminance(drawn.evaluate(BACKGROUND))
+    assert (behind > 0.5) == (scheme == "light")
+    bright, dim = sorted([text, behind], reverse=True)
+    assert (bright + 0.05) / (dim + 0.05) > 3  # WCAG's minimum for large text
+    box, title = drawn.bounding_box(), drawn.locator(".gtitle").first.bounding_box()
+    legend = drawn.locator(".legend").first
+    if legend.count():  # nothing is cut off, nothing lies over the title
+        low = legend.bounding_box()
+        assert low["y"] > title["y"] + title["height"]
+        assert low["y"] + low["height"] <= box["y"] + box["height"] + 1
+        assert low["x"] + low["width"] <= box["x"] + box["width"] + 1
 
 
 def test_an_open_page_follows_the_search_and_keeps_its_zoom(
-    chromium: Any, search: Search, base: str
+    browser: Browser, search: Search, base: str
 ) -> None:
     n_shown = "document.getElementById('user-defined-plot:s2e_3_generations').data[0].x.length"
     axis = "document.getElementById('user-defined-plot:s2e_3_generations')._fullLayout.xaxis.range"
-    with opened(chromium, f"{base}/studies/1") as page:
+    with browser.at(base, "/studies/1") as page:
         area = plot(page, "s2e_3_generations").locator(".nsewdrag").first
         area.scroll_into_view_if_needed()
         box = area.bounding_box()
@@ -123,19 +147,19 @@ def test_an_open_page_follows_the_search_and_keeps_its_zoom(
         page.mouse.down()
         page.mouse.move(box["x"] + 200, box["y"] + 150, steps=4)
         page.mouse.up()
-        page.wait_for_timeout(500)
+        full = page.evaluate(axis)
+        page.wait_for_function(f"JSON.stringify({axis}) !== '{json.dumps(full)}'")
         zoomed, before = page.evaluate(axis), page.evaluate(n_shown)
         search.go_on(4)
-        started = time.monotonic()
+        page.clock.fast_forward(30_000)  # the page renews itself every ten seconds
         page.wait_for_function(f"{n_shown} > {before}")
-        assert time.monotonic() - started < 30
-        page.wait_for_timeout(500)
+        page.clock.run_for(500)
         assert page.evaluate(n_shown) == before + 4
         assert page.evaluate(axis) == pytest.approx(zoomed)
 
 
-def test_the_gallery_is_a_wall_of_pictures(chromium: Any, search: Search, base: str) -> None:
-    with opened(chromium, f"{base}/studies/1/smartSelection") as page:
+def test_the_gallery_is_a_wall_of_pictures(browser: Browser, search: Search, base: str) -> None:
+    with browser.at(base, "/studies/1/smartSelection") as page:
         page.get_by_text("Show Artifacts").click()
         n = len(search.study.trials)
         loaded = (
@@ -145,8 +169,8 @@ def test_the_gallery_is_a_wall_of_pictures(chromium: Any, search: Search, base: 
         page.wait_for_function(f"{loaded} === {n}")
 
 
-def test_the_status_page_leads_to_the_trials(chromium: Any, search: Search, base: str) -> None:
-    with opened(chromium, f"{base}/studies/1/note") as page:
+def test_the_status_page_leads_to_the_trials(browser: Browser, search: Search, base: str) -> None:
+    with browser.at(base, "/studies/1/note") as page:
         page.get_by_text("Generation", exact=False).first.wait_for()
         page.wait_for_function("document.images.length > 0 && document.images[0].naturalWidth > 0")
         assert page.get_by_text("s2e-begin").count() == 0  # the marks are invisible
@@ -157,27 +181,30 @@ def test_the_status_page_leads_to_the_trials(chromium: Any, search: Search, base
 
 
 def test_the_picture_of_a_running_trial_changes_on_the_open_page(
-    chromium: Any, search: Search, base: str, monkeypatch: pytest.MonkeyPatch
+    browser: Browser, search: Search, base: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reporter_module, "LIVE_SHARE", 1.0)
+    monkeypatch.setattr(reporter_module, "LIVE_INTERVAL", 0.0)  # no waiting between two updates
+    monkeypatch.setattr(reporter_module, "LIVE_SHARE", 1e9)
     trial = search.study.ask()
     schedule = ScheduleSpace(8).suggest(trial)
     errors = [0.5]
     search.reporter.show(trial, schedule, {})
-    time.sleep(2.1)  # the reporter waits at least 2 s between two updates
     search.reporter.show(trial, schedule, {"error": errors})
-    url = f"{base}/studies/1/trials?numbers={trial.number}"
-    source = "[...document.images].map(i => i.src).find(s => s.includes('?v='))"
-    with opened(chromium, url) as page:
+    path = f"/artifacts/1/{trial._trial_id}/"
+    source = (
+        f"[...document.images].map(i => i.src).find(s => s.includes('{path}') && /v=/.test(s))"
+    )
+    with browser.at(base, f"/studies/1/trials?numbers={trial.number}") as page:
+        page.clock.fast_forward(10_000)  # the page renews itself
+        page.get_by_text("epoch 1 of 8").wait_for()
         page.wait_for_function(source)
         first = page.evaluate(source)
-        assert "epoch 1 of 8" in page.inner_text("body")
-        time.sleep(2.1)
         errors.append(0.25)
         search.reporter.show(trial, schedule, {"error": errors})
+        page.clock.fast_forward(10_000)
         page.wait_for_function(f"{source} !== '{first}'")
         page.wait_for_function(
-            "[...document.images].some(i => i.src.includes('?v=') && i.naturalWidth === 400)"
+            f"[...document.images].some(i => i.src === {source} && i.naturalWidth === 400)"
         )
         second = page.evaluate(f"fetch({source}).then(r => r.text())")
         assert ">2/8<" in second
@@ -185,20 +212,23 @@ def test_the_picture_of_a_running_trial_changes_on_the_open_page(
     search.study.tell(trial, 0.25)
 
 
-def test_strings_of_the_database_do_nothing(chromium: Any, tmp_path: Path) -> None:
+def test_strings_of_the_database_do_nothing(browser: Browser, tmp_path: Path) -> None:
     name = "x`y|z<img src=http://evil.example/i.png onerror=alert(1)> [l](http://evil.example) ***"
-    hostile = Search(tmp_path, name)
+    hostile = Search(tmp_path, name, n_trials=4)
     hostile.study.set_user_attr("s2e:command", f"```\n{name}")
     save_note(hostile.study, "<script>alert(2)</script>\n\nMy text.")
-    hostile.go_on(4)
+    hostile.go_on(1)
+    hostile.reporter.paint(hostile.study)
     asked: list[str] = []
-    with serve(hostile.study, hostile.pictures) as address:
+    browser.page.on("dialog", lambda dialog: asked.append(dialog.message))
+    browser.page.on(
+        "request", lambda request: asked.append(request.url) if "evil" in request.url else None
+    )
+    with serve(hostile.study, hostile.pictures) as base:
         for path, shown in (("/studies/1/note", "My text."), ("/studies/1", "Best Trial")):
-            with opened(chromium, address + path) as page:
-                page.on("dialog", lambda dialog: asked.append(dialog.message))
-                page.on("request", lambda request: asked.append(request.url)
-                        if "evil" in request.url else None)  # fmt: skip
+            with browser.at(base, path) as page:
                 page.get_by_text(shown).first.wait_for()
-                page.wait_for_timeout(1000)
+                page.clock.run_for(1000)
+                page.wait_for_load_state("networkidle")
                 assert page.locator("a[href*=evil], img[src*=evil], svg a").count() == 0
     assert asked == []

@@ -106,6 +106,12 @@ def test_other_names_of_this_machine_are_refused(study: optuna.Study) -> None:
         assert status(base.replace("127.0.0.1", "localhost"), Host=f"localhost:{port}") == 200
 
 
+@pytest.mark.parametrize("port", [-1, 65_536, 80.5, True])
+def test_a_port_must_be_an_int(study: optuna.Study, port: Any) -> None:
+    with pytest.raises(ValueError, match=r"port must be an int in \[0, 65535\], but got"):
+        serve(study, port=port).__enter__()
+
+
 def test_a_taken_port_is_one_clear_error(study: optuna.Study) -> None:
     with (
         socket.create_server(("127.0.0.1", 0)) as taken,
@@ -201,7 +207,7 @@ def launched(folder: Path, *argv: str, **env: str) -> Iterator[tuple[str, list[s
         process.stdout.close()
 
 
-def test_s2e_dashboard_serves_opens_a_browser_and_refreshes(
+def test_s2e_dashboard_serves_refreshes_asks_for_its_password_and_opens_a_browser(
     study: optuna.Study, tmp_path: Path
 ) -> None:
     reporter = DashboardReporter(tmp_path / "pictures")
@@ -213,28 +219,30 @@ def test_s2e_dashboard_serves_opens_a_browser_and_refreshes(
     browser = tmp_path / "browser"
     browser.write_text(f'#!/bin/sh\necho "$1" > {tmp_path}/opened\n')
     browser.chmod(0o755)
-    with launched(tmp_path, "--refresh", "--read-only", BROWSER=str(browser)) as (base, before):
+    options = ("--refresh", "--read-only", "--password")
+    env = {"BROWSER": str(browser), "S2E_DASHBOARD_PASSWORD": "secret"}
+    with launched(tmp_path, *options, **env) as (base, before):
+        known = {"Authorization": "Basic " + b64encode(b":secret").decode()}
+
+        def answer(path: str) -> bytes:
+            with urlopen(Request(api(base, path), headers=known)) as found:
+                content: bytes = found.read()
+            return content
+
+        assert status(base) == 401  # the password comes from the environment
+        assert status(base, **known) == 200
         assert sorted(before) == [
             f"Study {name!r}: painted, with 4 trials.\n" for name in ("copy", "s")
         ]
-        trial: Any = json.loads(urlopen(api(base, "/api/studies/2")).read())["trials"][0]
+        trial: Any = json.loads(answer("/api/studies/2"))["trials"][0]
         path = re.search(r"\((/artifacts/[^)]*)\)", trial["note"]["body"])[1]  # type: ignore[index]
         assert path.startswith("/artifacts/2/")
-        assert urlopen(api(base, path)).read().startswith(b"<svg")  # from the recorded folder
-        assert status(api(base, "/api/studies/1"), "DELETE") == 403
+        assert answer(path).startswith(b"<svg")  # from the recorded folder
+        assert status(api(base, "/api/studies/1"), "DELETE", **known) == 403
         end = time.monotonic() + 10
         while not (tmp_path / "opened").exists() and time.monotonic() < end:
             time.sleep(0.1)
         assert (tmp_path / "opened").read_text().strip() == base
-
-
-def test_s2e_dashboard_takes_its_password_from_the_environment(
-    study: optuna.Study, tmp_path: Path
-) -> None:
-    env = {"S2E_DASHBOARD_PASSWORD": "secret"}
-    with launched(tmp_path, "--password", "--no-browser", **env) as (base, _):
-        assert status(base) == 401
-        assert status(base, Authorization="Basic " + b64encode(b":secret").decode()) == 200
 
 
 def test_s2e_dashboard_on_a_taken_port_is_one_line(

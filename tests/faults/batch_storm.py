@@ -37,7 +37,7 @@ from reports import save
 from servers import GrpcProxy, PostgresServer, new_database
 
 from optuna_s2e import RayExecutor, S2ESampler, generations, open_storage, optimize_batch
-from optuna_s2e.analysis._status import verify
+from optuna_s2e.analysis import Snapshot, verify
 
 K, GENERATIONS = 6, 7
 N_TRIALS = K * (GENERATIONS - 1) + 1  # the last one opens the last generation
@@ -268,7 +268,7 @@ def main() -> int:
             started, url = time.monotonic(), make(run.storage, n)
             toll = storm(url, run, args.kills, end + 120)
             study = open_study(url)
-            check = verify(study)
+            check = verify(Snapshot.of(study))
             running = len(study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)))
             sound = check.sound and "bit for bit" in check.message and running == 0
             equal = thetas(study) == expected

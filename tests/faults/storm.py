@@ -32,8 +32,8 @@ from reports import save
 from servers import GrpcProxy, PostgresServer, new_database
 
 from optuna_s2e import S2ESampler, open_storage
-from optuna_s2e.analysis._generations import _replayed_thetas, compare, count_forks
-from optuna_s2e.analysis._progress import measure_progress
+from optuna_s2e.analysis import Snapshot
+from optuna_s2e.analysis._generations import replay_thetas
 from optuna_s2e.history._ledger import Ledger
 from optuna_s2e.history._record import Rules
 
@@ -98,19 +98,19 @@ def examine(url: str, storm: Storm) -> dict[str, Any]:
     # asks drain the pool; they are not told, so that they add nothing to it
     for _ in range(len(complete) // K + 2):
         study.ask().suggest_float("x0", 0, 1)
-        progress = measure_progress(study, None)
-        if len(complete) - len(progress.lags) < K:
+        if len(complete) - len(Snapshot.of(study).progress.lags) < K:
             break
     trials = study.trials
     drawn = {t.number for t in complete}
-    comparison = compare(study)
-    used = [n for g in comparison.told for n in g.members]
+    snapshot = Snapshot.of(study)
+    generations = snapshot.generations
+    used = [n for g in generations for n in g.members]
     openers, unequal = replay_all_openers(study)
     points = Counter(tuple(t.params.values()) for t in trials[:n_before] if len(t.params) == 4)
     stored = {t.number: t.value for t in trials}
     results = storm.results()
     times = sorted(t for _, _, t in results)
-    lags = Counter(measure_progress(study, None).lags)
+    lags = Counter(snapshot.progress.lags)
     return {
         "trials": n_before,
         "complete": len(complete),
@@ -121,14 +121,14 @@ def examine(url: str, storm: Storm) -> dict[str, Any]:
         "duplicated points": sum(c - 1 for c in points.values()),
         "acknowledged": len(results),
         "acknowledged lost": sum(stored.get(n) != v for n, v, _ in results),
-        "generations": len(comparison.told) - 1,
+        "generations": len(generations) - 1,
         "openers, forks included": openers,
-        "openers that fail to replay": unequal + len(comparison.damage),
+        "openers that fail to replay": unequal + len(snapshot.ledger.damage()),
         "members used twice": len(used) - len(set(used)),
         "completed draws": len(drawn),
         "entered an update": len(drawn & set(used)),
         "left for the next (< K)": len(drawn - set(used)),
-        "forks": count_forks(study),
+        "forks": snapshot.n_forks,
         "left RUNNING by kills": sum(t.state == TrialState.RUNNING for t in trials[:n_before]),
         "lag": {str(lag): lags[lag] for lag in sorted(lags)},
         "longest stall, s": round(max(np.diff(times), default=0.0), 2),
@@ -142,7 +142,7 @@ def replay_all_openers(study: optuna.Study) -> tuple[int, int]:
     chain = ledger.state(1).chain
     if chain is None:
         return 0, 0
-    thetas = _replayed_thetas(chain, ledger)
+    thetas = replay_thetas(chain, ledger)
     unequal = sum(not np.array_equal(t, ledger.openers[n].theta) for n, t in thetas.items())
     return len(thetas), unequal
 

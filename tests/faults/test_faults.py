@@ -21,7 +21,7 @@ from optuna.exceptions import StorageInternalError
 from optuna.trial import TrialState
 
 from optuna_s2e import S2ESampler, generations, open_storage, replay
-from optuna_s2e.analysis._status import verify
+from optuna_s2e.analysis import Snapshot, verify
 from optuna_s2e.cli._main import main
 from optuna_s2e.parallel._worker import sampler_for, work
 from optuna_s2e.storages._retry import PatientStorage
@@ -231,7 +231,7 @@ def test_searches_of_release_0_1_are_read_and_go_on(name: str, tmp_path: Path) -
         study_name=name, storage=open_storage(f"journal:///{tmp_path}/s.log")
     )
     assert len(generations(study)) == 4
-    assert verify(study).sound  # on another kind of machine within 1e-9
+    assert verify(Snapshot.of(study)).sound  # on another kind of machine within 1e-9
     study.sampler = sampler_for(study, seed=0)
 
     def mixed(trial: optuna.Trial) -> float:
@@ -240,7 +240,7 @@ def test_searches_of_release_0_1_are_read_and_go_on(name: str, tmp_path: Path) -
 
     study.optimize(mixed, n_trials=4)
     assert [len(g.members) for g in generations(study)] == [0, 4, 4, 4, 4]
-    assert verify(study).sound
+    assert verify(Snapshot.of(study)).sound
 
 
 def test_search_whose_theta_left_conditional_parameters_out_goes_on_so(tmp_path: Path) -> None:
@@ -261,7 +261,7 @@ def test_search_whose_theta_left_conditional_parameters_out_goes_on_so(tmp_path:
         warnings.simplefilter("ignore", UserWarning)
         study.optimize(branches, n_trials=6)
     assert [g.theta.shape for g in generations(study)] == [(2,)] * 7
-    assert verify(study).sound
+    assert verify(Snapshot.of(study)).sound
 
 
 NAMES: dict[str, str] = {

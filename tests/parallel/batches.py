@@ -13,7 +13,7 @@ from optuna.storages import InMemoryStorage
 from optuna.trial import Trial, TrialState
 
 from optuna_s2e import S2ESampler, generations
-from optuna_s2e.analysis._status import verify
+from optuna_s2e.analysis import Snapshot, verify
 
 K = 4
 
@@ -50,8 +50,8 @@ def states(study: optuna.Study) -> set[TrialState]:
 
 
 def assert_sound(study: optuna.Study) -> None:
-    assert verify(study).sound
-    assert "bit for bit" in verify(study).message
+    assert verify(Snapshot.of(study)).sound
+    assert "bit for bit" in verify(Snapshot.of(study)).message
     assert TrialState.RUNNING not in states(study)
     members = [n for g in generations(study) for n in g.members]
     assert len(members) == len(set(members))

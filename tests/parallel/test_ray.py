@@ -13,7 +13,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from optuna_s2e import RayExecutor, S2ESampler, generations, optimize_batch
 from optuna_s2e._attributes import FAILURE_KEY
-from optuna_s2e.analysis._status import verify
+from optuna_s2e.analysis import Snapshot, verify
 
 pytest.importorskip("ray", reason="`make ray` installs it")
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # Ray's own warnings
@@ -65,4 +65,4 @@ def test_a_node_that_dies_in_the_middle_of_a_batch_changes_no_theta(cluster: Any
     assert len(study.trials) == 25 + len(lost)
     for a, b in zip(generations(study), generations(calm), strict=True):
         assert np.array_equal(a.theta, b.theta)
-    assert verify(study).sound
+    assert verify(Snapshot.of(study)).sound

@@ -5,7 +5,6 @@ import signal
 import subprocess
 import sys
 import time
-from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from optuna.trial import TrialState
 
 from optuna_s2e import S2ESampler, generations, open_storage
 from optuna_s2e._attributes import SEARCH_KEY, STOPPED_BY_KEY
-from optuna_s2e.analysis._progress import measure_progress, progress_lines
+from optuna_s2e.analysis import Snapshot
 from optuna_s2e.cli._main import main
 from optuna_s2e.parallel._worker import load_objective, sampler_for, work
 
@@ -210,47 +209,6 @@ def test_objective_is_never_named_by_the_storage() -> None:
 # --- s2e status ------------------------------------------------------------------------------
 
 
-def add(study: optuna.Study, start: float, seconds: float | None, worker: Any = None) -> None:
-    """Add a trial that began so many seconds after the first and ran for so many."""
-    begun = datetime(2026, 1, 1) + timedelta(seconds=start)
-    done = seconds is not None
-    study.add_trial(
-        optuna.trial.FrozenTrial(
-            number=-1, trial_id=-1, state=TrialState.COMPLETE if done else TrialState.RUNNING,
-            value=0.0 if done else None, datetime_start=begun, params={}, distributions={},
-            datetime_complete=begun + timedelta(seconds=seconds) if done else None,
-            user_attrs={}, intermediate_values={},
-            system_attrs={} if worker is None else {"s2e:worker": worker},
-        )
-    )  # fmt: skip
-
-
-def worker(pid: int, host: str = "node") -> dict[str, Any]:
-    return {"v": 1, "host": host, "pid": pid}
-
-
-def test_progress_counts_workers_zombies_rate_and_time_left() -> None:
-    study = optuna.create_study()
-    for i in range(10):
-        add(study, 30 * i, 30)  # two per minute, until 300 s
-    add(study, 0, None)  # runs for 330 s, eleven times as long as any that completed: 10
-    add(study, 290, None, worker(1))  # has begun another one since: 11
-    add(study, 299, None, worker(1))
-    add(study, 301, None, worker(2, "\x1b[31mred"))
-    add(study, 302, None, {"host": 3})
-    now = datetime(2026, 1, 1) + timedelta(seconds=330)
-    progress = measure_progress(study, 20, now)
-    assert progress.zombies == (10, 11)
-    assert progress.workers == {"node:1": 1, "\\x1b[31mred:2": 1, "?": 1}
-    assert progress.rate == pytest.approx(1 / 30)
-    assert progress.seconds_left == pytest.approx(300)
-    text = "\n".join(progress_lines(progress))
-    assert "Working: 3 trials, by 3 workers" in text
-    assert "Zombies: 2 trials" in text
-    assert "Rate: 2 complete per minute, 5 min left" in text
-    assert "\x1b" not in text
-
-
 def test_status_shows_the_lag_of_several_workers(capsys: pytest.CaptureFixture[str]) -> None:
     study = make_study(population_size=2)
     asked = [study.ask() for _ in range(8)]
@@ -260,4 +218,4 @@ def test_status_shows_the_lag_of_several_workers(capsys: pytest.CaptureFixture[s
         study.optimize(lambda t: t.suggest_float("x", 0, 1), n_trials=1)
     assert main(["status"]) == 0
     assert "largest" in capsys.readouterr().out
-    assert max(measure_progress(study, None).lags) > 1
+    assert max(Snapshot.of(study).progress.lags) > 1

@@ -11,7 +11,7 @@ from searches import K, assert_replays, make_study, quadratic, record, schedule_
 
 from optuna_s2e import S2ESampler, generations, replay
 from optuna_s2e._attributes import DRAW_KEY
-from optuna_s2e.analysis._status import verify
+from optuna_s2e.analysis import Snapshot, verify
 
 
 def numbers_in(value: Any) -> list[float]:
@@ -111,7 +111,7 @@ def test_member_that_is_damaged_later_stops_no_search_but_fails_the_verification
     trials[number].system_attrs[DRAW_KEY] = "x"
     copied = make_study()
     copied.add_trials(trials)
-    assert not verify(copied).sound
+    assert not verify(Snapshot.of(copied)).sound
     assert [g.opener for g in generations(copied)] == [g.opener for g in generations(study)]
     copied.optimize(quadratic, n_trials=K)
     assert len(generations(copied)) == 7
@@ -121,7 +121,7 @@ def test_member_that_is_damaged_later_stops_no_search_but_fails_the_verification
     trials[2 * K].system_attrs[DRAW_KEY] = "x"  # an opener: its draws cannot be followed
     copied = make_study()
     copied.add_trials(trials)
-    assert not verify(copied).sound
+    assert not verify(Snapshot.of(copied)).sound
 
 
 def test_values_that_storages_round_are_draws() -> None:

@@ -20,7 +20,7 @@ from optuna_s2e import (
     suggest_simplex,
 )
 from optuna_s2e._attributes import DRAW_KEY
-from optuna_s2e.analysis import verify
+from optuna_s2e.analysis import Snapshot, verify
 from optuna_s2e.estimators import resolve
 from optuna_s2e.history import Ledger, Rules
 from optuna_s2e.sampler._update import fit_model
@@ -69,7 +69,7 @@ def test_asked_together_the_draws_differ_and_each_names_its_theta() -> None:
     assert min(np.abs(a - b).max() for i, a in enumerate(rates) for b in rates[:i]) > 0.01
     for trial in trials:
         study.tell(trial, 0.5)
-    assert verify(study).sound
+    assert verify(Snapshot.of(study)).sound
 
 
 def test_losses_that_allow_no_model_fall_back_on_the_papers_step_with_one_warning() -> None:

@@ -10,9 +10,7 @@ import pytest
 from optuna.samplers import RandomSampler
 
 from optuna_s2e import S2ESampler, Schedule, ScheduleSpace, generations, recommend, suggest_simplex
-from optuna_s2e.analysis._snapshot import Story, closes_generation
-from optuna_s2e.history._ledger import Ledger
-from optuna_s2e.history._record import Rules
+from optuna_s2e.analysis import Snapshot
 from optuna_s2e.schedules._formulas import SPACES
 from optuna_s2e.visualization import (
     figures,
@@ -22,6 +20,8 @@ from optuna_s2e.visualization import (
     plot_schedules,
     plot_theta,
 )
+from optuna_s2e.visualization._plotly import MAX_GENERATIONS
+from optuna_s2e.visualization._schedule_figures import MAX_CURVES
 
 STUDY_PLOTS = (plot_schedules, plot_theta, plot_generations, plot_learning_curves)
 DRAWN = (figures.schedules, figures.theta, figures.generations, figures.learning_curves)
@@ -114,8 +114,8 @@ def test_generations_shows_every_loss_and_the_best_so_far(studies):
     figure = plot_generations(study)
     (points,) = traces(figure, "trials")
     assert sorted(points.customdata) == list(range(20))
-    told = {n: g.index for g in generations(study) for n in g.trials}
-    assert [told[n] for n in points.customdata] == list(points.x)
+    generation_of = {n: g.index for g in generations(study) for n in g.trials}
+    assert [generation_of[n] for n in points.customdata] == list(points.x)
     (best,) = traces(figure, "best so far")
     assert list(best.y) == sorted(best.y, reverse=True)
     assert best.y[-1] == pytest.approx(study.best_value, abs=1e-5)
@@ -183,10 +183,10 @@ def test_long_searches_stay_small_and_finite(kind):
     space = ScheduleSpace(200, kind)
     sampler = S2ESampler(estimator="natural", seed=0)  # the fastest
     study = searched(lambda t: space.suggest(t).keep_rates.mean(), 380, sampler)
-    assert len(generations(study)) > figures.MAX_GENERATIONS
-    assert len(study.trials) > figures.MAX_CURVES
-    story = Story.of(study)
-    sizes = [len(json.dumps(draw(story), allow_nan=False)) for draw in DRAWN]
+    assert len(generations(study)) > MAX_GENERATIONS
+    assert len(study.trials) > MAX_CURVES
+    snapshot = Snapshot.of(study)
+    sizes = [len(json.dumps(draw(snapshot), allow_nan=False)) for draw in DRAWN]
     assert sum(sizes) < 90_000
 
 
@@ -198,7 +198,7 @@ def test_infinite_and_failed_trials_are_left_out():
 
     study = searched(objective, n_trials=40)
     for draw in (figures.theta, figures.generations):
-        json.dumps(draw(Story.of(study)), allow_nan=False)
+        json.dumps(draw(Snapshot.of(study)), allow_nan=False)
 
 
 def test_names_of_a_study_are_inert_text():
@@ -231,17 +231,6 @@ def test_basis_functions_of_a_mixture_are_its_corners():
     assert space.n_epochs == len(whole.y)
     with pytest.raises(ValueError, match="comes from an array"):
         plot_basis_functions(Schedule([1.0, 0.5]))
-
-
-def test_a_generation_is_closed_by_its_last_trial_only():
-    study = searched(schedule_objective(), n_trials=20, sampler=S2ESampler(population_size=4))
-    closers = [t.number for t in study.trials if closes_generation(study, t)]
-    assert closers == [3, 7, 11, 15, 19]
-    ledger = Ledger(Rules.of(study))
-    assert [t.number for t in study.trials if closes_generation(study, t, ledger)] == closers
-    assert len(ledger.completed) == 20  # it has read on in what it was given
-    other = searched(schedule_objective(), n_trials=13, sampler=RandomSampler(seed=0))
-    assert [t.number for t in other.trials if closes_generation(other, t)] == [5, 11]
 
 
 def test_without_plotly_the_error_names_the_install_command():

@@ -1,0 +1,94 @@
+"""What the package's users ask of a study; each function takes one snapshot of it."""
+
+from __future__ import annotations
+
+from optuna.study import Study
+
+from optuna_s2e.analysis._generations import Generation
+from optuna_s2e.analysis._recommend import Recommendation
+from optuna_s2e.analysis._snapshot import Snapshot
+
+
+def generations(study: Study) -> list[Generation]:
+    """Return the generations of a study with the thetas that its trials record.
+
+    It only reads, and works on any study, also while workers write to it.
+
+    Args:
+        study: A study, with or without trials drawn by `S2ESampler`.
+
+    Returns:
+        One record per generation, generation 0 (theta = 1) first. A study without such trials has
+        generation 0 only, with an empty theta.
+
+    Raises:
+        ValueError: If the study has several objectives.
+
+    Example:
+        >>> import optuna
+        >>> from optuna_s2e import S2ESampler, generations
+        >>> optuna.logging.set_verbosity(optuna.logging.ERROR)
+        >>> study = optuna.create_study(sampler=S2ESampler(population_size=4, seed=0))
+        >>> study.optimize(lambda trial: trial.suggest_float("x", 0, 1) ** 2, n_trials=9)
+        >>> [g.index for g in generations(study)], generations(study)[1].members
+        ([0, 1, 2], (0, 1, 2, 3))
+    """
+    return Snapshot.of(study).generations
+
+
+def replay(study: Study) -> list[Generation]:
+    """Return the generations of a study with every theta recomputed.
+
+    Each theta is computed from theta = 1, the recorded draws, the values of the members and the
+    recorded settings. On the platform and library versions that wrote the study the result equals
+    `generations(study)` bit for bit, whatever races and deaths happened.
+
+    Args:
+        study: A study.
+
+    Returns:
+        The same list as `generations(study)`.
+
+    Raises:
+        ValueError: If a member is missing or was changed, so that no theta follows; or if the
+            study has several objectives.
+
+    Example:
+        >>> import optuna
+        >>> from optuna_s2e import S2ESampler, generations, replay
+        >>> optuna.logging.set_verbosity(optuna.logging.ERROR)
+        >>> study = optuna.create_study(sampler=S2ESampler(population_size=4, seed=0))
+        >>> study.optimize(lambda trial: trial.suggest_float("x", 0, 1) ** 2, n_trials=9)
+        >>> bool((replay(study)[2].theta == generations(study)[2].theta).all())
+        True
+    """
+    return Snapshot.of(study).replayed
+
+
+def recommend(study: Study, rule: str = "smoothed") -> Recommendation:
+    """Recommend parameters to use, from the trials of any sampler.
+
+    One training is noisy, and the best of many trials was good and lucky. The default rule
+    smooths the losses with a Gaussian process (for schedules over R(t), else over the parameters
+    in the unit cube) and takes the completed trial with the lowest posterior mean.
+
+    Args:
+        study: A study with completed trials of one objective.
+        rule: `"smoothed"` (the default); `"theta"`: the mean of p_theta, for studies of
+            `S2ESampler`; `"best"`: `study.best_trial`, with a smoothed estimate of its value.
+
+    Raises:
+        ValueError: If no trial has completed, no value is finite, the trials share no parameters,
+            the rule is unknown, the study has several objectives, or the rule is `"theta"` and
+            the study has no theta.
+
+    Example:
+        >>> import optuna
+        >>> from optuna_s2e import S2ESampler, recommend
+        >>> optuna.logging.set_verbosity(optuna.logging.ERROR)
+        >>> study = optuna.create_study(sampler=S2ESampler(seed=0))
+        >>> study.optimize(lambda t: (t.suggest_float("x", 0, 1) - 0.3) ** 2, n_trials=30)
+        >>> abs(recommend(study).params["x"] - 0.3) < 0.1
+        True
+    """
+    return Snapshot.of(study).recommend(rule)

@@ -1,0 +1,107 @@
+"""The generations as recorded and as recomputed, and their table."""
+
+import numpy as np
+import optuna
+import pytest
+from optuna.samplers import RandomSampler
+
+from optuna_s2e import S2ESampler, generations, replay
+from optuna_s2e.analysis import Snapshot, closes_generation
+from optuna_s2e.analysis._generations import Generation, generation_rows
+from optuna_s2e.history import Ledger, Rules
+
+K = 4
+
+
+def quadratic(trial: optuna.Trial) -> float:
+    return (trial.suggest_float("x", 0, 1) - 0.3) ** 2
+
+
+def searched(n_trials: int, sampler: optuna.samplers.BaseSampler) -> optuna.Study:
+    study = optuna.create_study(sampler=sampler)
+    study.optimize(quadratic, n_trials=n_trials)
+    return study
+
+
+def test_every_trial_belongs_to_one_generation_and_every_theta_replays() -> None:
+    study = searched(3 * K + 2, S2ESampler(population_size=K, seed=0))
+    recorded, replayed = generations(study), replay(study)
+    assert [g.index for g in recorded] == [0, 1, 2, 3]
+    assert [g.trials for g in recorded] == [(0, 1, 2, 3), (4, 5, 6, 7), (8, 9, 10, 11), (12, 13)]
+    assert [g.members for g in recorded] == [(), (0, 1, 2, 3), (4, 5, 6, 7), (8, 9, 10, 11)]
+    for a, b in zip(recorded, replayed, strict=True):
+        np.testing.assert_array_equal(a.theta, b.theta)
+        np.testing.assert_array_equal(a.losses, [study.trials[n].value for n in a.trials])
+
+
+def test_two_openers_at_once_are_one_fork() -> None:
+    """Both workers ask before either has told: each opens generation 1."""
+    study = searched(K, S2ESampler(population_size=K, seed=0))
+    trials = [study.ask(), study.ask()]
+    others = [t for t in study.trials if t.number != trials[0].number]
+    assert Snapshot.of(study).n_forks == 0
+    # the second worker did not see the first one's record when it drew
+    blind = optuna.create_study(
+        study_name=study.study_name, sampler=S2ESampler(population_size=K, seed=0)
+    )
+    blind.add_trials(others[:K])
+    blind.add_trial(optuna.trial.create_trial(state=optuna.trial.TrialState.FAIL))
+    second = blind.ask()
+    second.suggest_float("x", 0, 1)
+    trials[0].suggest_float("x", 0, 1)
+    for trial in trials:
+        study.tell(trial, 0.5)
+    merged = optuna.create_study(study_name=study.study_name)
+    merged.add_trials(study.trials[: K + 1])
+    merged.add_trials(blind.trials[K + 1 :])
+    snapshot = Snapshot.of(merged)
+    assert snapshot.n_forks == 1
+    assert [g.opener for g in snapshot.generations] == [None, K]
+
+
+def make_generation(index: int, losses: list[float]) -> Generation:
+    trials = tuple(range(len(losses)))
+    return Generation(index, np.ones(2), index or None, (), trials, np.array(losses))
+
+
+@pytest.mark.parametrize(("maximize", "best", "mean"), [(False, 1.0, 2.0), (True, -1.0, -2.0)])
+def test_rows_count_finite_losses_in_units_of_the_value(
+    maximize: bool, best: float, mean: float
+) -> None:
+    full, empty = generation_rows(
+        [
+            make_generation(0, [3.0, np.nan, 1.0, np.inf]),
+            make_generation(1, [np.nan]),
+        ],
+        maximize=maximize,
+    )
+    assert (full.index, full.opener, full.n_trials, full.n_complete) == (0, None, 4, 2)
+    assert (full.best, full.mean) == (best, mean)
+    assert (empty.opener, empty.n_trials, empty.n_complete) == (1, 1, 0)
+    assert empty.best is empty.mean is None
+
+
+def closers(study: optuna.Study) -> list[int]:
+    trials = study.trials
+    ledger = Ledger(Rules.of(study)).read(trials)
+    return [t.number for t in trials if closes_generation(t, trials, ledger)]
+
+
+def test_a_generation_is_closed_by_its_last_trial_only() -> None:
+    study = searched(20, S2ESampler(population_size=K, seed=0))
+    assert closers(study) == [3, 7, 11, 15, 19]
+    assert closers(searched(13, RandomSampler(seed=0))) == [5, 11]  # of six
+
+
+def test_a_ledger_that_follows_the_study_gives_the_same_answers() -> None:
+    study = optuna.create_study(sampler=S2ESampler(population_size=K, seed=0))
+    ledger = Ledger(Rules.of(study))
+    closed = []
+
+    def look(study: optuna.Study, trial: optuna.trial.FrozenTrial) -> None:
+        trials = study.get_trials(deepcopy=False)
+        if closes_generation(trial, trials, ledger.read(trials)):
+            closed.append(trial.number)
+
+    study.optimize(quadratic, n_trials=13, callbacks=[look])
+    assert closed == [3, 7, 11]

@@ -1,0 +1,119 @@
+"""The text of the pages: it agrees with the study, keeps a person's own text, and is inert."""
+
+import re
+from pathlib import Path
+
+import optuna
+import pytest
+from optuna_dashboard import get_note, save_note
+from reporting import make_objective
+
+from optuna_s2e import S2ESampler, open_storage
+from optuna_s2e._attributes import N_TRIALS_KEY
+from optuna_s2e.analysis import Snapshot
+from optuna_s2e.dashboard import DashboardReporter
+from optuna_s2e.dashboard._markdown import BEGIN, END, code, code_block, merge, table
+from optuna_s2e.dashboard._notes import MAX_ROWS, masked, shown_command, study_note
+
+HOSTILE = "a|b`c``d\n```\n<script>alert(1)</script> ![x](http://evil/x.png) www.evil.com ‮"
+
+
+def test_a_persons_text_survives(study: optuna.Study, tmp_path: Path) -> None:
+    reporter = DashboardReporter(tmp_path / "pictures")
+    save_note(study, "My *plan*.\n")
+    study.optimize(make_objective(reporter), n_trials=4, callbacks=[reporter])
+    text = get_note(study)
+    assert text.startswith("My *plan*.\n\n[s2e-begin]")
+    save_note(study, text + "\nMy conclusion.\n")
+    study.optimize(make_objective(reporter), n_trials=4, callbacks=[reporter])
+    assert get_note(study).startswith("My *plan*.\n\n[s2e-begin]")
+    assert get_note(study).endswith("\nMy conclusion.\n")
+    assert "8 trials" in get_note(study)
+    assert get_note(study).count("[s2e-begin]") == 1
+
+
+def test_strings_of_the_database_are_inert(tmp_path: Path) -> None:
+    reporter = DashboardReporter(tmp_path / "pictures")
+    study = optuna.create_study(
+        study_name=HOSTILE,
+        storage=open_storage(f"sqlite:///{tmp_path}/s2e.db"),
+        sampler=S2ESampler(population_size=2),
+    )
+    study.set_user_attr("s2e:command", HOSTILE)
+    study.set_user_attr("s2e:n_trials", HOSTILE)
+    study.optimize(lambda t: t.suggest_float(HOSTILE, 0, 1), n_trials=4, callbacks=[reporter])
+    note = get_note(study)
+    assert "‮" not in note
+    outside = re.sub(r"^(````+)\n.*?^\1$", "", note, flags=re.DOTALL | re.MULTILINE)
+    outside = re.sub(r"(?<!`)(`+)(?!`).*?(?<!`)\1(?!`)", "", outside)
+    for sign in ("<script", "evil", "alert", "a|b"):
+        assert sign in note or sign == "a|b"
+        assert sign not in outside
+
+
+def test_passwords_are_masked(tmp_path: Path) -> None:
+    url = "postgresql+psycopg://me:s3cret@db/s2e?password=s3cret&sslmode=require"
+    assert masked(url) == "postgresql+psycopg://me:***@db/s2e?password=***&sslmode=require"
+    assert "s3cret" not in shown_command(["s2e", "search", "--storage", url])
+    assert "s3cret" not in shown_command(["s2e", "search", f"--storage={url}"])
+    assert "s3cret" not in masked("me:s3cret@nowhere?password=s3cret")
+
+
+def status_page(study: optuna.Study) -> str:
+    return study_note(
+        Snapshot.of(study), study_id=1, url="sqlite:///s2e.db", pictures={}, baselines=[]
+    )
+
+
+def test_the_status_page_says_what_the_study_says(study: optuna.Study) -> None:
+    study.set_user_attr(N_TRIALS_KEY, 10)
+    study.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=9)
+    page = status_page(study)
+    assert re.match(r"## Generation 3 of 3 · 9 of 10 trials · about \d+ s left \(until ", page)
+    best = study.best_trial
+    assert f"[#{best.number}](/dashboard/studies/1/trials?numbers={best.number})" in page
+    rows = [line.replace("\N{EM SPACE}", "").split("|")[1:-1] for line in page.splitlines()
+            if re.match(r"\| .?\d+ \|", line)]  # fmt: skip
+    assert [[cell.strip() for cell in row[:4]] for row in rows] == [
+        ["0", "-", "4", "4"],
+        ["1", "#4", "4", "4"],
+        ["2", "#8", "1", "1"],
+    ]
+
+
+def test_a_long_table_of_generations_is_cut() -> None:
+    study = optuna.create_study(sampler=S2ESampler(population_size=2, estimator="natural", seed=0))
+    study.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=2 * MAX_ROWS + 5)
+    page = status_page(study)
+    assert "The first 3 generations are not shown here" in page
+    assert page.count("\n| \N{EM SPACE}") == MAX_ROWS + 1  # and the titles
+
+
+@pytest.mark.parametrize(
+    ("note", "merged"),
+    [
+        ("", "{}"),
+        ("Mine.", "Mine.\n\n{}"),
+        ("Mine.\n\n" + BEGIN + "\nold\n" + END + "\nBelow.", "Mine.\n\n{}Below."),
+        (BEGIN + "\na\n" + END + "\nMine.\n" + BEGIN + "\nb\n" + END + "\n", "{}Mine.\n"),
+        ("Mine.\n" + BEGIN + "\nits end was deleted", "Mine.\nits end was deleted\n\n{}"),
+    ],
+)
+def test_a_block_replaces_the_earlier_one(note: str, merged: str) -> None:
+    block = f"{BEGIN}\n\nnew\n\n{END}\n"
+    assert merge(note, "new\n") == merged.format(block)
+
+
+def test_code_needs_more_ticks_than_it_holds() -> None:
+    assert code("a``b") == "``` a``b ```"
+    assert code("a\nb\x1b") == "` a\N{REPLACEMENT CHARACTER}b\N{REPLACEMENT CHARACTER} `"
+    assert code("x" * 300, 10) == "` xxxxxxxxx\N{HORIZONTAL ELLIPSIS} `"
+    assert code("") == "` - `"
+    assert code_block(["a````b"]) == "`````\na````b\n`````"
+
+
+def test_columns_without_a_title_hold_labels() -> None:
+    gap = "\N{EM SPACE}"
+    assert table(["", "best"], [["error", 0.5]], "---:").splitlines() == [
+        f"|  | {gap}best |", "|---|---:|", f"| error | {gap}0.5 |",
+    ]  # fmt: skip
