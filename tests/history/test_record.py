@@ -6,7 +6,7 @@ import pytest
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from optuna_s2e._attributes import DRAW_KEY, FAILED_TRIAL_KEY, FAILURE_KEY, RETRY_HISTORY_KEY
-from optuna_s2e.estimators import UpdateSettings
+from optuna_s2e.estimators import resolve
 from optuna_s2e.history import (
     Record,
     Rules,
@@ -17,7 +17,7 @@ from optuna_s2e.history import (
     split_settings,
 )
 
-SETTINGS = join_settings(UpdateSettings(), False)
+SETTINGS = join_settings(resolve({}), False)
 RECORDS = {
     "uniform": Record(3, 0, seed=7, settings=SETTINGS),
     "uniform slot": Record(3, 0, seed=7, settings=SETTINGS, slot=5, attempt=2),
@@ -71,7 +71,7 @@ def test_other_attributes_are_no_records(attr: Any) -> None:
 
 
 def test_settings_survive_the_way_through_a_record() -> None:
-    settings = UpdateSettings(population_size=9, theta_bounds=(0.5, 50.0))
+    settings = resolve({"population_size": 9, "theta_bounds": (0.5, 50.0)})
     assert split_settings(join_settings(settings, True)) == (settings, True)
     with pytest.raises(ValueError, match="consider_pruned_trials must be a bool"):
         split_settings(settings.to_dict())

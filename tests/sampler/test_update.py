@@ -10,12 +10,12 @@ from searches import K, make_study, quadratic
 
 from optuna_s2e._typing import FloatArray
 from optuna_s2e.distributions import SearchSpace
-from optuna_s2e.estimators import UpdateSettings, newton
+from optuna_s2e.estimators import newton, resolve
 from optuna_s2e.history import Ledger, Rules
 from optuna_s2e.sampler import next_theta, recorded_theta
 from optuna_s2e.sampler._update import MAX_MODEL_DRAWS, fit_model
 
-SETTINGS = UpdateSettings(population_size=K)
+SETTINGS = resolve({"population_size": K, "estimator": "newton", "reuse": 0})
 
 
 def ledger_of(study: optuna.Study) -> Ledger:
@@ -44,7 +44,9 @@ def test_the_first_update_is_the_newton_step_on_the_first_k_losses(maximize: boo
     x = np.array([[t.params[n] for n in space.names] for t in study.trials])  # in [0, 1]: itself
     losses = np.array([t.value for t in study.trials]) * (-1.0 if maximize else 1.0)
     log_density = np.zeros(K)  # uniform draws
-    expected = newton.update(distribution, theta, x, losses, log_density, SETTINGS)
+    expected = newton.update(
+        distribution, theta, x, losses=losses, log_density_drawn=log_density, settings=SETTINGS
+    )
     assert np.array_equal(moved.theta, expected.theta)
     assert not np.array_equal(moved.theta, theta)
 
