@@ -121,7 +121,7 @@ def url_of(study: Study) -> str | None:
             return str(layer.url)
         if isinstance(path := getattr(layer, "_file_path", None), str):  # JournalFileBackend
             return f"journal:///{path}"
-        layer = getattr(layer, "_backend", None) or getattr(layer, "storage", None)
+        layer = getattr(layer, "_backend", None)
     return None
 
 
