@@ -108,13 +108,13 @@ def test_hostile_attributes_are_inert(
             trial.set_user_attr("seed", hostile)
         return value
 
-    study.optimize(objective, n_trials=9)
+    study.optimize(objective, n_trials=7)
     for key in ("s2e:objective", "s2e:search"):
         study.set_user_attr(key, hostile)
     fresh = optuna.load_study(
         study_name="s", storage=storage, sampler=S2ESampler(population_size=2, seed=0)
     )
-    fresh.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=3)
+    fresh.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=2)
     assert len(generations(fresh)) >= 4
     assert len(replay(fresh)) == len(generations(fresh))
     assert main(["status", "--storage", "sqlite:///s2e.db"]) == 0
