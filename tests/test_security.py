@@ -1,4 +1,4 @@
-"""Nothing from a database is executed, followed or shown with a password."""
+"""Nothing that a database holds is executed, and no password is shown."""
 
 import ast
 import logging
