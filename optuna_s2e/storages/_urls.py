@@ -97,8 +97,8 @@ def mask_url(url: str | sqlalchemy.URL) -> str:
     "token". Of text that is no URL, only what follows its last @ is kept.
 
     Example:
-        >>> mask_url("postgresql://me:secret@db/s2e?sslpassword=hush&sslmode=require")
-        'postgresql://me:***@db/s2e?sslpassword=***&sslmode=require'
+        >>> mask_url("postgresql://me:secret@db/s2e?sslmode=require&sslpassword=hush")
+        'postgresql://me:***@db/s2e?sslmode=require&sslpassword=***'
     """
     if isinstance(url, str) and url.startswith(_JOURNAL):
         return url  # a file's name, whatever is in it
