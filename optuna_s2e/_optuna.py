@@ -1,8 +1,8 @@
 """Optuna's private names, in one place.
 
-Optuna has no public way for a sampler to read another trial's or write its own system
-attributes. Everything the package needs of that kind passes through these functions; no other
-module touches an underscored name of Optuna.
+Optuna has no public way for a sampler to read the system attributes of other trials, or to write
+those of its own. The package does such things through these functions only: no other module uses
+an underscored name of Optuna.
 """
 
 from __future__ import annotations
@@ -25,50 +25,50 @@ __all__ = ["BaseHeartbeat"]
 
 
 def storage_of(study: Study) -> BaseStorage:
-    """Return the storage of a study (also of the bracket studies that Hyperband makes)."""
+    """Return the storage of a study, also of the bracket studies that Hyperband makes."""
     return study._storage
 
 
 def study_id(study: Study) -> int:
-    """Return the storage's identifier of a study: an identity within one storage, no more."""
+    """Return the identifier of a study, which is unique within its storage only."""
     return study._study_id
 
 
 def trial_id(trial: FrozenTrial | Trial) -> int:
-    """Return the storage's identifier of a trial: an identity within one storage, no more."""
+    """Return the identifier of a trial, which is unique within its storage only."""
     return trial._trial_id
 
 
 def completed_at(trial: FrozenTrial) -> datetime | None:
-    """Return when a trial ended, in local time; None if it has not."""
+    """Return the local time at which a trial ended. None if it has not ended."""
     return _local(trial.datetime_complete)
 
 
 def began_at(trial: FrozenTrial) -> datetime | None:
-    """Return when a trial began, in local time; None if it has not."""
+    """Return the local time at which a trial began. None if it has not begun."""
     return _local(trial.datetime_start)
 
 
 def _local(moment: datetime | None) -> datetime | None:
-    """Drop the time zone that Optuna 4.8 leaves on moments in journals which Optuna 5 wrote."""
+    """Drop the time zone. Optuna 4.8 leaves one on times in journals that Optuna 5 wrote."""
     if moment is None or moment.tzinfo is None:
         return moment
     return moment.astimezone().replace(tzinfo=None)
 
 
 def stale_trial_ids(storage: BaseStorage, study_id: int) -> list[int]:
-    """Return the identifiers of the running trials whose heartbeat has stopped."""
+    """Return the identifiers of running trials whose heartbeat has stopped."""
     if not isinstance(storage, BaseHeartbeat):
         return []
     return storage._get_stale_trial_ids(study_id)
 
 
 def all_trials(study: Study) -> list[FrozenTrial]:
-    """Return every trial, fresh from the storage and by number; the objects are shared.
+    """Return all trials in the order of their numbers, as the storage has them now.
 
-    Optuna's per-thread snapshot is bypassed: in "ask K times, then suggest" it would hide the
-    records of the siblings. Under Hyperband, where `get_trials` shows one bracket only, this
-    returns the trials of all brackets.
+    The objects are shared: do not change them. Optuna's snapshot per thread is bypassed. After
+    several asks it would hide the records of the trials that were asked for later. Under
+    Hyperband, where `get_trials` shows one bracket only, this returns the trials of all brackets.
     """
     return study._get_trials(deepcopy=False, use_cache=False)
 
@@ -76,21 +76,21 @@ def all_trials(study: Study) -> list[FrozenTrial]:
 def system_attrs(study: Study, trial: FrozenTrial) -> Mapping[str, Any]:
     """Return the system attributes of a trial as the storage has them now.
 
-    `trial.system_attrs` may be the snapshot taken when the trial was asked for.
+    `trial.system_attrs` may be older: a snapshot from when the trial was asked for.
     """
     return study._storage.get_trial_system_attrs(trial._trial_id)
 
 
 def set_system_attr(study: Study, trial: FrozenTrial, key: str, value: Any) -> None:
-    """Write one system attribute of a running trial: one call, one transaction."""
+    """Write one system attribute of a running trial in one transaction."""
     study._storage.set_trial_system_attr(trial._trial_id, key, value)
 
 
 def first_try_number(trial: Trial) -> int:
-    """Return the number of the trial, or of the first try that this trial is a retry of.
+    """Return the number of the trial or, if it is a retry, of the first try.
 
-    Retries are those of `optuna.storages.RetryHeartbeatStaleTrialCallback`
-    (`RetryFailedTrialCallback` before Optuna 4.9).
+    `optuna.storages.RetryHeartbeatStaleTrialCallback` makes retries. Before Optuna 4.9 its name is
+    `RetryFailedTrialCallback`.
     """
     attrs = trial.study._storage.get_trial_system_attrs(trial._trial_id)
     first = attrs.get(FAILED_TRIAL_KEY, trial.number)
@@ -100,38 +100,39 @@ def first_try_number(trial: Trial) -> int:
 def set_running_trial_attr(trial: Trial, key: str, value: Any) -> None:
     """Write one system attribute of the trial that an objective holds.
 
-    For data that belongs to the trial but not on a dashboard page, such as learning curves.
+    Unlike user attributes, system attributes are not shown on the dashboard. Learning curves are
+    kept there.
     """
     trial.study._storage.set_trial_system_attr(trial._trial_id, key, value)
 
 
 def running_trial_attrs(trial: Trial) -> Mapping[str, Any]:
-    """Return the system attributes of the trial that an objective holds, as stored now."""
+    """Return the system attributes of the trial that an objective holds, as they are now."""
     return trial.study._storage.get_trial_system_attrs(trial._trial_id)
 
 
 def url_of(study: Study) -> str | None:
-    """Return the URL under which `open_storage` finds a study's storage, with its password.
+    """Return the URL with which `open_storage` opens a study's storage, with its password.
 
-    None if there is no such URL: in-memory storages, gRPC proxies.
+    None for in-memory storages and gRPC proxies, which do not tell their URL.
     """
     layer: Any = study._storage
-    while layer is not None:  # storages are wrapped in caches and the like
+    while layer is not None:  # caches and retries wrap a storage
         if isinstance(layer, RDBStorage):
             return str(layer.url)
         if isinstance(path := getattr(layer, "_file_path", None), str):  # JournalFileBackend
             return f"journal:///{path}"
-        layer = getattr(layer, "_backend", None) or getattr(layer, "storage", None)
+        layer = getattr(layer, "_backend", None)
     return None
 
 
 def note_target(study: Study, trial: FrozenTrial) -> Any:
-    """Return what optuna-dashboard's `save_note` takes in place of a running trial."""
+    """Return what optuna-dashboard's `save_note` accepts in place of a running trial."""
     return SimpleNamespace(storage=study._storage, study=study, _trial_id=trial._trial_id)
 
 
 def studies_beside(study: Study) -> list[tuple[int, str, Mapping[str, Any]]]:
-    """Return identifier, name and user attributes of the other studies in a study's storage."""
+    """Return identifier, name and user attributes of the other studies in the same storage."""
     return [
         (other._study_id, other.study_name, other.user_attrs)
         for other in study._storage.get_all_studies()
@@ -143,9 +144,9 @@ def studies_beside(study: Study) -> list[tuple[int, str, Mapping[str, Any]]]:
 
 
 def new_trial(study: Study, system_attrs: Mapping[str, Any], user_attrs: Mapping[str, Any]) -> int:
-    """Make a running trial that has these attributes from the start; return its identifier.
+    """Make a running trial that has these attributes from the start. Return its identifier.
 
-    One transaction, unlike `study.ask` and a later write: no process can die in between.
+    It is one transaction. A process could die between `study.ask` and a later write.
     """
     template = create_trial(
         state=TrialState.RUNNING, system_attrs=dict(system_attrs), user_attrs=dict(user_attrs)
@@ -155,15 +156,16 @@ def new_trial(study: Study, system_attrs: Mapping[str, Any], user_attrs: Mapping
 
 
 def pop_waiting(study: Study, key: str, value: Any) -> int | None:
-    """Take the next enqueued trial; return its identifier, None if there is none.
+    """Take the next enqueued trial. Return its identifier, or None if there is none.
 
-    It is given a system attribute before it is taken: no process can die in between.
+    The trial gets a system attribute before it is taken, so that a process which dies between the
+    two leaves no taken trial without it.
     """
     study._thread_local.cached_all_trials = None
     storage = study._storage
     waiting = (TrialState.WAITING,)
     for trial in storage.get_all_trials(study._study_id, deepcopy=False, states=waiting):
-        with suppress(UpdateFinishedTrialError):  # someone else was faster
+        with suppress(UpdateFinishedTrialError):  # another process was faster
             storage.set_trial_system_attr(trial._trial_id, key, value)
             if storage.set_trial_state_values(trial._trial_id, TrialState.RUNNING):
                 return trial._trial_id
@@ -172,12 +174,12 @@ def pop_waiting(study: Study, key: str, value: Any) -> int | None:
 
 
 def trial_of(study: Study, trial_id: int) -> Trial:
-    """Return the trial that an objective gets."""
+    """Return the trial as an objective gets it."""
     return Trial(study, trial_id)
 
 
 def id_of(trial: Trial) -> int:
-    """Return the storage's identifier of a trial."""
+    """Return the identifier of a trial that an objective holds."""
     return trial._trial_id
 
 
@@ -188,10 +190,10 @@ def frozen(study: Study, trial_id: int) -> FrozenTrial:
 
 @contextmanager
 def optimize_loop(study: Study) -> Iterator[None]:
-    """Let `study.stop()` work inside, and nothing optimise the study in the same thread.
+    """Behave like `Study.optimize` inside: `study.stop()` works, and a nested loop is refused.
 
     Raises:
-        RuntimeError: If the study is being optimised in this thread.
+        RuntimeError: If this thread already optimises the study.
     """
     if study._thread_local.in_optimize_loop:
         raise RuntimeError("An objective or a callback must not optimise its own study.")
@@ -204,12 +206,12 @@ def optimize_loop(study: Study) -> Iterator[None]:
 
 
 def is_stopped(study: Study) -> bool:
-    """Say whether `study.stop()` was called inside `optimize_loop`."""
+    """Return whether `study.stop()` was called inside `optimize_loop`."""
     return study._stop_flag
 
 
 def heartbeat_interval(study: Study) -> int | None:
-    """Return the seconds between the heartbeats that the storage wants; None if it wants none."""
+    """Return the seconds between two heartbeats. None if the storage has no heartbeat."""
     storage = study._storage
     return storage.get_heartbeat_interval() if isinstance(storage, BaseHeartbeat) else None
 

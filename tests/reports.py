@@ -1,4 +1,4 @@
-"""What benchmarks and fault tests share: an objective, summaries of times, a file of results."""
+"""What benchmarks and fault tests share: an objective, summaries of times, result files."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def quantiles(times: list[float]) -> dict[str, float]:
 
 
 def shown(row: dict[str, Any]) -> str:
-    """Return one line of text."""
+    """Return a row as one line of text."""
     parts = []
     for key, value in row.items():
         inner = f"({shown(value)})" if isinstance(value, dict) else value
@@ -37,7 +37,7 @@ def shown(row: dict[str, Any]) -> str:
 
 
 def save(path: Path | None, rows: list[dict[str, Any]]) -> None:
-    """Write rows, the command that made them and the versions behind it; None: nothing."""
+    """Write rows, the command that made them and the versions. Without a path, do nothing."""
     if path is None:
         return
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Real PostgreSQL servers for tests: one to share, and private ones that may be stopped."""
+"""Real PostgreSQL servers for tests, a door in front of them that fails, and gRPC proxies."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ URL_VARIABLE = "S2E_TEST_POSTGRES_URL"  # a server to use instead of the one tha
 
 
 class PostgresServer:
-    """A PostgreSQL server of its own, brought by the test extra."""
+    """A private PostgreSQL server, which the test extra brings. It may be stopped."""
 
     def __init__(self) -> None:
-        # not in pytest's folder: the next session would take the server's access to it away
+        # not in pytest's folder: the next run of pytest would take the server's access away
         folder = Path(tempfile.mkdtemp(prefix="s2e-pg-"))
-        # two first starts at once race for the system user that root needs
+        # two first starts at once would race for the system user that root needs
         lock = fasteners.InterProcessLock(Path(tempfile.gettempdir()) / "s2e-pg.lock")
         with lock, warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -42,12 +42,13 @@ class PostgresServer:
         self.url = _with_driver(self._server.get_uri())
 
     def stop(self, mode: str = "fast") -> None:
-        """Stop it: fast (as an operator does) or immediate (as a crash)."""
+        """Stop the server: "fast", as an operator does, or "immediate", as in a crash."""
         arguments = ("-w", "-m", mode, "-D", str(self._server.pgdata), "stop")
         server = self._server
         pgexec("pg_ctl", arguments, bin_path=server.bin_path, user=server.system_user)
 
     def start(self) -> None:
+        """Start the server after `stop`."""
         end = time.monotonic() + 120
         while True:
             try:
@@ -59,7 +60,8 @@ class PostgresServer:
         assert _with_driver(self._server.get_uri()) == self.url
 
     def remove(self) -> None:
-        with contextlib.suppress(subprocess.CalledProcessError):  # is stopped
+        """Stop the server and delete its files."""
+        with contextlib.suppress(subprocess.CalledProcessError):  # it is stopped
             self.stop("immediate")  # nothing needs to be kept
         self._server.cleanup()
         shutil.rmtree(self._server.pgdata.parent, ignore_errors=True)
@@ -80,13 +82,24 @@ def new_database(server_url: str) -> str:
 
 
 def given_server() -> str | None:
+    """Return the URL of the server that the environment names; None if it names none."""
     return os.environ.get(URL_VARIABLE)
 
 
-class ForgetfulProxy:
-    """A TCP door to a PostgreSQL server that can swallow the answer to a COMMIT.
+# what PostgreSQL sends while it starts: an ErrorResponse of its wire protocol
+_STARTING = b"SFATAL\0VFATAL\0C57P03\0Mthe database system is starting up\0\0"
 
-    The server has committed by then: the client sees its connection break and cannot know.
+
+class ForgetfulProxy:
+    """A TCP door to a PostgreSQL server. It can swallow the answer to a COMMIT.
+
+    The server has committed by then. The client sees its connection break and cannot know. The
+    door can also answer new connections as a server does that is still starting.
+
+    Attributes:
+        url: URL of the database through the door.
+        swallowed: How many answers were swallowed.
+        n_starting: How many more connections get the answer of a server that is starting.
     """
 
     def __init__(self, server_url: str) -> None:
@@ -97,14 +110,15 @@ class ForgetfulProxy:
         port = self._listener.getsockname()[1]
         self.url = url.set(host="127.0.0.1", port=port, query={}).render_as_string(False)
         self._armed = 0
-        self.swallowed = 0
+        self.swallowed = self.n_starting = 0
         threading.Thread(target=self._accept, daemon=True).start()
 
     def forget_commit(self, after: int = 0) -> None:
-        """Swallow the answer to the next commit, or one `after` so many more."""
+        """Swallow the answer to the next commit, or to the one `after` so many more."""
         self._armed = after + 1
 
     def close(self) -> None:
+        """Refuse new connections; those that are open stay open."""
         self._listener.shutdown(socket.SHUT_RDWR)  # wakes `_accept`
         self._listener.close()
 
@@ -114,7 +128,15 @@ class ForgetfulProxy:
                 client, _ = self._listener.accept()
             except OSError:
                 return
-            threading.Thread(target=self._serve, args=(client,), daemon=True).start()
+            serve = self._refuse if self.n_starting else self._serve
+            self.n_starting -= bool(self.n_starting)
+            threading.Thread(target=serve, args=(client,), daemon=True).start()
+
+    def _refuse(self, client: socket.socket) -> None:
+        with client:
+            while len(client.recv(65536)) == 8:  # a request for encryption: no
+                client.sendall(b"N")
+            client.sendall(b"E" + (4 + len(_STARTING)).to_bytes(4, "big") + _STARTING)
 
     def _serve(self, client: socket.socket) -> None:
         family = socket.AF_UNIX if isinstance(self._target, str) else socket.AF_INET
@@ -134,6 +156,16 @@ class ForgetfulProxy:
                         self._armed -= 1
                         swallowing = not self._armed
                         self.swallowed += swallowing
+
+
+def end_connections(database_url: str) -> None:
+    """End all connections to a database, as an operator who shuts the server down does."""
+    plain = database_url.replace("postgresql+psycopg://", "postgresql://")
+    with psycopg.connect(plain, autocommit=True) as connection:
+        connection.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+            "WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        )
 
 
 class GrpcProxy:

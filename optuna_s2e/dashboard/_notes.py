@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import re
 import shlex
 from collections import Counter
@@ -12,19 +11,17 @@ from datetime import timedelta
 from typing import Any
 
 import numpy as np
-import sqlalchemy
 from optuna.trial import FrozenTrial, TrialState
 
 from optuna_s2e._attributes import COMMAND_KEY
 from optuna_s2e.analysis import Snapshot, duration_text
 from optuna_s2e.dashboard._markdown import code, code_block, table
 from optuna_s2e.schedules import Schedule
+from optuna_s2e.storages import absolute_url, mask_url
 
 MAX_ROWS = 30  # generations in the table
 MAX_LINE = 95  # characters of a command
 MAX_DAYS = 365  # a longer estimate of the time left is not shown
-_SECRET = re.compile(r"pass|secret|token", re.IGNORECASE)
-_SECRET_VALUE = re.compile(r"(\w*(?:pass|secret|token)\w*=)[^&\s]*", re.IGNORECASE)
 _CURVES = {  # name of a curve -> its label in the note of a trial
     "error": "validation error",
     "loss": "validation loss",
@@ -218,7 +215,7 @@ def _commands(snapshot: Snapshot, url: str | None) -> str:
     else:
         lines += ["# resume the search: run your script again (load_if_exists=True)", ""]
     if url is not None:
-        where = f"--storage {shlex.quote(masked(url))}"
+        where = f"--storage {shlex.quote(mask_url(absolute_url(url)))}"
         which = f"{where} --study-name {shlex.quote(snapshot.name)}"
         objective = "" if isinstance(command, str) else " --objective MODULE:FUNCTION"
         lines += ["# add a worker, here or elsewhere", f"s2e worker {which}{objective}", ""]
@@ -247,28 +244,11 @@ def _wrapped(line: str) -> list[str]:
     return " \\\n    ".join(shlex.join(words) for words in lines).split("\n")
 
 
-def masked(url: str) -> str:
-    """Return a storage URL with *** in place of passwords, and with a file's whole path."""
-    scheme, found, path = url.partition(":///")
-    if found and scheme == "journal":
-        return f"journal:///{os.path.abspath(path)}"
-    try:
-        parsed = sqlalchemy.make_url(url)
-    except (sqlalchemy.exc.ArgumentError, ValueError):
-        return _SECRET_VALUE.sub(r"\1***", url.rpartition("@")[2])
-    file = parsed.database
-    is_file = parsed.get_backend_name() == "sqlite" and file not in (None, "", ":memory:")
-    if is_file and file is not None and not file.startswith("file:"):
-        parsed = parsed.set(database=os.path.abspath(file))
-    query = {k: "***" if _SECRET.search(k) else v for k, v in parsed.query.items()}
-    return parsed.set(query=query).render_as_string(hide_password=True).replace("%2A" * 3, "***")
-
-
 def shown_command(argv: Sequence[str]) -> str:
     """Return a command line without passwords, which can be run from any folder."""
     line = []
     for argument in argv:
         option = re.match(r"--[\w-]+=|", argument)[0]  # type: ignore[index]
         url = argument.removeprefix(option)
-        line.append(option + masked(url) if "://" in url else argument)
+        line.append(option + mask_url(absolute_url(url)) if "://" in url else argument)
     return shlex.join(line)

@@ -1,4 +1,4 @@
-"""Journal files, which a full disk may have cut in the middle of a line."""
+"""Connections to journal files, also to those that end with half a line."""
 
 from __future__ import annotations
 
@@ -7,16 +7,14 @@ import os
 import optuna
 from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 
-from optuna_s2e.storages._retry import (
-    Backend,
-    do_nothing,
-)
+from optuna_s2e.storages._connection import Connection
 
 
-class _MendingLock(JournalFileSymlinkLock):
-    """The lock of a journal file, which a full disk or a power failure may have cut in a line.
+class _RepairingLock(JournalFileSymlinkLock):
+    """The lock of a journal file. Whoever takes it removes half a line at the end of the file.
 
-    Nobody was told that such a line was written. Behind it, the next one would be unreadable.
+    A full disk or a power failure leaves such a line. No worker was told that it was written.
+    The next line would be appended to it, and would be unreadable.
     """
 
     def __init__(self, path: str) -> None:
@@ -24,7 +22,7 @@ class _MendingLock(JournalFileSymlinkLock):
         self._path = path
 
     def acquire(self) -> bool:
-        """Wait for the lock, then remove the end of the file that is no whole line."""
+        """Wait for the lock, then remove what follows the last line end of the file."""
         taken = super().acquire()
         try:
             with open(self._path, "r+b") as file:
@@ -39,11 +37,16 @@ class _MendingLock(JournalFileSymlinkLock):
         return taken
 
 
-def connect_journal(url: str) -> Backend:
-    path = url.removeprefix("journal:///")
+def connect_journal(path: str) -> Connection:
+    """Open a journal file, which is made if it does not exist.
+
+    Raises:
+        ConnectionError: If the file cannot be opened.
+    """
     try:
-        backend = JournalFileBackend(path, lock_obj=_MendingLock(path))
+        backend = JournalFileBackend(path, lock_obj=_RepairingLock(path))
     except OSError as error:
-        raise ConnectionError(f"The storage {url} cannot be opened: {error}") from error
-    storage = optuna.storages.JournalStorage(backend)
-    return Backend(storage, do_nothing, do_nothing, lambda error: False)
+        raise ConnectionError(
+            f"The storage journal:///{path} cannot be opened: {error}"
+        ) from error
+    return Connection(optuna.storages.JournalStorage(backend))

@@ -1,4 +1,8 @@
-"""Databases behind SQLAlchemy: SQLite files that many processes share, PostgreSQL, others."""
+"""Connections to databases behind SQLAlchemy: shared SQLite files, PostgreSQL, others.
+
+Each connection raises `StorageUnavailableError` where SQLAlchemy and the drivers have many ways to
+say that the database cannot be reached.
+"""
 
 from __future__ import annotations
 
@@ -15,20 +19,18 @@ from optuna.exceptions import ExperimentalWarning, StorageInternalError
 from optuna.storages import RDBStorage
 from sqlalchemy.engine import Engine, ExceptionContext
 
-from optuna_s2e.storages._retry import (
-    Backend,
-    DatabaseLostError,
+from optuna_s2e.storages._connection import (
+    Connection,
     ServerNotReadyError,
-    writes,
+    StorageUnavailableError,
+    is_writing,
 )
-from optuna_s2e.storages._urls import driver_is_missing, hide_passwords
+from optuna_s2e.storages._urls import driver_is_missing, hide_passwords, mask_url, sqlite_file
 
 SQLITE_TIMEOUT = 60.0  # seconds that a writer waits for another
-WRITER_TIMEOUT = 30.0  # seconds that PostgreSQL waits for a worker that has stopped amid a write
-
+WRITER_TIMEOUT = 30.0  # seconds after which PostgreSQL ends a write whose worker has stopped
 
 _SQLITE_BUSY, _SQLITE_LOCKED = 5, 6
-
 
 # https://www.postgresql.org/docs/current/libpq-connect.html: notice a server that has vanished
 _LIBPQ_OPTIONS = {
@@ -39,26 +41,42 @@ _LIBPQ_OPTIONS = {
     "tcp_user_timeout": 60_000,
 }
 
-
 # SQLSTATE classes: connection exceptions, deadlocks, too few resources, operator intervention
-_AWAY = ("08", "40", "53", "57")
+_UNAVAILABLE_STATES = ("08", "40", "53", "57")
 _NOT_READY = ("the database system is", "too many clients", "connection slots are reserved")
 
 
-def connect_rdb(url: sqlalchemy.URL, heartbeat_interval: int | None, grace: int | None) -> Backend:
+def connect_rdb(
+    url: sqlalchemy.URL, heartbeat_interval: int | None, grace_period: int | None
+) -> Connection:
+    """Open a database, and make Optuna's tables if they are missing.
+
+    Args:
+        url: URL of the database, with its password.
+        heartbeat_interval: Seconds between two heartbeats of a running trial. None: no heartbeat.
+        grace_period: Seconds without a heartbeat after which a trial counts as dead.
+
+    Raises:
+        ImportError: If the database's driver is missing.
+        ServerNotReadyError: If the server answers, but cannot be used yet.
+        ConnectionError: If the database cannot be opened.
+    """
     try:
-        storage = _open_rdb(url, heartbeat_interval, grace)
+        storage = _open(url, heartbeat_interval, grace_period)
     except ImportError as error:
         raise driver_is_missing(url) from error
     except (sqlalchemy.exc.SQLAlchemyError, StorageInternalError) as error:
-        shown = hide_passwords(url.render_as_string())
         origin = error.__cause__ if isinstance(error, StorageInternalError) else error
         cause = hide_passwords(str(getattr(origin, "orig", None) or origin or error))
         kind = ServerNotReadyError if _is_not_ready(origin) else ConnectionError
-        message = f"The storage {shown} cannot be opened: {cause.splitlines()[0]}"
+        message = f"The storage {mask_url(url)} cannot be opened: {cause.splitlines()[0]}"
         raise kind(message) from error
-    close, forget = storage.engine.dispose, partial(storage.engine.dispose, close=False)
-    return Backend(optuna.storages.get_storage(storage), close, forget, _is_rdb_away)
+    return Connection(
+        optuna.storages.get_storage(storage),
+        close=storage.engine.dispose,
+        abandon=partial(storage.engine.dispose, close=False),
+        is_unavailable=_is_pool_timeout,
+    )
 
 
 def _is_not_ready(error: BaseException | None) -> bool:
@@ -66,10 +84,9 @@ def _is_not_ready(error: BaseException | None) -> bool:
     return lost or any(sign in str(error) for sign in _NOT_READY)
 
 
-def _open_rdb(
-    url: sqlalchemy.URL, heartbeat_interval: int | None, grace: int | None
+def _open(
+    url: sqlalchemy.URL, heartbeat_interval: int | None, grace_period: int | None
 ) -> RDBStorage:
-    is_file = url.get_backend_name() == "sqlite" and url.database not in (None, "", ":memory:")
     options: dict[str, Any] = {"pool_pre_ping": True}
     if url.get_backend_name() == "sqlite":
         options = {"connect_args": {"timeout": SQLITE_TIMEOUT}}
@@ -78,25 +95,25 @@ def _open_rdb(
         options["connect_args"] = given
     make = partial(
         RDBStorage,
-        # RDBStorage formats its URL: braces are doubled to survive it
+        # RDBStorage formats its URL: doubled braces become single ones again
         url.render_as_string(hide_password=False).replace("{", "{{").replace("}", "}}"),
         engine_kwargs=options,
         heartbeat_interval=heartbeat_interval,
-        grace_period=grace,
+        grace_period=grace_period,
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
-        storage = _made_at_once(make)
-    sqlalchemy.event.listen(storage.engine, "handle_error", _tell_away)
-    if is_file:
+        storage = _open_beside_others(make)
+    sqlalchemy.event.listen(storage.engine, "handle_error", _raise_unavailable)
+    if sqlite_file(url) is not None:
         _share_sqlite_file(storage.engine)
     elif url.get_backend_name() == "postgresql":
-        _bound_writes(storage.engine)
+        _limit_suspended_writes(storage.engine)
     return storage
 
 
-def _made_at_once(make: partial[RDBStorage]) -> RDBStorage:
-    """Open a storage whose tables another process may be making at this moment."""
+def _open_beside_others(make: partial[RDBStorage]) -> RDBStorage:
+    """Open a storage, also while another process makes its tables."""
     for wait in (0.2, 0.5, 1.0, 2.0):
         try:
             return make()
@@ -109,58 +126,61 @@ def _made_at_once(make: partial[RDBStorage]) -> RDBStorage:
 
 
 def _share_sqlite_file(engine: Engine) -> None:
-    """Keep a write-ahead log; lock at the start of what writes, not when it first does.
+    """Keep a write-ahead log, and lock at the start of a transaction that will write.
 
-    To be called after Optuna has made its tables, which such transactions would lock out.
+    With Optuna's transactions, which lock when they first write, two writers may have read what
+    the other one changes; SQLite refuses one of them at once. Call this after Optuna has made its
+    tables: it makes them in transactions that would lock each other out.
     """
     engine.dispose()  # connections made from here on get the listeners
 
     @sqlalchemy.event.listens_for(engine, "connect")
     def no_implicit_transactions(connection: sqlite3.Connection, _: Any) -> None:
         connection.isolation_level = None
-        with contextlib.suppress(sqlite3.OperationalError):  # read-only: stays as it is
-            connection.execute("PRAGMA journal_mode=WAL").close()  # the file keeps it
+        with contextlib.suppress(sqlite3.OperationalError):  # a read-only file stays as it is
+            connection.execute("PRAGMA journal_mode=WAL").close()  # the file keeps this mode
 
     @sqlalchemy.event.listens_for(engine, "begin")
     def begin(connection: sqlalchemy.Connection) -> None:
-        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes() else "BEGIN")
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if is_writing() else "BEGIN")
 
 
-def _bound_writes(engine: Engine) -> None:
-    """Let PostgreSQL take its locks back from a writer that is suspended or has vanished.
+def _limit_suspended_writes(engine: Engine) -> None:
+    """Let PostgreSQL undo the write of a worker that is suspended or has vanished.
 
-    All who ask lock the study's row for a moment. Reads hold up nobody, and may take long.
+    Every ask locks the study's row for a moment, so that such a write holds up all workers. Reads
+    hold up nobody, and may take as long as they need.
     """
 
     @sqlalchemy.event.listens_for(engine, "begin")
     def begin(connection: sqlalchemy.Connection) -> None:
-        if writes():
+        if is_writing():
             milliseconds = round(1000 * WRITER_TIMEOUT)
             connection.exec_driver_sql(
                 f"SET LOCAL idle_in_transaction_session_timeout = {milliseconds}"
             )
 
 
-def _tell_away(context: ExceptionContext) -> None:
-    """Raise what PatientStorage tries again, instead of SQLAlchemy's many ways to say it."""
+def _raise_unavailable(context: ExceptionContext) -> None:
+    """Raise StorageUnavailableError in place of an error which means that."""
     error = context.original_exception
     if not isinstance(error, Exception):
         return  # a signal (KeyboardInterrupt, SystemExit), which SQLAlchemy calls a disconnect
     if isinstance(error, sqlite3.Error):
         code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-        away = code in (_SQLITE_BUSY, _SQLITE_LOCKED)
+        unavailable = code in (_SQLITE_BUSY, _SQLITE_LOCKED)
     else:
         state = str(getattr(error, "sqlstate", None) or getattr(error, "pgcode", None) or "")
         is_operational = isinstance(context.sqlalchemy_exception, sqlalchemy.exc.OperationalError)
         no_connection = context.connection is None and is_operational
-        away = context.is_disconnect or no_connection or state[:2] in _AWAY
-    if away and not context.is_pre_ping:
+        unavailable = context.is_disconnect or no_connection or state[:2] in _UNAVAILABLE_STATES
+    if unavailable and not context.is_pre_ping:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise DatabaseLostError(hide_passwords(reason))
+        raise StorageUnavailableError(hide_passwords(reason))
 
 
-def _is_rdb_away(error: Exception) -> bool:
-    """Recognise a pool that runs dry while its connections wait for the database."""
+def _is_pool_timeout(error: Exception) -> bool:
+    """Recognise that no connection was free in time: all of them wait for the database."""
     return isinstance(error, StorageInternalError) and isinstance(
         error.__cause__, sqlalchemy.exc.TimeoutError
     )

@@ -155,7 +155,7 @@ def growth(name: str, size: int, n_asks: int, folder: Path) -> dict[str, Any]:
     storage = open_storage(f"sqlite:///{path}")
     study = optuna.load_study(study_name="s", storage=storage, sampler=SAMPLERS[name]())
     first = timed_ask(study)  # reads everything; sampling is lazy, so it has to suggest
-    engine = storage._backend.storage._backend.engine  # type: ignore[attr-defined]
+    engine = storage._backend._backend.engine  # type: ignore[attr-defined]
     n_statements = 0
 
     def count(*_: Any) -> None:

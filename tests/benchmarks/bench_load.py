@@ -36,7 +36,7 @@ from servers import GrpcProxy, PostgresServer, new_database
 
 from optuna_s2e import S2ESampler, generations, open_storage, replay
 from optuna_s2e.analysis import Snapshot
-from optuna_s2e.storages._retry import PatientStorage
+from optuna_s2e.storages._retry import RetryingStorage
 
 MAX_CONNECTIONS = 500  # of the server; PostgreSQL's default is 100
 PROCESSES = 4  # that the clients of the proxy share
@@ -55,7 +55,7 @@ CLOCK = Clock()
 def prepare() -> None:
     warnings.simplefilter("ignore")
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    run = PatientStorage._run
+    run = RetryingStorage._run
 
     def timed(self: Any, operation: Any, **options: Any) -> Any:
         start = time.perf_counter()
@@ -64,7 +64,7 @@ def prepare() -> None:
         finally:
             CLOCK.stored += time.perf_counter() - start
 
-    PatientStorage._run = timed  # type: ignore[assignment, method-assign]
+    RetryingStorage._run = timed  # type: ignore[assignment, method-assign]
 
 
 def worker(url: str, estimator: str, n_trials: int, train: float, found: Any) -> None:

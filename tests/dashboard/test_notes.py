@@ -13,7 +13,7 @@ from optuna_s2e._attributes import N_TRIALS_KEY
 from optuna_s2e.analysis import Snapshot
 from optuna_s2e.dashboard import DashboardReporter
 from optuna_s2e.dashboard._markdown import BEGIN, END, code, code_block, merge, table
-from optuna_s2e.dashboard._notes import MAX_ROWS, masked, shown_command, study_note
+from optuna_s2e.dashboard._notes import MAX_ROWS, shown_command, study_note
 
 HOSTILE = "a|b`c``d\n```\n<script>alert(1)</script> ![x](http://evil/x.png) www.evil.com ‮"
 
@@ -51,12 +51,10 @@ def test_strings_of_the_database_are_inert(tmp_path: Path) -> None:
         assert sign not in outside
 
 
-def test_passwords_are_masked(tmp_path: Path) -> None:
+def test_commands_are_shown_without_passwords() -> None:
     url = "postgresql+psycopg://me:s3cret@db/s2e?password=s3cret&sslmode=require"
-    assert masked(url) == "postgresql+psycopg://me:***@db/s2e?password=***&sslmode=require"
     assert "s3cret" not in shown_command(["s2e", "search", "--storage", url])
     assert "s3cret" not in shown_command(["s2e", "search", f"--storage={url}"])
-    assert "s3cret" not in masked("me:s3cret@nowhere?password=s3cret")
 
 
 def status_page(study: optuna.Study) -> str:

@@ -1,9 +1,9 @@
-"""optimize_batch under kill -9: are the thetas the same bits, whoever ran what and died?
+"""optimize_batch under kill -9: are the thetas the same bits, whoever ran trials and died?
 
-Runs one search again and again, on other executors, numbers of workers and storages, while its
-workers and its driver are killed at random moments, and compares every theta with that of an
-undisturbed run in one process. The objective is noisy (by the seed of the slot) and fails at some
-points. Prints a table; exit code 1 if any run differs.
+Runs one search with several executors, numbers of workers and storages. Its workers and its driver
+are killed at random moments. Every theta is compared with that of an undisturbed run in one
+process. The objective is noisy (by the seed of the slot) and fails at some points. Prints a table.
+Exits with 1 if any run differs.
 
     python tests/faults/batch_storm.py --seconds 600 [--only grpc ray] [--json FILE]
 """
@@ -44,7 +44,7 @@ N_TRIALS = K * (GENERATIONS - 1) + 1  # the last one opens the last generation
 
 
 class Run(NamedTuple):
-    """One search: executor, its workers, storage, what is killed."""
+    """One search: its executor, the number of workers, its storage, and what is killed."""
 
     executor: str
     workers: int
@@ -90,7 +90,7 @@ class Objective:
 
 
 class Together(Objective):
-    """The same for a whole batch."""
+    """The same objective for a whole batch."""
 
     def batch(self, trials: Sequence[Trial]) -> list[float | Exception]:
         values: list[float | Exception] = []
@@ -141,7 +141,7 @@ def open_study(url: str | None) -> optuna.Study:
 
 
 def drive(url: str, run: Run) -> None:
-    """Search until the trials are complete: the process that gets killed."""
+    """Search until the trials are complete. This runs in the process that gets killed."""
     study = open_study(url)
     objective = Together() if run.executor == "together" else Objective()
     while (missing := missing_trials(study)) > 0:
@@ -161,7 +161,7 @@ def thetas(study: optuna.Study) -> str:
 
 
 class Toll(NamedTuple):
-    """What a run went through."""
+    """How often workers and drivers of a run were killed, and how often it was started."""
 
     kills_of_workers: int
     kills_of_drivers: int
@@ -169,7 +169,7 @@ class Toll(NamedTuple):
 
 
 def storm(url: str, run: Run, n_kills: int, end: float) -> Toll:
-    """Drive a search to its end, killing as the run says."""
+    """Run a search to its end, and kill what the run says."""
     command = [sys.executable, "-W", "ignore", __file__, "--drive", url, *map(str, run)]
     study = open_study(url)
     kills = {"workers": 0, "driver": 0}
@@ -181,7 +181,7 @@ def storm(url: str, run: Run, n_kills: int, end: float) -> Toll:
         try:
             while driver.poll() is None:
                 if time.monotonic() > end:
-                    raise TimeoutError(f"{run} made no end")
+                    raise TimeoutError(f"{run} did not end in time")
                 time.sleep(random.uniform(0.0, 0.6))
                 if len(study.get_trials(deepcopy=False)) == asked:
                     continue  # not begun yet
@@ -214,7 +214,7 @@ def descendants(pid: int) -> list[int]:
 
 @contextlib.contextmanager
 def storages(folder: Path) -> Iterator[Callable[[str, int], str]]:
-    """Yield a function that makes a fresh storage URL; PostgreSQL and proxies run meanwhile."""
+    """Yield a function that makes a fresh storage URL. PostgreSQL and proxies run inside."""
     server, proxies = PostgresServer(), []
 
     def make(kind: str, n: int) -> str:

@@ -1,10 +1,10 @@
-"""Take PostgreSQL away from four workers: a restart, a crash, an outage; beside Optuna's default.
+"""Restart, crash and stop PostgreSQL under four workers, with open_storage and Optuna's default.
 
     python tests/faults/outage.py [--away 30] [--workers 4] [--trials 8] [--json FILE]
 
-Prints, per fault and storage, how many workers died of themselves, how many results they had
-computed were lost, trials left RUNNING, and heartbeat threads that died. Exits 1 if a worker with
-`open_storage` dies or loses anything.
+Prints, for each fault and storage, how many workers died without being killed, how many trials
+are complete, how many are left RUNNING, and how many heartbeat threads died. Exits with 1 if a
+worker with `open_storage` dies or loses anything.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ STARTED = 300.0  # seconds within which the workers begin, on a busy machine
 
 
 class Outage(NamedTuple):
-    """What a fault did to the workers."""
+    """What a fault did to the workers and their trials."""
 
     workers: int
     died: int

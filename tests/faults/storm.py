@@ -1,14 +1,14 @@
-"""A storm of kill -9 over many workers of one search: nothing lost, doubled or stuck.
+"""Kill many workers of one search at random (kill -9): nothing may be lost, doubled or stuck.
 
     python tests/faults/storm.py [--storage sqlite|postgresql|journal|grpc|URL] [--trials 500]
         [--kills 40] [--seconds 1200] [--crashes] [--crash-every 15]
         [--json FILE]
 
-Eight workers share one search; one of them is killed and replaced again and again (with
-`--crashes`, the PostgreSQL server is crashed now and then, too). At the end a calm worker finishes
-the search. Prints and checks: duplicated points, acknowledged results that are lost, openers that
-fail to replay, completed draws that entered no update, forks, lag, longest stall. Exits 1 if
-anything is wrong. Stops killing after `--seconds`, whatever is reached.
+Eight workers share one search. One of them is killed and replaced again and again. With
+`--crashes`, the PostgreSQL server is crashed now and then, too. At the end an undisturbed worker
+finishes the search. Prints and checks: duplicated points, acknowledged results that are lost,
+openers that fail to replay, completed draws that entered no update, forks, lag, longest stall.
+Exits with 1 if anything is wrong. Stops killing after `--seconds` in any case.
 """
 
 from __future__ import annotations
@@ -89,13 +89,13 @@ class Storm:
 
 
 def examine(url: str, storm: Storm) -> dict[str, Any]:
-    """Finish the search with a calm worker and count what has gone wrong."""
+    """Finish the search with an undisturbed worker and count what has gone wrong."""
     storage = open_storage(url)
     sampler = S2ESampler(seed=0, population_size=K)
     study = optuna.load_study(study_name=STUDY, storage=storage, sampler=sampler)
     n_before = len(study.trials)
     complete = [t for t in study.trials if t.state == TrialState.COMPLETE]
-    # asks drain the pool; they are not told, so that they add nothing to it
+    # asks use up the completed draws; they are not told, so that they add no draw
     for _ in range(len(complete) // K + 2):
         study.ask().suggest_float("x0", 0, 1)
         if len(complete) - len(Snapshot.of(study).progress.lags) < K:
@@ -137,7 +137,7 @@ def examine(url: str, storm: Storm) -> dict[str, Any]:
 
 
 def replay_all_openers(study: optuna.Study) -> tuple[int, int]:
-    """Return how many openers there are, those of forks included, and how many do not replay."""
+    """Return the number of openers, with those of forks, and how many of them do not replay."""
     ledger = Ledger(Rules.of(study)).read(study.trials)
     chain = ledger.state(1).chain
     if chain is None:
@@ -172,7 +172,7 @@ def run_storm(
     server: PostgresServer | None = None,
     crash_every: int = 15,
 ) -> tuple[dict[str, Any], str]:
-    """Let it storm until trials and kills are reached, or the time is over.
+    """Kill workers until the numbers of trials and kills are reached, or the time is over.
 
     Returns:
         The report, and what the workers wrote to stderr.

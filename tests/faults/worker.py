@@ -1,4 +1,4 @@
-"""A worker of the fault tests: searches a quadratic, and writes down what the storage has taken.
+"""A worker of the fault tests: searches a quadratic, and logs what the storage has accepted.
 
 python worker.py URL ACKNOWLEDGED [--plain] [--trials N] [--seconds S] [--sleep LOW HIGH] ...
 """
