@@ -1,6 +1,8 @@
 import os
 import shutil
+import sqlite3
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import optuna
@@ -14,8 +16,20 @@ FLAGS = [
 ]  # fmt: skip
 
 
+@pytest.fixture(scope="session")
+def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A database with Optuna's tables, which take most of the time of a small test."""
+    path = tmp_path_factory.mktemp("empty") / "s2e.db"
+    open_storage(f"sqlite:///{path}")
+    return path
+
+
 @pytest.fixture
-def study(tmp_path: Any) -> optuna.Study:
+def study(tmp_path: Path, empty_database: Path) -> optuna.Study:
+    source, own = sqlite3.connect(empty_database), sqlite3.connect(tmp_path / "s2e.db")
+    source.backup(own)
+    source.close()
+    own.close()
     return optuna.create_study(
         study_name="s",
         storage=open_storage(f"sqlite:///{tmp_path}/s2e.db"),

@@ -5,7 +5,6 @@ import shutil
 import subprocess
 import sys
 import threading
-import time
 import warnings
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,8 @@ import pytest
 from optuna.trial import TrialState
 from optuna_dashboard import get_note, save_note
 from reporting import PLOTS, call, detail, plots, search_with, unwrapped
+from sqlalchemy import event
+from sqlalchemy.pool import Pool
 
 from optuna_s2e import S2ESampler, ScheduleSpace, open_storage
 from optuna_s2e.cli._main import main
@@ -197,38 +198,35 @@ def test_s2e_search_draws_by_default_and_not_on_request(tmp_path: Path) -> None:
 @pytest.mark.parametrize("click", ["fail", "rename"])
 def test_s2e_search_survives_clicks(click: str, capsys: pytest.CaptureFixture[str]) -> None:
     """Someone fails a running trial, or renames the study, on the dashboard's pages."""
-    argv = ["search", "--epochs", "40", "--trials", "3", "--study-name", "s"]
-    main([*argv[:4], "1", *argv[5:]])
-    storage = open_storage("sqlite:///s2e.db")
-    failed: list[int] = []
+    argv = ["search", "--epochs", "5", "--trials", "2", "--study-name", "s"]
+    clicked: list[int] = []
 
-    def visit() -> None:
-        with serve(storage) as base:
-            for _ in range(1500):
-                time.sleep(0.02)
-                running = [t for t in detail(base)["trials"] if t["state"] == "Running"]
-                if not running or not running[0]["artifacts"]:
-                    continue
-                trial_id = running[0]["trial_id"]
-                if click == "fail":
-                    call(base, f"/api/trials/{trial_id}/tell", "POST", {"state": "Fail"})
-                else:
-                    call(base, "/api/studies/1/rename", "POST", {"study_name": "new"})
-                failed.append(trial_id)
-                return
+    def visit(*_: Any) -> None:
+        """Click as soon as a running trial has its picture, between two of its transactions."""
+        searching = threading.current_thread() is threading.main_thread()
+        if clicked or not searching or not Path("s2e.db.artifacts").exists():
+            return
+        running = [t for t in detail(base)["trials"] if t["state"] == "Running" and t["artifacts"]]
+        if running:
+            trial_id = running[0]["trial_id"]
+            clicked.append(trial_id)
+            if click == "fail":
+                call(base, f"/api/trials/{trial_id}/tell", "POST", {"state": "Fail"})
+            else:
+                call(base, "/api/studies/1/rename", "POST", {"study_name": "new"})
 
-    visitor = threading.Thread(target=visit)
-    visitor.start()
-    with warnings.catch_warnings(record=True) as caught:
+    with serve("sqlite:///s2e.db") as base, warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
+        event.listen(Pool, "checkin", visit)
         code = main(argv)
-    visitor.join()
-    assert len(failed) == 1
+        event.remove(Pool, "checkin", visit)
+    assert len(clicked) == 1
     assert len([w for w in caught if "dashboard" in str(w.message)]) <= 1
     if click == "fail":
         assert code == 0
-        states = [t.state.name for t in optuna.load_study(study_name="s", storage=storage).trials]
-        assert (states.count("COMPLETE"), states.count("FAIL")) == (3, 1)
+        study = optuna.load_study(study_name="s", storage="sqlite:///s2e.db")
+        states = [t.state.name for t in study.trials]
+        assert (states.count("COMPLETE"), states.count("FAIL")) == (2, 1)
     else:
         assert code == 2
         line = capsys.readouterr().err.strip().splitlines()[-1]

@@ -107,7 +107,8 @@ def test_other_names_of_this_machine_are_refused(study: optuna.Study) -> None:
 
 
 @pytest.mark.parametrize("port", [-1, 65_536, 80.5, True])
-def test_a_port_must_be_an_int(study: optuna.Study, port: Any) -> None:
+def test_a_port_must_be_an_int(port: Any) -> None:
+    study = optuna.create_study()
     with pytest.raises(ValueError, match=r"port must be an int in \[0, 65535\], but got"):
         serve(study, port=port).__enter__()
 
