@@ -30,7 +30,7 @@ from optuna_s2e import _optuna
 from optuna_s2e._attributes import DRAW_KEY, FAILED_TRIAL_KEY, FAILURE_KEY, RETRY_HISTORY_KEY
 from optuna_s2e.distributions import decode, keyed_coordinate, same_value
 from optuna_s2e.estimators import UpdateSettings
-from optuna_s2e.schedules import PREFIX as TAG_PREFIX
+from optuna_s2e.schedules import N_EPOCHS, PREFIX
 
 Tags = Mapping[str, Any]
 
@@ -284,12 +284,16 @@ def failed_by_objective(trial: FrozenTrial) -> bool:
 
 
 def read_tags(trial: FrozenTrial) -> dict[str, Any]:
-    """Return the parameters that name a schedule space (single-valued, `R.`) of a trial."""
-    return {
+    """Return the parameters that name the schedule space of a trial: single-valued, `R.`.
+
+    Return none if they are not complete: the trial ended, or is being read, amid its suggestions.
+    """
+    tags = {
         name: trial.params[name]
         for name, d in trial.distributions.items()
-        if name.startswith(TAG_PREFIX) and d.single()
+        if name.startswith(PREFIX) and d.single()
     }
+    return tags if N_EPOCHS in tags and len(tags) > 1 else {}
 
 
 def _uniform_coordinates(trial: FrozenTrial, record: Record) -> dict[str, float]:

@@ -11,6 +11,7 @@ from optuna_s2e.schedules._formulas import SPACES, basis_function
 from optuna_s2e.schedules._schedule import (
     DEFAULT_KIND,
     MIN_KEEP_RATE,
+    N_EPOCHS,
     PREFIX,
     Schedule,
     ScheduleSpace,
@@ -21,6 +22,7 @@ from optuna_s2e.schedules._schedule import (
 __all__ = [
     "DEFAULT_KIND",
     "MIN_KEEP_RATE",
+    "N_EPOCHS",
     "PREFIX",
     "SPACES",
     "Schedule",

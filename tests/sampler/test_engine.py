@@ -10,9 +10,10 @@ import optuna
 import pytest
 import sqlalchemy
 from optuna.samplers import PartialFixedSampler, RandomSampler
+from optuna.trial import TrialState
 from searches import K, assert_replays, make_study, params, quadratic, record, schedule_objective
 
-from optuna_s2e import S2ESampler, generations
+from optuna_s2e import S2ESampler, generations, optimize_batch
 from optuna_s2e._attributes import DRAW_KEY
 from optuna_s2e.sampler import engine_of
 
@@ -67,6 +68,20 @@ def test_study_made_anew_under_the_same_identifier_is_read_anew(tmp_path: Path) 
         assert len(generations(study)) == 3
         assert_replays(study)
         optuna.delete_study(study_name="s", storage=storage)
+
+
+@pytest.mark.parametrize("n_before", [2, 2 * K + 1])
+def test_a_trial_that_died_amid_its_suggestions_names_no_other_space(n_before: int) -> None:
+    objective = schedule_objective(20, "eq1")
+    study = make_study()
+    study.optimize(objective, n_trials=n_before)
+    dead = study.ask()
+    dead.suggest_int("R.eq1", 1, 1)  # R.n_epochs would come next
+    study.tell(dead, state=TrialState.FAIL)
+    study.optimize(objective, n_trials=K)
+    optimize_batch(study, objective, 2 * K)
+    assert len(generations(study)) > 2
+    assert_replays(study)
 
 
 @pytest.mark.parametrize("n_before", [2, 2 * K + 1])
