@@ -70,18 +70,31 @@ def test_study_made_anew_under_the_same_identifier_is_read_anew(tmp_path: Path) 
         optuna.delete_study(study_name="s", storage=storage)
 
 
+def die_amid_suggestions(study: optuna.Study) -> None:
+    dead = study.ask()
+    assert dead.relative_params is not None  # it is drawn now
+    dead.suggest_int("R.eq1", 1, 1)  # R.n_epochs would come next
+    study.tell(dead, state=TrialState.FAIL)
+
+
 @pytest.mark.parametrize("n_before", [2, 2 * K + 1])
-def test_a_trial_that_died_amid_its_suggestions_names_no_other_space(n_before: int) -> None:
+def test_a_trial_that_died_amid_its_suggestions_does_not_stop_a_batch(n_before: int) -> None:
     objective = schedule_objective(20, "eq1")
     study = make_study()
     study.optimize(objective, n_trials=n_before)
-    dead = study.ask()
-    dead.suggest_int("R.eq1", 1, 1)  # R.n_epochs would come next
-    study.tell(dead, state=TrialState.FAIL)
-    study.optimize(objective, n_trials=K)
+    die_amid_suggestions(study)
     optimize_batch(study, objective, 2 * K)
-    assert len(generations(study)) > 2
+    assert len(generations(study)) > 1
     assert_replays(study)
+
+
+def test_a_trial_that_died_amid_its_suggestions_sends_nobody_back_to_generation_0() -> None:
+    objective = schedule_objective(20, "eq1")
+    study = make_study()
+    study.optimize(objective, n_trials=2 * K + 1)
+    die_amid_suggestions(study)
+    study.optimize(objective, n_trials=1)
+    assert record(study.trials[-1])["generation"] == 2
 
 
 @pytest.mark.parametrize("n_before", [2, 2 * K + 1])
