@@ -1,9 +1,5 @@
 """What the tests of the `s2e` command share: tiny data, and searches that take little time."""
 
-import multiprocessing
-import os
-import signal
-import sys
 from pathlib import Path
 from typing import NamedTuple
 
@@ -60,44 +56,3 @@ def only_line(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
     assert error.startswith(f"s2e {argv[0]}: error: ")
     assert error.count("\n") == 1
     return error.strip()
-
-
-class Process:
-    """The command in a process of its own, in the working folder.
-
-    It is forked from a server that has imported PyTorch, which takes longer than these searches.
-    """
-
-    _context = multiprocessing.get_context("forkserver")
-    _context.set_forkserver_preload(["torch._dynamo", "optuna_s2e.coteaching", "optuna_s2e.cli"])
-
-    def __init__(self, *argv: str) -> None:
-        self._out, self._err = Path("out.txt").absolute(), Path("err.txt").absolute()
-        self._process = self._context.Process(
-            target=_run, args=(argv, os.getcwd(), self._out, self._err)
-        )
-        self._process.start()
-
-    def is_alive(self) -> bool:
-        return self._process.is_alive()
-
-    @property
-    def printed(self) -> str:
-        return self._out.read_text() if self._out.exists() else ""
-
-    def stop(self, sign: signal.Signals) -> tuple[int | None, str, str]:
-        """Send a signal; return the exit code, what was printed, and the errors."""
-        if self.is_alive():
-            os.kill(self._process.pid, sign)
-        self._process.join(60)
-        return self._process.exitcode, self.printed, self._err.read_text()
-
-
-def _run(argv: list[str], folder: str, out: Path, err: Path) -> None:
-    # a background job of a shell ignores SIGINT, and so do its children
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    os.chdir(folder)
-    for number, path in ((1, out), (2, err)):
-        with path.open("w") as file:
-            os.dup2(file.fileno(), number)
-    sys.exit(main(argv))

@@ -9,7 +9,8 @@ from urllib.request import urlopen
 
 import optuna
 import pytest
-from commands import Process, Searched, only_line
+from commands import Searched, only_line
+from processes import Command
 
 from optuna_s2e.cli import _dashboard
 
@@ -17,7 +18,7 @@ from optuna_s2e.cli import _dashboard
 def test_dashboard_serves_the_studies_until_ctrl_c_and_warns_about_visitors(
     searched: Searched,
 ) -> None:
-    server = Process("dashboard", "--host", "0.0.0.0", "--port", "0", "--no-browser")
+    server = Command("dashboard", "--host", "0.0.0.0", "--port", "0", "--no-browser")
     end = time.monotonic() + 60
     while "Pictures:" not in server.printed and server.is_alive() and time.monotonic() < end:
         time.sleep(0.05)

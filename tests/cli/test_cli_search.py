@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import optuna
 import pytest
-from commands import DATA, K, Process, Searched, last_line, make_arrays, only_line, search, study
+from commands import DATA, K, Searched, last_line, make_arrays, only_line, search, study
+from processes import Command
 
 from optuna_s2e import generations, replay
 from optuna_s2e._attributes import OBJECTIVE_KEY
@@ -115,7 +116,7 @@ def test_unusable_data_are_one_line(case: str, capsys: pytest.CaptureFixture[str
 # --- signals ---------------------------------------------------------------------------------
 
 
-def stop_early(process: Process, sign: signal.Signals) -> tuple[int | None, str]:
+def stop_early(process: Command, sign: signal.Signals) -> tuple[int | None, str]:
     """Stop a search once its second generation is under way; return exit code and output.
 
     Until then the database is only read: an RDBStorage here would make tables.
@@ -139,7 +140,7 @@ def stop_early(process: Process, sign: signal.Signals) -> tuple[int | None, str]
 def test_stopped_search_goes_on_with_the_same_command(
     sign: signal.Signals, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    code, out = stop_early(Process(*search(500)), sign)
+    code, out = stop_early(Command(*search(500)), sign)
     if sign == signal.SIGINT:
         assert code == 130
         assert "at most the running trial is lost" in out
@@ -164,7 +165,7 @@ def test_stopped_search_goes_on_with_the_same_command(
 def test_stopped_batches_go_on_as_if_nothing_had_happened(
     sign: signal.Signals, undisturbed: Callable[[int], list[bytes]]
 ) -> None:
-    code, out = stop_early(Process(*search(500, "--batch")), sign)
+    code, out = stop_early(Command(*search(500, "--batch")), sign)
     states = [t.state.name for t in study().trials]
     if sign == signal.SIGTERM:
         assert code == 128 + signal.SIGTERM

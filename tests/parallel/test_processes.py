@@ -1,59 +1,42 @@
 """Several processes on one study: no point drawn twice, nothing waits, every theta replays."""
 
-import os
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import optuna
 import pytest
 from optuna.trial import TrialState
+from processes import Process, wait_until
 
 from optuna_s2e import S2ESampler, generations, open_storage, replay
 
-WORKER = """
-import sys, time, optuna
-from optuna_s2e import S2ESampler, open_storage
-optuna.logging.set_verbosity(optuna.logging.ERROR)
-study = optuna.create_study(
-    study_name="s", storage=open_storage(sys.argv[1]), sampler=S2ESampler(seed=0),
-    load_if_exists=True,
-)
-def objective(trial):
+
+def objective(trial: optuna.Trial) -> float:
     loss = sum((trial.suggest_float(f"x{i}", 0, 1) - 0.3) ** 2 for i in range(4))
     time.sleep(0.02)
     return loss
-study.optimize(objective, n_trials=int(sys.argv[2]))
-"""
-
-Start = Callable[[str, int], "subprocess.Popen[bytes]"]
 
 
-@pytest.fixture
-def start() -> Iterator[Start]:
-    workers = []
-
-    def start_worker(url: str, n_trials: int) -> "subprocess.Popen[bytes]":
-        env = os.environ | {"OMP_NUM_THREADS": "1"}
-        worker = subprocess.Popen([sys.executable, "-c", WORKER, url, str(n_trials)], env=env)
-        workers.append(worker)
-        return worker
-
-    yield start_worker
-    for worker in workers:
-        worker.kill()
-        worker.wait()
+def work(url: str, n_trials: int) -> None:
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    study = optuna.create_study(
+        study_name="s",
+        storage=open_storage(url),
+        sampler=S2ESampler(seed=0),
+        load_if_exists=True,
+    )
+    study.optimize(objective, n_trials=n_trials)
 
 
-def wait_for(condition: Callable[[], bool], seconds: float = 60) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "the workers made no progress"
-        time.sleep(0.05)
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def n_complete(study: optuna.Study) -> int:
+    return len(study.get_trials(deepcopy=False, states=[TrialState.COMPLETE]))
 
 
 def assert_sound(study: optuna.Study) -> None:
@@ -69,39 +52,40 @@ def assert_sound(study: optuna.Study) -> None:
 
 @pytest.mark.postgres
 def test_three_processes_with_one_seed_share_a_postgresql_database(
-    postgres_url: str, start: Start
+    postgres_url: str,
 ) -> None:
     storage = open_storage(postgres_url)
-    workers = [start(postgres_url, 12) for _ in range(3)]
-    assert [w.wait(timeout=120) for w in workers] == [0, 0, 0]
+    workers = [Process(work, postgres_url, 12) for _ in range(3)]
+    assert [w.wait(120) for w in workers] == [0, 0, 0]
     study = optuna.load_study(study_name="s", storage=storage)
     assert [t.state for t in study.trials] == [TrialState.COMPLETE] * 36
     assert_sound(study)
 
 
-def test_two_processes_with_one_seed_share_a_sqlite_file(tmp_path: Path, start: Start) -> None:
+def test_two_processes_with_one_seed_share_a_sqlite_file(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path}/s.db"  # both find no table and make them at once
-    workers = [start(url, 25) for _ in range(2)]
-    assert [w.wait(timeout=120) for w in workers] == [0, 0]
+    workers = [Process(work, url, 25) for _ in range(2)]
+    assert [w.wait(120) for w in workers] == [0, 0]
     study = optuna.load_study(study_name="s", storage=url)
     assert [t.state for t in study.trials] == [TrialState.COMPLETE] * 50
     assert_sound(study)
     assert sum(len(g.members) for g in generations(study)) >= 50 - 2 * 6
 
 
-def test_killed_search_goes_on_where_it_stopped(tmp_path: Path, start: Start) -> None:
+def test_killed_search_goes_on_where_it_stopped(tmp_path: Path) -> None:
     """kill -9 in the middle of a generation, three times, then the same command again."""
     url = f"sqlite:///{tmp_path}/s.db"
     open_storage(url)
     optuna.create_study(study_name="s", storage=url)
     study = optuna.load_study(study_name="s", storage=url)
     for kill in range(1, 4):
-        worker = start(url, 1000)
-        wait_for(lambda n=9 * kill: len(study.get_trials(states=[TrialState.COMPLETE])) >= n)  # type: ignore[misc]
-        worker.send_signal(signal.SIGKILL)
-        worker.wait()
+        worker = Process(work, url, 1000)
+        wait_until(
+            lambda n=9 * kill: len(study.get_trials(states=[TrialState.COMPLETE])) >= n, worker
+        )  # type: ignore[misc]
+        worker.stop(signal.SIGKILL)
     before = len(study.trials)
-    assert start(url, 20).wait(timeout=120) == 0
+    assert Process(work, url, 20).wait(120) == 0
     assert len(study.trials) == before + 20
     assert sum(t.state == TrialState.RUNNING for t in study.trials) <= 3  # one per kill at most
     assert_sound(study)

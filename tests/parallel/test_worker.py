@@ -1,8 +1,6 @@
 """s2e worker: joins, leaves cleanly, and what s2e status says of it."""
 
-import os
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -11,6 +9,7 @@ from typing import Any
 import optuna
 import pytest
 from optuna.trial import TrialState
+from processes import Command, wait_until
 
 from optuna_s2e import S2ESampler, generations, open_storage
 from optuna_s2e._attributes import SEARCH_KEY, STOPPED_BY_KEY
@@ -51,18 +50,10 @@ def make_study(**settings: Any) -> optuna.Study:
     )
 
 
-def start_worker(*options: str, seconds: float = 60) -> "subprocess.Popen[bytes]":
+def start_worker(*options: str, seconds: float = 60) -> Command:
     argv = ["worker", "--objective", "own_objectives:slow", *options]
-    env = os.environ | {"OMP_NUM_THREADS": "1", "S2E_SLEEP": str(seconds)}
-    worker = subprocess.Popen(
-        [sys.executable, "-m", "optuna_s2e", *argv],
-        env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-    )  # fmt: skip
-    end = time.monotonic() + 60
-    while not Path("training").exists():
-        assert time.monotonic() < end
-        assert worker.poll() is None, worker.stdout.read()  # type: ignore[union-attr]
-        time.sleep(0.05)
+    worker = Command(*argv, env={"S2E_SLEEP": str(seconds)})
+    wait_until(Path("training").exists, worker)
     return worker
 
 
@@ -113,8 +104,7 @@ def test_sigterm_lets_the_trial_end_or_fails_it_with_a_reason(
     study = make_study()
     worker = start_worker("--grace", grace, seconds=seconds)
     worker.send_signal(signal.SIGTERM)
-    worker.communicate(timeout=20)
-    assert worker.returncode == 143
+    assert worker.wait(20) == 143
     assert [t.state for t in study.trials] == [state]
     expected = {STOPPED_BY_KEY: "SIGTERM"} if state == TrialState.FAIL else {}
     assert study.trials[0].user_attrs == expected
@@ -127,8 +117,7 @@ def test_second_signal_stops_at_once(signals: list[str]) -> None:
     for name in signals:
         worker.send_signal(signal.Signals[name])
         time.sleep(0.3)
-    worker.communicate(timeout=10)
-    assert worker.returncode == (130 if signals[-1] == "SIGINT" else 143)
+    assert worker.wait(10) == (130 if signals[-1] == "SIGINT" else 143)
     (trial,) = study.trials
     assert trial.state == TrialState.FAIL
     assert trial.user_attrs == {STOPPED_BY_KEY: signals[-1]}

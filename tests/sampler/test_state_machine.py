@@ -45,8 +45,8 @@ def suggest(trial: optuna.Trial) -> float:
 class Worker:
     """A process: a study object and a sampler of its own, and what it is doing."""
 
-    def __init__(self, storage: Any, name: str) -> None:
-        sampler = S2ESampler(population_size=K, seed=0)
+    def __init__(self, storage: Any, name: str, estimator: str) -> None:
+        sampler = S2ESampler(population_size=K, seed=0, estimator=estimator)
         self.study = optuna.load_study(study_name=name, storage=storage, sampler=sampler)
         self.reading: tuple[optuna.Trial, Any, Any] | None = None
 
@@ -54,8 +54,12 @@ class Worker:
 class Life(RuleBasedStateMachine):
     """One study, three workers."""
 
-    @initialize(direction=st.sampled_from(["minimize", "maximize"]))
-    def begin(self, direction: str) -> None:
+    @initialize(
+        direction=st.sampled_from(["minimize", "maximize"]),
+        estimator=st.sampled_from(["natural", "surrogate"]),
+    )
+    def begin(self, direction: str, estimator: str) -> None:
+        self.estimator = estimator
         self.n_studies = 0
         self.storage: Any = optuna.storages.InMemoryStorage() if URL is None else open_storage(URL)
         self.direction = direction
@@ -64,7 +68,7 @@ class Life(RuleBasedStateMachine):
 
     def enter(self, name: str) -> None:
         self.name = name
-        self.workers = [Worker(self.storage, name) for _ in range(N_WORKERS)]
+        self.workers = [Worker(self.storage, name, self.estimator) for _ in range(N_WORKERS)]
         self.training: list[tuple[optuna.Study, optuna.Trial, float]] = []
 
     @property
@@ -164,7 +168,7 @@ class Life(RuleBasedStateMachine):
         """A process dies: its trial stays RUNNING, another process takes its place."""
         if self.training:
             self.training.pop(which % len(self.training))
-        self.workers[i] = Worker(self.storage, self.name)
+        self.workers[i] = Worker(self.storage, self.name, self.estimator)
 
     @rule(which=which, retry=st.booleans())
     def take_for_dead(self, which: int, retry: bool) -> None:
@@ -253,7 +257,7 @@ class Life(RuleBasedStateMachine):
         """Ask until the pool is drained: no completed draw may be left behind."""
         if not hasattr(self, "workers"):
             return
-        calm = Worker(self.storage, self.name)
+        calm = Worker(self.storage, self.name, self.estimator)
         for _ in range(len(calm.study.get_trials(states=(TrialState.WAITING,)))):
             calm.study.tell(calm.study.ask(), state=TrialState.FAIL)
         for _ in range(len(calm.study.trials) // K + 2):

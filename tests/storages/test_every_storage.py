@@ -10,6 +10,7 @@ import numpy as np
 import optuna
 import pytest
 from optuna.trial import TrialState
+from processes import CONTEXT
 
 from optuna_s2e import S2ESampler, generations, open_storage, replay
 
@@ -81,8 +82,7 @@ def test_search_with_processes_threads_and_asks_ahead(url: str, name: str) -> No
     study = make_study(url, name)
     study.optimize(objective, n_trials=2)  # connections are open when the children come
     # a fresh process of its own for each child, as with "spawn", but one start of an interpreter
-    fresh, fork = (multiprocessing.get_context(method) for method in ("forkserver", "fork"))
-    fresh.set_forkserver_preload(["optuna_s2e", "psycopg", "pytest"])
+    fresh, fork = CONTEXT, multiprocessing.get_context("fork")
     children: list[Any] = [
         fresh.Process(target=open_and_work, args=(url, name, 4)),
         fresh.Process(target=work, args=(study, 4)),  # pickled
