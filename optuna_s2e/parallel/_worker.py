@@ -18,6 +18,7 @@ from optuna.trial import TrialState
 
 from optuna_s2e import _optuna
 from optuna_s2e._attributes import SEARCH_KEY, STOPPED_BY_KEY, WORKER_KEY
+from optuna_s2e._checks import check_int
 from optuna_s2e.history import Ledger, Rules, split_settings
 from optuna_s2e.sampler import S2ESampler
 
@@ -66,14 +67,13 @@ class Search(NamedTuple):
             if version != 1:
                 raise ValueError(f"it is of version {version!r}")
             split_settings(settings)
-            for value, limit in ((seed, 2**64), (n, MAX_TRIALS)):
-                whole = isinstance(value, int) and not isinstance(value, bool)
-                if value is not None and not (whole and 0 <= value <= limit):
-                    raise ValueError(f"{value!r} is no whole number in [0, {limit}]")
+            for name, value, limit in (("seed", seed, 2**64), ("n_trials", n, MAX_TRIALS)):
+                if value is not None:
+                    check_int(name, value, 0, limit)
         except (TypeError, KeyError, ValueError, OverflowError) as error:
             raise ValueError(
                 f"The settings that study {study.study_name!r} keeps for its workers are damaged: "
-                f"{error}."
+                f"{str(error).rstrip('.')}."
             ) from error
         return cls(settings, seed, n)
 

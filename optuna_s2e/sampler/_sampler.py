@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from numbers import Integral
 from typing import Any, NamedTuple
 
 from optuna.distributions import BaseDistribution
@@ -18,8 +17,9 @@ from optuna.trial import FrozenTrial, TrialState
 
 from optuna_s2e import _optuna
 from optuna_s2e._attributes import FAILURE_KEY
+from optuna_s2e._checks import check_choice, check_int
 from optuna_s2e.distributions import draw_independent
-from optuna_s2e.estimators import resolve
+from optuna_s2e.estimators import DEFAULT_ESTIMATOR, resolve
 from optuna_s2e.history import Chain, State
 from optuna_s2e.sampler._engine import Engine
 from optuna_s2e.sampler._request import Drawn, Request
@@ -55,25 +55,28 @@ class S2ESampler(BaseSampler):
 
     Args:
         population_size: K, the number of completed draws per update, at least 1.
-        estimator: How theta moves. `"surrogate"`: Newton on a model of the loss, which also picks
-            the draws among candidates (`optuna_s2e.surrogate`). `"natural"`, `"newton"` (the
-            paper's Eq 9), `"cubic"` (cubic-regularised Newton), `"gradient"`: from the losses
-            alone; with `reuse=0`, `"newton"` is the paper's Algorithm 2. The default is the best
-            of them in `studies/`.
-        step_size: rho > 0. None: 3 for `"natural"`, 1 for the others.
-        max_kl: Largest KL(p_{theta_{m+1}} || p_{theta_m}) of one update, in nats, > 0.
-        curvature_bounds: (eta, L) of Assumption 3: eigenvalues of the Hessian, relative to the
+        estimator: How theta moves, a name in `optuna_s2e.estimators.ESTIMATORS`. `"surrogate"`
+            takes Newton steps on a model of the loss, which also picks the draws among candidates
+            (`optuna_s2e.surrogate`). `"natural"`, `"newton"` (Eq 9), `"cubic"` (cubic-regularised
+            Newton) and `"gradient"` use the losses alone. The default is the best of them in
+            `studies/`.
+        step_size: rho of Eq 8, > 0. None takes the default of the estimator: 3 for `"natural"`, 1
+            for the others.
+        max_kl: Trust region: the largest KL(p_{theta_{m+1}} || p_{theta_m}) of one update, in
+            nats, > 0.
+        curvature_bounds: (eta, L) of Assumption 3. Eigenvalues of the Hessian, relative to the
             Fisher information, are brought into this interval.
         theta_bounds: The box in which every component of theta stays.
         max_weight: Upper bound of the weight p_theta(x) / p_drawn(x) of a draw from an older
             theta.
         reuse: Number of earlier updates whose draws take part again, in [0, 1000], with
-            importance weights or as data of the model; 0 is the paper's memoryless update. None:
-            1000 for `"surrogate"`, 10 for the others.
+            importance weights or as data of the model. 0 uses the new draws alone, as the paper
+            does. None takes the default of the estimator: 1000 for `"surrogate"`, 10 for the
+            others.
         consider_pruned_trials: Whether pruned trials count, with their last reported value. They
             bias the gradient towards points that look good early.
-        seed: Key of all random numbers. None takes it from the study's name, which Optuna makes
-            unique unless you choose it.
+        seed: Key of all random numbers, at least 0. None takes it from the study's name, which
+            Optuna makes unique unless you choose it.
         on_config_change: What to do if the study was searched with other settings (any of the
             arguments above but `seed`), or another schedule space: `"refuse"` (ValueError naming
             both values) or `"adopt"` (the new settings rule from the next generation on; another
@@ -104,7 +107,7 @@ class S2ESampler(BaseSampler):
         self,
         *,
         population_size: int = 6,
-        estimator: str = "surrogate",
+        estimator: str = DEFAULT_ESTIMATOR,
         step_size: float | None = None,
         max_kl: float = 1.0,
         curvature_bounds: tuple[float, float] = (0.1, 10.0),
@@ -127,18 +130,11 @@ class S2ESampler(BaseSampler):
             "max_weight": max_weight,
             "reuse": reuse,
         }
-        if on_config_change not in ("refuse", "adopt"):
-            raise ValueError(
-                f'on_config_change must be "refuse" or "adopt", but got {on_config_change!r}.'
-            )
-        if seed is not None:
-            if isinstance(seed, bool) or not isinstance(seed, Integral) or seed < 0:
-                raise ValueError(f"seed must be a non-negative int or None, but got {seed!r}.")
-            seed = int(seed)
+        check_choice("on_config_change", on_config_change, ("refuse", "adopt"))
         self._engine = Engine(
             resolve({name: value for name, value in asked.items() if value is not None}),
             consider_pruned=bool(consider_pruned_trials),
-            seed=seed,
+            seed=None if seed is None else check_int("seed", seed, 0),
             adopt=on_config_change == "adopt",
         )
         self.independent_sampler = independent_sampler

@@ -242,9 +242,12 @@ def test_schedules_can_be_searched_with_every_sampler(name: str, kind: str) -> N
         ({"population_size": 10**9}, "population_size must be"),
         ({"estimator": "magic"}, "estimator must be one of"),
         ({"step_size": math.nan}, "step_size must be"),
-        ({"on_config_change": "ignore"}, 'on_config_change must be "refuse" or "adopt"'),
-        ({"seed": -1}, "seed must be a non-negative int"),
-        ({"seed": 1.5}, "seed must be a non-negative int"),
+        (
+            {"on_config_change": "ignore"},
+            "on_config_change must be one of 'refuse', 'adopt', but got 'ignore'",
+        ),
+        ({"seed": -1}, "seed must be an int of at least 0"),
+        ({"seed": 1.5}, "seed must be an int of at least 0"),
         ({"theta_bounds": (1.0, 1e10)}, r"theta_bounds\[1\] must be at most 1e\+09"),
     ],
 )
