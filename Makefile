@@ -31,7 +31,7 @@ demo: .venv/.demo
 	@echo "(s2e is in $(BIN). Resume or repeat: make demo, which goes on from demo/s2e.db.)"
 
 test: .venv/.test
-	$(BIN)/python -m pytest -q -n auto
+	$(BIN)/python -m pytest -q -n auto --dist loadfile
 
 lint: .venv/.dev
 	$(BIN)/ruff check .

@@ -96,7 +96,7 @@ def test_hostile_attributes_are_inert(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     storage = open_storage("sqlite:///s2e.db")
-    sampler = S2ESampler(population_size=2, seed=0)
+    sampler = S2ESampler(population_size=2, estimator="natural", seed=0)
     study = optuna.create_study(study_name="s", storage=storage, sampler=sampler)
 
     def objective(trial: optuna.Trial) -> float:
@@ -112,7 +112,9 @@ def test_hostile_attributes_are_inert(
     for key in ("s2e:objective", "s2e:search"):
         study.set_user_attr(key, hostile)
     fresh = optuna.load_study(
-        study_name="s", storage=storage, sampler=S2ESampler(population_size=2, seed=0)
+        study_name="s",
+        storage=storage,
+        sampler=S2ESampler(population_size=2, estimator="natural", seed=0),
     )
     fresh.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=2)
     assert len(generations(fresh)) >= 4
@@ -225,7 +227,7 @@ def study_attributes(url: str) -> dict[str, Any]:
 @pytest.mark.postgres
 def test_workers_and_readers_need_few_rights(postgres_url: str) -> None:
     def search(storage: Any) -> optuna.Study:
-        sampler = S2ESampler(population_size=2, seed=0)
+        sampler = S2ESampler(population_size=2, estimator="natural", seed=0)
         return optuna.create_study(
             study_name="s", storage=storage, sampler=sampler, load_if_exists=True
         )

@@ -36,7 +36,7 @@ def objective(trial: optuna.Trial) -> float:
 
 
 def make_study(url: str, load: bool = True) -> optuna.Study:
-    sampler = S2ESampler(population_size=K, seed=0)
+    sampler = S2ESampler(population_size=K, estimator="natural", seed=0)
     return optuna.create_study(
         study_name="s", storage=open_storage(url), sampler=sampler, load_if_exists=load
     )
@@ -117,7 +117,7 @@ def die_at_write(study: optuna.Study, n: int, *, before: bool) -> None:
 def test_death_at_every_write_of_a_trial_blocks_nothing(tmp_path: Path) -> None:
     study = optuna.create_study(
         storage=open_storage(f"sqlite:///{tmp_path}/s.db"),
-        sampler=S2ESampler(population_size=2, seed=0),
+        sampler=S2ESampler(population_size=2, estimator="natural", seed=0),
     )
     deaths = [(n, before) for n in range(1, N_WRITES + 1) for before in (True, False)]
     for n, before in deaths:  # K = 2: every second worker dies while it opens a generation
@@ -147,7 +147,7 @@ def test_workers_whose_clocks_are_days_apart(monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr(optuna.storages._in_memory, "datetime", Clock)
     storage = optuna.storages.InMemoryStorage()
-    sampler = S2ESampler(population_size=K, seed=0)
+    sampler = S2ESampler(population_size=K, estimator="natural", seed=0)
     study = optuna.create_study(storage=storage, sampler=sampler)
     for i in range(10 * K):
         skew = timedelta(days=(-1, 0, 1)[i % 3])  # three workers
@@ -292,7 +292,7 @@ def test_odd_names_of_studies_and_parameters(
     case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     url, name = f"sqlite:///{tmp_path}/s.db", NAMES[case]
-    sampler = S2ESampler(population_size=2, seed=0)
+    sampler = S2ESampler(population_size=2, estimator="natural", seed=0)
     study = optuna.create_study(study_name=name, storage=open_storage(url), sampler=sampler)
     study.optimize(lambda trial: trial.suggest_float(name, 0, 1), n_trials=5)
     assert_replays(study)

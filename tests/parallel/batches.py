@@ -33,11 +33,9 @@ def noisy(trial: Trial) -> float:
 
 
 def new_study(storage: Any = None, *, size: int = K, **options: Any) -> optuna.Study:
+    settings = {"population_size": size, "seed": 0, "estimator": "natural"} | options
     return optuna.create_study(
-        study_name="s",
-        storage=storage,
-        sampler=S2ESampler(population_size=size, seed=0, **options),
-        load_if_exists=True,
+        study_name="s", storage=storage, sampler=S2ESampler(**settings), load_if_exists=True
     )
 
 

@@ -4,12 +4,13 @@ from collections.abc import Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor
 
 import pytest
-from batches import SPAWN, K, new_study, parabola, thetas
+from batches import K, new_study, parabola, thetas
+from processes import CONTEXT
 
 from optuna_s2e import generations, optimize_batch
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def undisturbed() -> list[str]:
     """Hashes of the first n thetas, n = 0 .. 6."""
     study = new_study()
@@ -18,7 +19,7 @@ def undisturbed() -> list[str]:
     return [thetas(study, n) for n in range(7)]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def pool() -> Iterator[Executor]:
-    with ProcessPoolExecutor(2, mp_context=SPAWN) as executor:
+    with ProcessPoolExecutor(2, mp_context=CONTEXT) as executor:
         yield executor

@@ -101,7 +101,7 @@ def make():
 if __name__ == "__main__":
     study = optuna.create_study(
         study_name="s", storage=open_storage(sys.argv[1]), load_if_exists=True,
-        sampler=S2ESampler(population_size=K, seed=0),
+        sampler=S2ESampler(population_size=K, estimator="natural", seed=0),
     )
     optimize_batch(study, parabola, int(sys.argv[2]), executor=make, max_attempts=50)
 """

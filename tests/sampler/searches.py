@@ -24,7 +24,7 @@ def mixed(trial: optuna.Trial) -> float:
 
 
 def make_study(**kwargs: Any) -> optuna.Study:
-    settings = {"population_size": K, "seed": 0} | kwargs
+    settings = {"population_size": K, "estimator": "natural", "seed": 0} | kwargs
     return optuna.create_study(sampler=S2ESampler(**settings))
 
 

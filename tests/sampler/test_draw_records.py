@@ -91,7 +91,9 @@ def test_damaged_record_is_ignored(case: str, m: int) -> None:
         trial._trial_id, DRAW_KEY, DAMAGE[case](record(study.trials[-1]))
     )
     study.tell(trial, value)
-    study.sampler = S2ESampler(population_size=K, seed=0)  # knows nothing of before
+    study.sampler = S2ESampler(
+        population_size=K, estimator="natural", seed=0
+    )  # knows nothing of before
     study.optimize(quadratic, n_trials=3 * K)
     gs = generations(study)
     assert [g.members for g in gs][1 : m + 1] == [(0, 1, 2, 3), (4, 5, 6, 7)][:m]

@@ -3,19 +3,23 @@
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import optuna
 import pytest
+import searches
 import sqlalchemy
 from optuna.samplers import PartialFixedSampler, RandomSampler
 from optuna.trial import TrialState
-from searches import K, assert_replays, make_study, params, quadratic, record, schedule_objective
+from searches import K, assert_replays, params, quadratic, record, schedule_objective
 
 from optuna_s2e import S2ESampler, generations, optimize_batch
 from optuna_s2e._attributes import DRAW_KEY
 from optuna_s2e.sampler import engine_of
+
+make_study = partial(searches.make_study, estimator="surrogate")
 
 
 def drop_parameters(trial: optuna.Trial) -> float:

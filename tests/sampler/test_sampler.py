@@ -7,18 +7,19 @@ import os
 import pickle
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import optuna
 import pytest
+import searches
 from optuna.samplers import RandomSampler, TPESampler
 from scipy import stats
 from searches import (
     K,
     assert_replays,
-    make_study,
     mixed,
     params,
     quadratic,
@@ -30,6 +31,8 @@ from optuna_s2e import S2ESampler, Schedule, generations
 from optuna_s2e.distributions._search_space import SearchSpace
 from optuna_s2e.estimators.newton import update
 from optuna_s2e.estimators.settings import UpdateSettings
+
+make_study = partial(searches.make_study, estimator="surrogate")
 
 
 @pytest.mark.parametrize("objective", [quadratic, mixed])
@@ -113,7 +116,8 @@ def test_study_without_draws_has_generation_0_only() -> None:
 def run_in_spawned_process(hash_seed: str) -> list[dict[str, Any]]:
     code = (
         "import json, optuna, searches as t; optuna.logging.set_verbosity(40)\n"
-        "s = t.make_study(); s.optimize(t.mixed, n_trials=15); print(json.dumps(t.params(s)))"
+        "s = t.make_study(estimator='surrogate'); s.optimize(t.mixed, n_trials=15)\n"
+        "print(json.dumps(t.params(s)))"
     )
     env = os.environ | {"PYTHONHASHSEED": hash_seed, "PYTHONPATH": str(Path(__file__).parent)}
     out = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, check=True)

@@ -122,7 +122,7 @@ def test_trials_of_other_samplers_are_no_draws() -> None:
 
 def test_copied_study_continues_and_foreign_copies_are_ignored() -> None:
     storage = optuna.storages.InMemoryStorage()
-    sampler = S2ESampler(population_size=K, seed=0)
+    sampler = S2ESampler(population_size=K, estimator="natural", seed=0)
     study = optuna.create_study(study_name="a", storage=storage, sampler=sampler)
     study.optimize(quadratic, n_trials=2 * K)
     optuna.copy_study(
@@ -178,7 +178,7 @@ def test_median_and_hyperband_pruners_work() -> None:
         return value
 
     for pruner in (optuna.pruners.MedianPruner(), optuna.pruners.HyperbandPruner(1, 9)):
-        sampler = S2ESampler(population_size=K, seed=0)
+        sampler = S2ESampler(population_size=K, estimator="natural", seed=0)
         study = optuna.create_study(sampler=sampler, pruner=pruner)
         study.optimize(objective, n_trials=60)
         n_complete = sum(t.state == TrialState.COMPLETE for t in study.trials)

@@ -46,7 +46,7 @@ def objective(trial: optuna.Trial) -> float:
 
 
 def make_study(url: str, name: str) -> optuna.Study:
-    sampler = S2ESampler(population_size=K, seed=0)
+    sampler = S2ESampler(population_size=K, estimator="natural", seed=0)
     return optuna.create_study(
         study_name=name, storage=open_storage(url), sampler=sampler, load_if_exists=True
     )
@@ -105,7 +105,7 @@ def test_search_with_processes_threads_and_asks_ahead(url: str, name: str) -> No
 @pytest.fixture(scope="module")
 def in_memory() -> optuna.Study:
     """Return the search that every storage must make."""
-    study = optuna.create_study(sampler=S2ESampler(population_size=K, seed=0))
+    study = optuna.create_study(sampler=S2ESampler(population_size=K, estimator="natural", seed=0))
     study.optimize(objective, n_trials=3 * K + 1)
     return study
 

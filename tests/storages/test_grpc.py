@@ -32,7 +32,7 @@ def test_missing_client_names_the_install_command(monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.postgres
 def test_proxy_that_is_killed_and_started_again_costs_nothing(grpc_proxy: Any) -> None:
-    sampler = S2ESampler(population_size=4, seed=0)
+    sampler = S2ESampler(population_size=4, estimator="natural", seed=0)
     study = optuna.create_study(storage=open_storage(grpc_proxy.url), sampler=sampler)
 
     def killing(trial: optuna.Trial) -> float:

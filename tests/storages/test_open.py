@@ -19,7 +19,7 @@ def test_search_goes_on_after_opening_again(scheme: str, tmp_path: Path) -> None
         study = optuna.create_study(
             study_name="s",
             storage=open_storage(f"{scheme}:///{tmp_path}/{{odd name}}.db"),
-            sampler=S2ESampler(seed=0, population_size=4),
+            sampler=S2ESampler(seed=0, estimator="natural", population_size=4),
             load_if_exists=True,
         )
         study.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=n_trials)

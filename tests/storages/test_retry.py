@@ -158,7 +158,7 @@ def test_lost_acknowledgements_all_over_a_search_change_nothing(proxy: Any, stor
         return objective(trial)
 
     def run(storage: Any, objective: Any) -> optuna.Study:
-        sampler = S2ESampler(population_size=4, seed=0)
+        sampler = S2ESampler(population_size=4, estimator="natural", seed=0)
         study = optuna.create_study(storage=storage, sampler=sampler)
         study.optimize(objective, n_trials=14)
         return study
