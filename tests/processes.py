@@ -4,6 +4,7 @@ They start in milliseconds and are like any other process: they have their own m
 and signals. The server is one process per run of pytest and knows nothing of the tests.
 """
 
+import faulthandler
 import itertools
 import multiprocessing
 import os
@@ -18,6 +19,7 @@ CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(
     ["torch._dynamo", "optuna_s2e.coteaching", "optuna_s2e.cli", "psycopg", "pytest"]
 )
+HANGS = 50  # seconds, longer than any process of the tests runs
 _numbers = itertools.count()
 
 
@@ -71,7 +73,7 @@ class Process:
     def wait(self, seconds: float = 60) -> int:
         """Return the exit code; minus the signal that killed the process."""
         self._process.join(seconds)
-        assert self._process.exitcode is not None, "the process does not end"
+        assert self._process.exitcode is not None, f"the process does not end: {self.errors}"
         return self._process.exitcode
 
     def stop(self, sign: int) -> tuple[int, str, str]:
@@ -111,6 +113,7 @@ def _run(
     for number, path in ((1, out), (2, err)):
         with path.open("w") as file:
             os.dup2(file.fileno(), number)
+    faulthandler.dump_traceback_later(HANGS, exit=True)  # a process that hangs says where
     target(*args)
 
 

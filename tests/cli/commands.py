@@ -12,8 +12,18 @@ from optuna_s2e.cli import main
 K = 3  # population size of all searches here
 N_SEARCHED = 9  # trials of the search that the tests share
 
+EPOCHS = 40  # of a tenth of a second
 DATA = "own.npz"
-SEARCH = ["search", "--data", DATA, "--epochs", "2", "--population-size", str(K), "--no-dashboard"]
+SEARCH = [
+    "search",
+    "--data",
+    DATA,
+    "--epochs",
+    str(EPOCHS),
+    "--population-size",
+    str(K),
+    "--no-dashboard",
+]
 
 
 class Searched(NamedTuple):

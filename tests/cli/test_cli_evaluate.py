@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import optuna
 import pytest
-from commands import Searched, only_line, study
+from commands import EPOCHS, Searched, only_line, study
 
 from optuna_s2e import Schedule, recommend
 from optuna_s2e.cli import main
@@ -21,7 +21,7 @@ def test_evaluation_prints_a_table_and_writes_three_files(
         assert method in out
     assert "s2e export --storage sqlite:///s2e.db --study-name s --out schedule.json" in out
     report = json.loads(Path("report/evaluation.json").read_text())
-    assert np.shape(report["methods"]["searched"]["test_accuracy"]) == (2, 2)  # repeats, epochs
+    assert np.shape(report["methods"]["searched"]["test_accuracy"]) == (2, EPOCHS)  # repeats
     assert Path("report/evaluation.png").read_bytes().startswith(b"\x89PNG")
     assert Schedule.load("report/schedule.json") == recommend(study()).schedule
 

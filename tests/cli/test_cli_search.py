@@ -116,31 +116,48 @@ def test_unusable_data_are_one_line(case: str, capsys: pytest.CaptureFixture[str
 # --- signals ---------------------------------------------------------------------------------
 
 
-def stop_early(process: Command, sign: signal.Signals) -> tuple[int | None, str]:
-    """Stop a search once its second generation is under way; return exit code and output.
+def stop_early(process: Command, sign: signal.Signals, training: str) -> tuple[int | None, str]:
+    """Stop a search while it trains in its second generation; return exit code and output.
 
     Until then the database is only read: an RDBStorage here would make tables.
+
+    Args:
+        process: The search.
+        sign: The signal.
+        training: A query that returns a row while trials are trained.
     """
-    query, end = "SELECT COUNT(*) FROM trials WHERE state = 'COMPLETE'", time.monotonic() + 120
-    n_complete = 0
-    while n_complete <= K and process.is_alive() and time.monotonic() < end:
+    complete = "SELECT COUNT(*) FROM trials WHERE state = 'COMPLETE'"
+    end, ready = time.monotonic() + 60, False
+    while not ready and process.is_alive() and time.monotonic() < end:
         with contextlib.suppress(sqlite3.OperationalError):  # there is no table yet
             reader = sqlite3.connect("file:s2e.db?mode=ro", uri=True)
             with contextlib.closing(reader):
-                n_complete = reader.execute(query).fetchone()[0]
-        time.sleep(0.02)
+                ready = (
+                    reader.execute(complete).fetchone()[0] > K
+                    and reader.execute(training).fetchone() is not None
+                )
+        time.sleep(0.005)
     was_running = process.is_alive()
     code, printed, errors = process.stop(sign)
     assert was_running, errors
-    assert n_complete > K, "the search made no progress"
+    assert ready, "the search made no progress"
     return code, printed
+
+
+# the last parameter is there: what follows is the training
+TRAINS_ONE = """
+    SELECT 1 FROM trial_params JOIN trials USING (trial_id)
+    WHERE state = 'RUNNING' AND param_name = 'R.c'
+"""
+# all K are asked
+TRAINS_K = f"SELECT 1 FROM trials WHERE state = 'RUNNING' GROUP BY state HAVING COUNT(*) = {K}"
 
 
 @pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGKILL])
 def test_stopped_search_goes_on_with_the_same_command(
     sign: signal.Signals, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    code, out = stop_early(Command(*search(500)), sign)
+    code, out = stop_early(Command(*search(500)), sign, TRAINS_ONE)
     if sign == signal.SIGINT:
         assert code == 130
         assert "at most the running trial is lost" in out
@@ -165,7 +182,7 @@ def test_stopped_search_goes_on_with_the_same_command(
 def test_stopped_batches_go_on_as_if_nothing_had_happened(
     sign: signal.Signals, undisturbed: Callable[[int], list[bytes]]
 ) -> None:
-    code, out = stop_early(Command(*search(500, "--batch")), sign)
+    code, out = stop_early(Command(*search(500, "--batch")), sign, TRAINS_K)
     states = [t.state.name for t in study().trials]
     if sign == signal.SIGTERM:
         assert code == 128 + signal.SIGTERM
