@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import FrameType
@@ -27,6 +28,7 @@ Callback = Callable[[optuna.Study, optuna.trial.FrozenTrial], None]
 
 MAX_FAILURES = 10  # trials in a row, after which a worker gives up
 MAX_TRIALS = 10**9
+MAX_WAIT = 1.0  # seconds that a signal waits for an operation of the storage
 DEFAULT_GRACE = 20.0  # seconds; Slurm and Kubernetes kill 30 s after SIGTERM
 
 _logger = optuna.logging.get_logger(__name__)
@@ -133,6 +135,7 @@ class _Orders:
         self.stop: str | None = None  # name of the signal
         self._grace = grace
         self._training = False
+        self._waiting_since: float | None = None  # for the end of a storage's operation
 
     @contextmanager
     def obeyed(self) -> Iterator[None]:
@@ -158,9 +161,25 @@ class _Orders:
             _logger.warning(f"{self.stop}: the running trial may end within {self._grace:g} s.")
             if hasattr(signal, "SIGALRM"):
                 signal.setitimer(signal.ITIMER_REAL, max(self._grace, 1e-3))
-        elif self._training or (not first and not is_alarm):
+        elif (self._training or (not first and not is_alarm)) and not self._waits_for_storage(
+            frame
+        ):
             raise Stopped(self.stop)
         # else a storage is being written: that ends, and `training` stops what follows
+
+    def _waits_for_storage(self, frame: FrameType | None) -> bool:
+        """Come back in a moment if an operation of the storage is under way, for a while.
+
+        An exception amid a transaction may leave its lock behind, and this process would wait for
+        itself when it writes that the trial was stopped.
+        """
+        if not hasattr(signal, "SIGALRM") or not _is_in_storage(frame):
+            return False
+        self._waiting_since = self._waiting_since or time.monotonic()
+        if time.monotonic() - self._waiting_since > MAX_WAIT:
+            return False
+        signal.setitimer(signal.ITIMER_REAL, 0.01)
+        return True
 
     @contextmanager
     def training(self, trial: optuna.Trial) -> Iterator[None]:
@@ -176,6 +195,14 @@ class _Orders:
             raise
         finally:
             self._training = False
+
+
+def _is_in_storage(frame: FrameType | None) -> bool:
+    while frame is not None:
+        if frame.f_globals.get("__name__", "").startswith("optuna.storages."):
+            return True
+        frame = frame.f_back
+    return False
 
 
 def work(

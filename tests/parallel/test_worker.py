@@ -8,6 +8,7 @@ from typing import Any
 
 import optuna
 import pytest
+import sqlalchemy
 from optuna.trial import TrialState
 from processes import Command, wait_until
 
@@ -121,6 +122,28 @@ def test_second_signal_stops_at_once(signals: list[str]) -> None:
     (trial,) = study.trials
     assert trial.state == TrialState.FAIL
     assert trial.user_attrs == {STOPPED_BY_KEY: signals[-1]}
+
+
+def test_a_signal_amid_a_write_of_the_objective_lets_the_write_end() -> None:
+    study = make_study()
+    engine = study._storage._backend._backend.engine  # type: ignore[attr-defined]
+
+    def shoot(*_: Any) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+
+    def objective(trial: optuna.Trial) -> float:
+        trial.suggest_float("x", 0, 1)
+        sqlalchemy.event.listen(engine, "before_cursor_execute", shoot, once=True)
+        trial.set_user_attr("a", 1)
+        time.sleep(60)
+        return 0.0
+
+    assert work(study, objective, 1) == "SIGINT"
+    (trial,) = study.trials
+    assert trial.state == TrialState.FAIL
+    assert trial.user_attrs == {"a": 1, STOPPED_BY_KEY: "SIGINT"}
+    assert trial.duration is not None
+    assert trial.duration.total_seconds() < 30
 
 
 def test_suspended_worker_whose_trial_was_failed_goes_on(caplog: pytest.LogCaptureFixture) -> None:
