@@ -161,25 +161,21 @@ class _Orders:
             _logger.warning(f"{self.stop}: the running trial may end within {self._grace:g} s.")
             if hasattr(signal, "SIGALRM"):
                 signal.setitimer(signal.ITIMER_REAL, max(self._grace, 1e-3))
-        elif (self._training or (not first and not is_alarm)) and not self._waits_for_storage(
-            frame
-        ):
-            raise Stopped(self.stop)
+        elif self._training or (not first and not is_alarm):
+            self._interrupt(frame)
         # else a storage is being written: that ends, and `training` stops what follows
 
-    def _waits_for_storage(self, frame: FrameType | None) -> bool:
-        """Come back in a moment if an operation of the storage is under way, for a while.
+    def _interrupt(self, frame: FrameType | None) -> None:
+        """Stop the running trial, but let an operation of the storage end first, for a while.
 
         An exception amid a transaction may leave its lock behind, and this process would wait for
         itself when it writes that the trial was stopped.
         """
-        if not hasattr(signal, "SIGALRM") or not _is_in_storage(frame):
-            return False
         self._waiting_since = self._waiting_since or time.monotonic()
-        if time.monotonic() - self._waiting_since > MAX_WAIT:
-            return False
-        signal.setitimer(signal.ITIMER_REAL, 0.01)
-        return True
+        late = time.monotonic() - self._waiting_since > MAX_WAIT
+        if late or not hasattr(signal, "SIGALRM") or not _is_in_storage(frame):
+            raise Stopped(self.stop)
+        signal.setitimer(signal.ITIMER_REAL, 0.01)  # and comes back
 
     @contextmanager
     def training(self, trial: optuna.Trial) -> Iterator[None]:

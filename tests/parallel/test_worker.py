@@ -1,5 +1,6 @@
 """s2e worker: joins, leaves cleanly, and what s2e status says of it."""
 
+import os
 import signal
 import sys
 import time
