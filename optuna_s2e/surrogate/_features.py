@@ -27,7 +27,8 @@ def featurize(space: SearchSpace, x: FloatArray, active: BoolArray | None = None
     Returns:
         Features, (N, n_features). If the space's tags name a schedule space, the first `N_POINTS`
         are R on a grid, scaled so that distance is the root mean square over the grid. The other
-        parameters follow as in `SearchSpace.unit_features`.
+        parameters follow as in `SearchSpace.unit_features`. If one of the schedule's parameters is
+        fixed, and so not in the space, R is unknown and all parameters are such others.
 
     Raises:
         ValueError: If the tags name a schedule space that this release does not know.
@@ -44,10 +45,10 @@ def featurize(space: SearchSpace, x: FloatArray, active: BoolArray | None = None
         [[0.25, 0.0, 0.71]]
     """
     active = np.ones(x.shape, dtype=bool) if active is None else active
-    if not space.tags:
+    own = _schedule_names(space)
+    if not own:
         return space.unit_features(x, active)
     schedules = find_space(space.tags)
-    own = [n for n, d in schedules.distributions.items() if not d.single()]
     columns = dict(zip(space.names, x.T, strict=True))
     params = {n: decode_column(columns[n], space.distributions[n]) for n in own}
     curves: FloatArray = schedules.curves(params, N_POINTS) / np.sqrt(N_POINTS)
@@ -78,9 +79,18 @@ def feature_groups(space: SearchSpace) -> IntArray:
         >>> feature_groups(space).tolist()
         [0, 1, 1]
     """
-    curves = find_space(space.tags).distributions if space.tags else {}
-    others = {n: d for n, d in space.distributions.items() if n not in curves}
+    own = _schedule_names(space)
+    others = {n: d for n, d in space.distributions.items() if n not in own}
     families = SearchSpace.of(others).distribution.families if others else ()
-    sizes = [N_POINTS] * bool(curves)
+    sizes = [N_POINTS] * bool(own)
     sizes += [f.n if isinstance(f, Categorical) else f.n_columns for f in families]
     return np.repeat(np.arange(len(sizes)), sizes)
+
+
+def _schedule_names(space: SearchSpace) -> list[str]:
+    """Return the parameters that R(t) follows from, if the space has tags and all of them."""
+    if not space.tags:
+        return []
+    searched = find_space(space.tags).distributions
+    names = [n for n, d in searched.items() if not d.single()]
+    return names if set(names) <= space.distributions.keys() else []

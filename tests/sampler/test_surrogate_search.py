@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import optuna
 import pytest
-from optuna.samplers import TPESampler
+from optuna.samplers import PartialFixedSampler, TPESampler
 
 from optuna_s2e import (
     S2ESampler,
@@ -166,3 +166,15 @@ def test_a_branch_that_must_be_tuned_beats_one_that_need_not() -> None:
         assert recommend(study, "theta").params.keys() == {"model", "depth"}
     assert max(best) < 1e-3
     assert np.median(last) < 0.05
+
+
+@pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
+@pytest.mark.parametrize("fixed", [{"R.c": 1.0}, {"R.tau": 0.5, "R.tk": 8.0}])
+def test_a_schedule_whose_parameter_is_fixed_from_the_start_is_searched(
+    fixed: dict[str, float],
+) -> None:
+    study = optuna.create_study(sampler=PartialFixedSampler(fixed, S2ESampler(seed=0)))
+    study.optimize(to_target, n_trials=20)
+    assert len(generations(study)) == 4
+    assert verify(Snapshot.of(study)).sound
+    assert recommend(study).params.items() >= fixed.items()
