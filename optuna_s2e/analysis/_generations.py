@@ -17,6 +17,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from optuna_s2e import _optuna
 from optuna_s2e._typing import FloatArray
+from optuna_s2e.distributions import SearchSpace
 from optuna_s2e.history import Chain, Draw, Ledger, Record, split_settings
 from optuna_s2e.sampler import next_theta
 
@@ -32,7 +33,8 @@ class Generation:
         theta: Parameters of p_theta, (n_theta,).
         opener: Number of the trial that recorded theta. None for generation 0.
         members: Numbers of the trials whose losses the update to this theta used.
-        trials: Numbers of the trials drawn from this theta, in any state.
+        trials: Numbers of the trials drawn in this generation, in any state. If two workers opened
+            it at once, they include the draws from the other theta.
         losses: f(x) of those trials, minimised, (len(trials),). A pruned trial has its last
             report. NaN where there is no loss (yet).
     """
@@ -52,7 +54,7 @@ class GenerationRow:
     Attributes:
         index: m.
         opener: Number of the trial that recorded theta. None for generation 0.
-        n_trials: How many trials were drawn from this theta.
+        n_trials: How many trials were drawn in this generation.
         n_complete: How many of them have a finite value.
         best: Their best value, in units of `trial.value`. None if there is none.
         mean: Their mean value. None if there is none.
@@ -69,7 +71,7 @@ class GenerationRow:
 def recorded_generations(chain: Chain | None, ledger: Ledger) -> list[Generation]:
     """Return the generations with the thetas that the openers recorded, generation 0 first."""
     if chain is None:
-        return [_generation(0, np.ones(0), None, ledger, _draws_by_opener(None, ledger))]
+        return [_generation(0, np.ones(0), None, ledger, _draws_by_generation(None, ledger))]
     thetas = {r.trial: np.array(r.theta, dtype=np.float64) for r in chain.openers}
     return _with_thetas(chain, ledger, thetas)
 
@@ -187,26 +189,29 @@ def _with_thetas(
     chain: Chain, ledger: Ledger, thetas: Mapping[int, FloatArray]
 ) -> list[Generation]:
     uniform = chain.space.distribution.uniform_theta()
-    drawn = _draws_by_opener(chain, ledger)
+    drawn = _draws_by_generation(chain, ledger)
     return [
         _generation(0, uniform, None, ledger, drawn),
         *(_generation(r.generation, thetas[r.trial], r, ledger, drawn) for r in chain.openers),
     ]
 
 
-def _draws_by_opener(
-    chain: Chain | None, ledger: Ledger
-) -> dict[tuple[int, int | None], list[Draw]]:
-    """Group the draws by generation and opener; leave out finished ones of other spaces."""
-    drawn: dict[tuple[int, int | None], list[Draw]] = {}
+def _draws_by_generation(chain: Chain | None, ledger: Ledger) -> dict[int, list[Draw]]:
+    """Group the draws by generation, forks included; leave out those of other spaces."""
+    drawn: dict[int, list[Draw]] = {}
     for draw in ledger.draws.values():
-        if (
-            chain is None
-            or not draw.trial.state.is_finished()
-            or ledger.coordinates(chain.space, draw) is not None
-        ):
-            drawn.setdefault((draw.record.generation, draw.record.opener), []).append(draw)
+        if chain is None or _is_from(chain.space, draw, ledger):
+            drawn.setdefault(draw.record.generation, []).append(draw)
     return drawn
+
+
+def _is_from(space: SearchSpace, draw: Draw, ledger: Ledger) -> bool:
+    if draw.trial.state.is_finished():
+        return ledger.coordinates(space, draw) is not None
+    opener = draw.record.opener
+    if opener is None:
+        return True
+    return opener in ledger.openers and ledger.openers[opener].space == space.fingerprint
 
 
 def _generation(
@@ -214,10 +219,10 @@ def _generation(
     theta: FloatArray,
     opener: Record | None,
     ledger: Ledger,
-    drawn: Mapping[tuple[int, int | None], list[Draw]],
+    drawn: Mapping[int, list[Draw]],
 ) -> Generation:
     number = opener.trial if opener is not None else None
-    own = drawn.get((index, number), [])
+    own = drawn.get(index, [])
     losses = [ledger.rules.loss(d.trial) if _has_loss(d.trial) else math.nan for d in own]
     members = opener.members if opener is not None else ()
     return Generation(

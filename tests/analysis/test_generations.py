@@ -57,6 +57,7 @@ def test_two_openers_at_once_are_one_fork() -> None:
     snapshot = Snapshot.of(merged)
     assert snapshot.n_forks == 1
     assert [g.opener for g in snapshot.generations] == [None, K]
+    assert snapshot.generations[1].trials == (K, K + 1)  # twins are shown together
 
 
 def make_generation(index: int, losses: list[float]) -> Generation:

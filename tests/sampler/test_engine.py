@@ -249,7 +249,10 @@ def test_two_workers_that_open_at_once_make_a_harmless_fork() -> None:
     a.optimize(quadratic, n_trials=2 * K)
     openers = [t.number for t in a.trials if "theta" in (record(t) or {})]
     assert openers[:2] == [K, K + 1]
-    assert generations(a)[1].opener == K
+    told = generations(a)
+    assert told[1].opener == K
+    assert set(told[1].trials) >= {K, K + 1}  # twins are shown together
+    assert sorted(n for g in told for n in g.trials) == list(range(3 * K + 2))
     assert_replays(a)
     members = [n for g in generations(a) for n in g.members]
     assert {K, K + 1} <= set(members)  # the fork's draw counts, too
