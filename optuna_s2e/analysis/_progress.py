@@ -14,9 +14,8 @@ import numpy as np
 from optuna.trial import FrozenTrial, TrialState
 
 from optuna_s2e import _optuna
-from optuna_s2e._attributes import N_TRIALS_KEY, SEARCH_KEY, WORKER_KEY
+from optuna_s2e._attributes import MAX_TRIALS, N_TRIALS_KEY, SEARCH_KEY, WORKER_KEY
 
-MAX_TRIALS = 10**9
 _RECENT = 50  # completed trials over which the rate is measured
 _STOPPED = 60.0  # seconds without any trial after which a search counts as stopped
 _DEAD_FACTOR, _DEAD_SECONDS = 5, 60.0  # a trial that runs for longer than both is taken for dead

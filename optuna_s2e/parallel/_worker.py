@@ -18,7 +18,7 @@ from optuna.exceptions import StorageInternalError
 from optuna.trial import TrialState
 
 from optuna_s2e import _optuna
-from optuna_s2e._attributes import SEARCH_KEY, STOPPED_BY_KEY, WORKER_KEY
+from optuna_s2e._attributes import MAX_TRIALS, SEARCH_KEY, STOPPED_BY_KEY, WORKER_KEY
 from optuna_s2e._checks import check_int
 from optuna_s2e.history import Ledger, Rules, split_settings
 from optuna_s2e.sampler import S2ESampler
@@ -27,7 +27,6 @@ Objective = Callable[[optuna.Trial], float]
 Callback = Callable[[optuna.Study, optuna.trial.FrozenTrial], None]
 
 MAX_FAILURES = 10  # trials in a row, after which a worker gives up
-MAX_TRIALS = 10**9
 MAX_WAIT = 1.0  # seconds that a signal waits for an operation of the storage
 DEFAULT_GRACE = 20.0  # seconds; Slurm and Kubernetes kill 30 s after SIGTERM
 
@@ -135,6 +134,7 @@ class _Orders:
         self.stop: str | None = None  # name of the signal
         self._grace = grace
         self._training = False
+        self._at_once = False  # a second signal came
         self._waiting_since: float | None = None  # for the end of a storage's operation
 
     @contextmanager
@@ -156,12 +156,12 @@ class _Orders:
         is_alarm = hasattr(signal, "SIGALRM") and number == signal.SIGALRM
         first, now = self.stop is None, number == signal.SIGINT or is_alarm
         if not is_alarm:
-            self.stop = signal.Signals(number).name
+            self.stop, self._at_once = signal.Signals(number).name, not first
         if first and not now:
             _logger.warning(f"{self.stop}: the running trial may end within {self._grace:g} s.")
             if hasattr(signal, "SIGALRM"):
                 signal.setitimer(signal.ITIMER_REAL, max(self._grace, 1e-3))
-        elif self._training or (not first and not is_alarm):
+        elif self._training or self._at_once:
             self._interrupt(frame)
         # else a storage is being written: that ends, and `training` stops what follows
 

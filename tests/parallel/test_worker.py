@@ -147,6 +147,30 @@ def test_a_signal_amid_a_write_of_the_objective_lets_the_write_end() -> None:
     assert trial.duration.total_seconds() < 30
 
 
+def test_a_second_signal_amid_an_operation_outside_of_the_training_is_not_lost() -> None:
+    """The operation ends, and the worker stops then, although it would go on writing."""
+    study = make_study()
+    engine = study._storage._backend._backend.engine  # type: ignore[attr-defined]
+
+    def write_on(study: optuna.Study, trial: optuna.trial.FrozenTrial) -> None:
+        os.kill(os.getpid(), signal.SIGINT)  # the first one lets the callbacks end
+        sqlalchemy.event.listen(
+            engine,
+            "before_cursor_execute",
+            lambda *_: os.kill(os.getpid(), signal.SIGINT),
+            once=True,
+        )
+        study.set_user_attr("a", 1)
+        time.sleep(60)
+
+    start = time.monotonic()
+    assert work(study, lambda trial: trial.suggest_float("x", 0, 1), 1, callbacks=[write_on]) == (
+        "SIGINT"
+    )
+    assert time.monotonic() - start < 30
+    assert study.trials[0].state == TrialState.COMPLETE
+
+
 def test_suspended_worker_whose_trial_was_failed_goes_on(caplog: pytest.LogCaptureFixture) -> None:
     study = make_study()
 
