@@ -17,6 +17,7 @@ from typing import TypeGuard
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from optuna_s2e._checks import check_int
 from optuna_s2e.coteaching._torchvision import import_models
@@ -93,13 +94,23 @@ def find_network(network: Network) -> NetworkFunction:
 def is_plain(network: nn.Module) -> TypeGuard[nn.Sequential]:
     """Whether a network can be computed by the rules of its layers' types.
 
-    It must be an `nn.Sequential` in which no module occurs twice, has hooks or a replaced
-    `forward`, and all parameters are trained.
+    It must be an `nn.Sequential` of PyTorch's own modules: a subclass may compute anything, also
+    from its weights (`torch.nn.utils.parametrize`). No module occurs twice, has hooks or replaced
+    methods. All parameters are trained, each in memory of its own, and have no hooks.
     """
     if type(network) is not nn.Sequential or any(map(_is_changed, network.modules())):
         return False
     modules = list(network)
-    return len(set(modules)) == len(modules) and all(p.requires_grad for p in network.parameters())
+    parameters = [p for module in modules for p in module.parameters()]
+    if any(is_lazy(p) or not p.requires_grad or has_hooks(p) for p in parameters):
+        return False
+    memories = {p.untyped_storage().data_ptr() for p in parameters}
+    return len(set(modules)) == len(modules) and len(memories) == len(parameters)
+
+
+def has_hooks(parameter: nn.Parameter) -> bool:
+    """Whether functions of the user change or see the gradient of a parameter."""
+    return bool(parameter._backward_hooks or parameter._post_accumulate_grad_hooks)
 
 
 def flattens_once(network: nn.Sequential) -> bool:
@@ -118,8 +129,12 @@ def flattens_once(network: nn.Sequential) -> bool:
 
 
 def _is_changed(module: nn.Module) -> bool:
+    """Whether a module is not PyTorch's own, or was changed after it was made."""
+    if getattr(nn, type(module).__name__, None) is not type(module):
+        return True
     hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    return "forward" in vars(module) or any(vars(module)[name] for name in hooks)
+    attributes = vars(module)
+    return "forward" in attributes or "train" in attributes or any(attributes[h] for h in hooks)
 
 
 @contextmanager

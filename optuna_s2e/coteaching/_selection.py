@@ -8,6 +8,7 @@ Notation
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 
@@ -40,15 +41,18 @@ def selected_means(losses: Tensor, selected: Tensor) -> Tensor:
     return losses.gather(1, selected).mean(dim=1)
 
 
-def label_precision(is_clean: Tensor, selected: Tensor) -> Tensor:
+def label_precision(
+    is_clean: Tensor, selected: Tensor, dtype: torch.dtype = torch.float64
+) -> Tensor:
     """Return the share of selected samples whose label is right, for each network.
 
     Args:
         is_clean: Whether each label is right, bool, (S, B) for S mini-batches.
         selected: Selected positions, (S, 2, n_kept).
+        dtype: Dtype of the sums.
 
     Returns:
-        Label precision of each network, float64, (2,).
+        Label precision of each network, (2,).
     """
     chosen = is_clean[:, None].expand(-1, 2, -1).gather(2, selected)
-    return chosen.double().mean(dim=(0, 2))
+    return chosen.to(dtype).mean(dim=(0, 2))

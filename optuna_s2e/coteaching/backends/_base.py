@@ -8,7 +8,7 @@ Notation
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple, Protocol
 
@@ -42,6 +42,12 @@ class TrainingSetup(NamedTuple):
         """The dtype of weights, inputs and losses."""
         return DTYPES[self.config.dtype]
 
+    @property
+    def sum_dtype(self) -> torch.dtype:
+        """The dtype of sums over an epoch: float64, or float32 on devices that may lack it."""
+        has_float64 = self.data.x.device.type in ("cpu", "cuda")
+        return torch.float64 if has_float64 else torch.float32
+
     def precision(self) -> AbstractContextManager[object]:
         """Return the context that every forward pass runs in: autocast for "bfloat16"."""
         if self.config.dtype != "bfloat16":
@@ -70,11 +76,11 @@ class Trainer(Protocol):
             beta1: Adam's beta1 in this epoch.
 
         Returns:
-            Label precision, accuracy and loss of the training steps, float64 (3, K, 2).
+            Label precision, accuracy and loss of the training steps, (3, K, 2).
         """
 
     def evaluate(self) -> Tensor:
-        """Return cross-entropy and error on the evaluation data, float64 (2, K, 2)."""
+        """Return cross-entropy and error on the evaluation data, (2, K, 2)."""
 
     def keep_trials(self, positions: Sequence[int]) -> None:
         """Drop all trials but those at these positions, which are then numbered in this order."""
@@ -108,6 +114,35 @@ def make_networks(setup: TrainingSetup, seed: int) -> tuple[nn.Module, nn.Module
     if first is second:
         raise ValueError("network must make a new module at each call, but returned one twice.")
     return first, second
+
+
+def checked_logits(output: object, shape: tuple[int, int]) -> Tensor:
+    """Return what a network returned, if it is logits of shape (B, C).
+
+    Raises:
+        ValueError: If it is anything else.
+    """
+    if isinstance(output, Tensor) and output.shape == shape and output.is_floating_point():
+        return output
+    raise ValueError(
+        f"network must return logits of shape (B, C) = {shape}, but got {_described(output)}."
+        + ("" if isinstance(output, Tensor) else " Let its forward return the logits alone.")
+    )
+
+
+def _described(output: object) -> str:
+    """Name what a network returned, with the shapes of tensors."""
+    if isinstance(output, Tensor):
+        dtype = "" if output.is_floating_point() else f"{output.dtype} of shape "
+        return f"{dtype}{tuple(output.shape)}"
+    kind = f"{type(output).__name__}"
+    if isinstance(output, Mapping):
+        parts = [f"{key!r}: {_described(value)}" for key, value in output.items()]
+    elif isinstance(output, list | tuple):
+        parts = [_described(value) for value in output]
+    else:
+        return kind
+    return f"a {kind} of {', '.join(parts) or 'nothing'}"
 
 
 class DataOrders:

@@ -112,6 +112,10 @@ class FusedTrainer(ABC):
     def _x(self) -> Tensor:
         return self._setup.data.x
 
+    @property
+    def _sum_dtype(self) -> torch.dtype:
+        return self._setup.sum_dtype
+
     def train_epoch(self, keep_rates: FloatArray, learning_rate: float, beta1: float) -> Tensor:
         """Train one epoch (see `Trainer`)."""
         set_learning_rate(self._optimizer, learning_rate, beta1)
@@ -125,8 +129,9 @@ class FusedTrainer(ABC):
             ((*step, *self._draw_masks()) for step in zip(order, targets, strict=True)),
         )
         losses, is_right, kept = map(torch.stack, zip(*steps, strict=True))
-        used = (losses.gather(2, kept).double() * self._weights.double()).sum(dim=2).mean(dim=0)
-        right = is_right.double().mean(dim=(0, 2))
+        weights = self._weights.to(self._sum_dtype)
+        used = (losses.gather(2, kept).to(self._sum_dtype) * weights).sum(dim=2).mean(dim=0)
+        right = is_right.to(self._sum_dtype).mean(dim=(0, 2))
         return torch.stack([self._label_precision(order, y, kept), right, used]).view(3, -1, 2)
 
     def _train_step(self, index: Tensor, y: Tensor, *masks: Tensor) -> Tensors:
@@ -145,13 +150,13 @@ class FusedTrainer(ABC):
         """Return cross-entropy and error on the evaluation data (see `Trainer`)."""
         x, y = self._setup.evaluation
         n_networks = 2 * self._n_trials
-        totals = torch.zeros((2, n_networks), dtype=torch.float64, device=x.device)
+        totals = torch.zeros((2, n_networks), dtype=self._sum_dtype, device=x.device)
         for part, labels in zip(
             torch.split(x, _EVALUATION_BATCH), torch.split(y, _EVALUATION_BATCH), strict=True
         ):
             logits = self._forward(to_input(part, self._setup.dtype)[None], None)
             losses = _cross_entropy(logits, labels.expand(n_networks, -1))
-            totals[0] += losses.double().sum(dim=1)
+            totals[0] += losses.to(self._sum_dtype).sum(dim=1)
             totals[1] += (logits.max(dim=1).indices != labels).sum(dim=1)
         return (totals / len(x)).view(2, -1, 2)
 
@@ -197,7 +202,7 @@ class FusedTrainer(ABC):
         # Beyond n_k the first kept sample is repeated with weight 0: a dropped sample whose loss
         # is not finite then stays out of the sums.
         self._ranks = torch.where(ranks < n_k, ranks, 0)
-        self._weights = ((ranks < n_k).double() / n_k).to(self._setup.dtype)
+        self._weights = ((ranks < n_k).to(self._sum_dtype) / n_k).to(self._setup.dtype)
 
     def _select(self, losses: Tensor) -> Tensor:
         """Return the positions that each network is trained on, (M, n): its peer selected them."""
@@ -208,10 +213,11 @@ class FusedTrainer(ABC):
         """Return the share of right labels among each network's own selections, (M,)."""
         clean = self._setup.data.clean_labels
         if clean is None:
-            return torch.full((kept.shape[1],), torch.nan, dtype=torch.float64, device=y.device)
+            return torch.full((kept.shape[1],), torch.nan, dtype=self._sum_dtype, device=y.device)
         is_clean = (y == clean[order]).repeat_interleave(2, dim=1)  # (S, M, B)
         own = selection.exchange(kept.view(len(kept), -1, 2, kept.shape[2])).view_as(kept)
-        return (is_clean.gather(2, own) * self._weights.double()).sum(dim=2).mean(dim=0)
+        weights = self._weights.to(self._sum_dtype)
+        return (is_clean.gather(2, own) * weights).sum(dim=2).mean(dim=0)
 
 
 def _cross_entropy(logits: Tensor, y: Tensor) -> Tensor:

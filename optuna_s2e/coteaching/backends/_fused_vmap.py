@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state
 
+from optuna_s2e.coteaching._networks import has_hooks
 from optuna_s2e.coteaching.backends._base import TrainingSetup, UnsuitableNetwork
 from optuna_s2e.coteaching.backends._fused import FusedTrainer
 from optuna_s2e.coteaching.data import to_input
@@ -44,6 +45,8 @@ class FusedVmapTrainer(FusedTrainer):
     """Trains K trials of any networks of one shape (see `FusedTrainer`)."""
 
     def _join(self, networks: list[nn.Module]) -> tuple[list[Tensor], list[Tensor]]:
+        if any(has_hooks(parameter) for net in networks for parameter in net.parameters()):
+            raise UnsuitableNetwork("networks cannot be mapped: their parameters have hooks.")
         try:
             self._stack(copy.deepcopy(networks))  # batch normalisation changes its statistics
             self._check(copy.deepcopy(networks))
@@ -66,13 +69,14 @@ class FusedVmapTrainer(FusedTrainer):
         """
         x = to_input(self._x[: self._setup.batch_size], self._setup.dtype)
         is_exact = self._setup.config.dtype != "bfloat16"
-        tolerance = _TOLERANCE[x.dtype] if is_exact else _TOLERANCE_BFLOAT16
+        dtype = self._setup.dtype  # of weights and logits; inputs may be integers
+        tolerance = _TOLERANCE[dtype] if is_exact else _TOLERANCE_BFLOAT16
         for masks in ((), None):
             mapped = self._forward(x[None], masks)
             for i, net in enumerate(networks):
                 net.train(masks is not None)
                 with self._setup.precision():
-                    alone = net(x).to(x.dtype)
+                    alone = net(x.clone()).to(dtype)
                 expected = (self._setup.data.n_classes, len(x))
                 if alone.t().shape != expected or mapped[i].shape != expected:
                     raise ValueError(
@@ -85,8 +89,8 @@ class FusedVmapTrainer(FusedTrainer):
 
     def _logits(self, x: Tensor, masks: Sequence[Tensor] | None) -> Tensor:
         self._network.train(masks is not None)
-        # both networks of a trial read the same inputs
-        x, dim = (x[0], None) if len(x) == 1 else (x.repeat_interleave(2, dim=0), 0)
+        # both networks of a trial read the same inputs; they may write to them, not to the data
+        x, dim = (x[0].clone(), None) if len(x) == 1 else (x.repeat_interleave(2, dim=0), 0)
         logits: Tensor = torch.vmap(self._call, in_dims=(0, 0, dim), randomness="error")(
             self._parameters_of, self._buffers_of, x
         )

@@ -11,7 +11,13 @@ from torch.nn import functional as F
 from optuna_s2e._typing import FloatArray
 from optuna_s2e.coteaching import _selection as selection
 from optuna_s2e.coteaching._config import set_learning_rate
-from optuna_s2e.coteaching.backends._base import DataOrders, TrainingSetup, make_networks
+from optuna_s2e.coteaching.backends._base import (
+    DataOrders,
+    TrainingSetup,
+    checked_logits,
+    make_networks,
+)
+from optuna_s2e.coteaching.backends._sharing import SharingGuard
 from optuna_s2e.coteaching.data import to_input
 from optuna_s2e.schedules import n_kept
 
@@ -28,13 +34,17 @@ class LoopTrainer:
             setup: Data, network, config and evaluation data.
             seeds: Seed of the trial, (1,).
             labels: Noisy labels, (N,) or (1, N).
+
+        Raises:
+            ValueError: If the networks share what training changes.
         """
         (seed,) = seeds
         self._setup, self._labels = setup, labels.view(-1)
         self._networks = make_networks(setup, seed)
+        self._guard = SharingGuard(self._networks)
         # one optimiser for both: it treats each weight alone, and one call is cheaper than two
-        parameters = [p for net in self._networks for p in net.parameters()]
-        self._optimizer = setup.config.make_optimizer(parameters)
+        parameters = dict.fromkeys(p for net in self._networks for p in net.parameters())
+        self._optimizer = setup.config.make_optimizer(list(parameters))
         self._orders = DataOrders(setup, seeds)
 
     def train_epoch(self, keep_rates: FloatArray, learning_rate: float, beta1: float) -> Tensor:
@@ -50,9 +60,10 @@ class LoopTrainer:
         selected, is_right, losses = map(torch.stack, zip(*steps, strict=True))
         measured = [
             self._label_precision(order, labels, selected),
-            is_right.double().mean(dim=(0, 2)),
-            losses.double().mean(dim=0),
+            is_right.to(self._setup.sum_dtype).mean(dim=(0, 2)),
+            losses.to(self._setup.sum_dtype).mean(dim=0),
         ]
+        self._guard.look()
         return torch.stack(measured)[:, None]
 
     def _train_step(self, index: Tensor, y: Tensor, kept: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -75,7 +86,7 @@ class LoopTrainer:
         for net in self._networks:
             net.eval()
         x, y = self._setup.evaluation
-        totals = torch.zeros((2, 1, 2), dtype=torch.float64, device=x.device)
+        totals = torch.zeros((2, 1, 2), dtype=self._setup.sum_dtype, device=x.device)
         for inputs, labels in zip(
             torch.split(x, _EVALUATION_BATCH), torch.split(y, _EVALUATION_BATCH), strict=True
         ):
@@ -89,22 +100,21 @@ class LoopTrainer:
         """Do nothing: the only trial is kept."""
 
     def _forward(self, x: Tensor) -> Tensor:
+        """Return the logits of both networks, (2, B, C).
+
+        Each network gets a tensor of its own: it may write to it, and `x` may be the user's data.
+        """
         inputs = to_input(x, self._setup.dtype)
         with self._setup.precision():
-            logits = torch.stack([net(inputs) for net in self._networks])
-        return self._checked(logits.to(self._setup.dtype), len(x))
-
-    def _checked(self, logits: Tensor, n_samples: int) -> Tensor:
-        expected = (2, n_samples, self._setup.data.n_classes)
-        if logits.shape != expected:
-            raise ValueError(
-                f"network must return logits of shape (B, C) = {expected[1:]}, "
-                f"but got {tuple(logits.shape[1:])}."
-            )
-        return logits
+            logits = [
+                checked_logits(net(inputs.clone()), (len(x), self._setup.data.n_classes))
+                for net in self._networks
+            ]
+        return torch.stack(logits).to(self._setup.dtype)
 
     def _label_precision(self, order: Tensor, labels: Tensor, selections: Tensor) -> Tensor:
         clean = self._setup.data.clean_labels
         if clean is None:
-            return torch.full((2,), torch.nan, dtype=torch.float64, device=order.device)
-        return selection.label_precision(labels == clean[order], selections)
+            return torch.full((2,), torch.nan, dtype=self._setup.sum_dtype, device=order.device)
+        is_clean = labels == clean[order]
+        return selection.label_precision(is_clean, selections, self._setup.sum_dtype)

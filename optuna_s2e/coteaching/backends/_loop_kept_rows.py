@@ -22,7 +22,11 @@ from torch.nn import functional as F
 
 from optuna_s2e.coteaching import _selection as selection
 from optuna_s2e.coteaching._networks import flattens_once, is_plain
-from optuna_s2e.coteaching.backends._base import TrainingSetup, UnsuitableNetwork
+from optuna_s2e.coteaching.backends._base import (
+    TrainingSetup,
+    UnsuitableNetwork,
+    checked_logits,
+)
 from optuna_s2e.coteaching.backends._loop import LoopTrainer
 from optuna_s2e.coteaching.data import to_input
 
@@ -61,7 +65,7 @@ class KeptRowsTrainer(LoopTrainer):
     def _train_step(self, index: Tensor, y: Tensor, kept: int) -> tuple[Tensor, Tensor, Tensor]:
         x = to_input(self._setup.data.x.index_select(0, index), self._setup.dtype)
         activations = self._activations(x)
-        logits = self._checked(torch.stack([of_net[-1] for of_net in activations]), len(y))
+        logits = self._logits(activations)
         losses = F.cross_entropy(logits.flatten(0, 1), torch.cat([y, y]), reduction="none")
         losses = losses.view(2, -1)
         selected = selection.small_loss(losses, kept)
@@ -72,8 +76,12 @@ class KeptRowsTrainer(LoopTrainer):
         return selected, logits.argmax(dim=2) == y, selection.selected_means(losses, used)
 
     def _forward(self, x: Tensor) -> Tensor:
-        activations = self._activations(to_input(x, self._setup.dtype))
-        return self._checked(torch.stack([of_net[-1] for of_net in activations]), len(x))
+        return self._logits(self._activations(to_input(x, self._setup.dtype)))
+
+    def _logits(self, activations: list[list[Tensor]]) -> Tensor:
+        """Return the logits of both networks, (2, B, C)."""
+        shape = (len(activations[0][0]), self._setup.data.n_classes)
+        return torch.stack([checked_logits(of_net[-1], shape) for of_net in activations])
 
     def _activations(self, x: Tensor) -> list[list[Tensor]]:
         """Return all activations of both networks."""
