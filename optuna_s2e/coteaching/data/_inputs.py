@@ -38,8 +38,8 @@ def read_inputs(inputs: Mapping[str, Any]) -> dict[str, Tensor]:
         tensors[name] = single.to(device).contiguous()
         if x.dtype == torch.float64 and ((x.abs() > _EXACT) & (single != x)).any():
             warnings.warn(
-                f"{name} holds numbers above 2^24, which float32 rounds to whole numbers or "
-                "more. Scale them to about [0, 1] first.",
+                f"{name} holds numbers beyond 2^24, where float32 merges neighbours. Scale them "
+                "to about [0, 1] first.",
                 UserWarning,
                 stacklevel=4,
             )
@@ -84,7 +84,7 @@ def _array(name: str, x: Any) -> np.ndarray[Any, Any]:
     if np.ma.is_masked(x):
         raise ValueError(f"{name} must hold all values, but some are masked. Fill or drop them.")
     try:
-        array = np.array(x)
+        given = array = np.array(x)
         if array.dtype == object:  # of a data frame with columns of several types
             array = np.array(array.tolist())
     except ValueError as error:
@@ -100,16 +100,15 @@ def _array(name: str, x: Any) -> np.ndarray[Any, Any]:
         if kind == "u" and array.size and int(array.max()) > np.iinfo(np.int64).max:
             raise ValueError(f"{name} must hold ints below 2^63, but got {array.max()}.")
         return array.astype(np.int64)
+    if not given.ndim or not given.size:
+        raise ValueError(f"{name} must have shape (N, ...), but got {type(x).__name__}.")
+    values = np.ndenumerate(given.astype(object))
+    wrong = ((i, value) for i, value in values if not isinstance(value, Real))
+    where, value = next(wrong, ((0,) * given.ndim, given.flat[0]))
     raise ValueError(
-        f"{name} must hold numbers, but holds {_no_number(array)}. Encode text as numbers, and "
-        "fill or drop missing values."
+        f"{name} must hold numbers, but {name}{list(where)} is {value!r}. Encode text as numbers, "
+        "and fill or drop missing values."
     )
-
-
-def _no_number(array: np.ndarray[Any, Any]) -> str:
-    """Return the first value of an array that is no number."""
-    values = (v for v in array.ravel().tolist() if not isinstance(v, Real))
-    return repr(next(values, array.dtype))
 
 
 def _channels_first(x: Tensor) -> Tensor:

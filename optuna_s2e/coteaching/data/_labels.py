@@ -70,7 +70,7 @@ def _listed(name: str, y: Any) -> list[Any]:
     if shape[1:] == (1,):  # a column
         array = array.reshape(-1)
     elif len(shape) != 1:
-        remedy = " Take y.argmax(axis=1) of one-hot rows." if len(shape) == 2 else ""
+        remedy = f" Take {name}.argmax(axis=1) of one-hot rows." if len(shape) == 2 else ""
         raise ValueError(f"{name} must have shape (N,), N > 0, but got {shape}.{remedy}")
     values: list[Any] = array.tolist()
     if not values:
@@ -80,7 +80,7 @@ def _listed(name: str, y: Any) -> list[Any]:
 
 def _array(name: str, y: Any) -> Any:
     if np.ma.is_masked(y):
-        y = y.astype(object).filled(None)
+        y = y.astype(object).filled(np.nan)
     if hasattr(y, "__array__"):
         return np.asarray(y)
     if isinstance(y, list | tuple):
@@ -97,12 +97,12 @@ def _plain_labels(name: str, values: list[Any]) -> dict[Any, Label]:
         return {value: _plain(value) for value in set(values)}
     except (TypeError, ValueError):  # found again, for the message
         i = next(i for i, value in enumerate(values) if not _is_label(value))
-    n_missing = sum(_is_missing(value) for value in values)
     if _is_missing(values[i]):
+        is_text = isinstance(values[i], str | bytes)
         raise ValueError(
-            f"{name} must hold a label of every sample, but {n_missing} of {len(values)} are "
-            f"missing: the first is {name}[{i}] = {values[i]!r}. Drop those samples; if it is "
-            "the name of a class, rename it."
+            f"{name} must hold a label of every sample, but {sum(map(_is_missing, values))} of "
+            f"{len(values)} are missing, the first is {name}[{i}] = {values[i]!r}. Drop those "
+            f"samples{', or rename the class if it is one' if is_text else ''}."
         )
     raise ValueError(
         f"{name} must hold class labels (whole numbers, strings or bytes), but {name}[{i}] is "

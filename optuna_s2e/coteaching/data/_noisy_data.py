@@ -170,10 +170,14 @@ class NoisyData:
         if (x_test is None) != (y_test is None):
             given = "y_test" if x_test is None else "x_test"
             raise ValueError(f"x_test and y_test must be given together, but got {given} alone.")
-        inputs = {"x": x, "x_val": x_val, "x_test": x_test}
-        labels = {"y": y, "y_val": y_val, "y_test": y_test, "clean_labels": clean_labels}
-        numbers, classes = encode_labels(_given(labels), n_classes)
-        return assemble(_given(inputs), numbers, classes, name=name)
+        inputs = {"x": x, "x_val": x_val}
+        labels = {"y": y, "y_val": y_val}
+        if x_test is not None and y_test is not None:
+            inputs["x_test"], labels["y_test"] = x_test, y_test
+        if clean_labels is not None:
+            labels["clean_labels"] = clean_labels
+        numbers, classes = encode_labels(labels, n_classes)
+        return assemble(inputs, numbers, classes, name=name)
 
     @classmethod
     def from_datasets(
@@ -280,10 +284,6 @@ def assemble(
     )
 
 
-def _given(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in values.items() if value is not None}
-
-
 def _check_shapes(inputs: Mapping[str, Tensor], labels: Mapping[str, IntArray]) -> None:
     pairs = [("x", "y"), ("x_val", "y_val"), ("x_test", "y_test"), ("x", "clean_labels")]
     for x, y in pairs:
@@ -297,7 +297,7 @@ def _check_shapes(inputs: Mapping[str, Tensor], labels: Mapping[str, IntArray]) 
             raise ValueError(
                 f"x and {name} must hold inputs of one shape and dtype, but got "
                 f"{tuple(inputs['x'].shape[1:])} {inputs['x'].dtype} and "
-                f"{tuple(tensor.shape[1:])} {tensor.dtype}."
+                f"{tuple(tensor.shape[1:])} {tensor.dtype}. Convert them to the same."
             )
 
 
