@@ -79,6 +79,7 @@ def _evaluate(
     objective = CoteachingObjective.from_settings(
         settings, data_root=args.data_root, device=args.device
     )
+    print(f"Data: {objective.data.describe_noise()}")
     fixed = fixed_schedules(objective.space.n_epochs, objective.data.noise_rate or 0.0)
     schedules = {**fixed, "searched": searched}
     evaluations = _train(args, objective, schedules)

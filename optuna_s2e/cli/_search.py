@@ -61,12 +61,13 @@ def _add_data_options(parser: argparse.ArgumentParser) -> None:
         "%(default)s)",
     )  # fmt: skip
     data.add_argument(
-        "--noise", default="symmetric", choices=NOISES,
-        help="how training labels are made wrong (default %(default)s)",
+        "--noise", choices=NOISES,
+        help="how training labels are made wrong (default: symmetric for named data, which are "
+        "clean; none for a FILE.npz)",
     )  # fmt: skip
     _common.add_float(
-        data, "--noise-rate", 0, 1, open_high=True, default=0.5, metavar="E",
-        help="probability that a label is made wrong, in [0, 1) (default %(default)s)",
+        data, "--noise-rate", 0, 1, open_high=True, metavar="E",
+        help="probability that a label is made wrong, in [0, 1) (default: 0.5)",
     )  # fmt: skip
     data.add_argument(
         "--published-noise", action="store_true",
@@ -74,8 +75,8 @@ def _add_data_options(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     data.add_argument(
         "--validation", default="clean", choices=["clean", "noisy"],
-        help="labels of the validation data, which are split off the training data (default "
-        "%(default)s)",
+        help="labels of the validation data, which are split off the training data; those that a "
+        "FILE.npz holds itself are taken as they are (default %(default)s)",
     )  # fmt: skip
 
 
@@ -159,9 +160,13 @@ def run(args: argparse.Namespace) -> int:
     )
     reporter = _common.make_reporter(args, args.trials)
     objective = _make_objective(args, reporter)
+    settings = objective.settings or {}
+    by_default = args.noise is None and settings["data"]["noise"] != "none"
+    hint = " Add none with --noise none." if by_default else ""
+    print(f"Data: {objective.data.describe_noise()}{hint}")
     storage = _common.open_for_work(args.storage)  # last: an error writes nothing
-    name = args.study_name or f"{Path(args.data).stem}-{args.noise}-{args.noise_rate:g}"
-    study = _open_study(storage, name, objective.settings, sampler)
+    name = args.study_name or _study_name(**settings["data"])
+    study = _open_study(storage, name, settings, sampler)
     sampler.check(study)
     if reporter is not None:
         line = _with_option(args.argv, "--storage", args.storage)
@@ -204,6 +209,12 @@ def _make_objective(
         metric=args.metric,
         reporter=reporter,
     )
+
+
+def _study_name(name: str, noise: str, noise_rate: float, **_: Any) -> str:
+    """Return the default name of a study from arguments of `load_data`: digits-symmetric-0.5."""
+    kind = noise if noise == "none" else f"{noise}-{noise_rate:g}"
+    return f"{Path(name).stem}-{kind}"
 
 
 def _open_study(

@@ -91,6 +91,20 @@ def find_network(network: Network) -> NetworkFunction:
     return network
 
 
+def check_inputs(network: Network, dtype: torch.dtype) -> None:
+    """Refuse integers for a network by name; a function may begin with an embedding.
+
+    Raises:
+        ValueError: If the network is a name and the inputs are integers other than uint8 images.
+    """
+    if isinstance(network, str) and not dtype.is_floating_point and dtype != torch.uint8:
+        raise ValueError(
+            f"network {network!r} needs images (uint8) or floats, but the data hold integers. "
+            "If they are features, scale them to about [0, 1] as floats; if they are tokens, give "
+            "a network function whose first layer is a torch.nn.Embedding."
+        )
+
+
 def is_plain(network: nn.Module) -> TypeGuard[nn.Sequential]:
     """Whether a network can be computed by the rules of its layers' types.
 
@@ -209,9 +223,14 @@ def _cnn9(input_shape: Shape, n_classes: int) -> nn.Module:
 
 def _image_shape(name: str, input_shape: Shape, size: int) -> Shape:
     if len(input_shape) != 3 or min(input_shape[1:]) < size:
+        remedy = "Take 'mlp' or a network of your own."
+        if len(input_shape) == 2:
+            remedy = "Give images without channels one by x[:, None], or take 'mlp'."
+        elif len(input_shape) == 3 and input_shape[2] in (1, 3, 4):
+            remedy = "Bring the channels to the front with x.transpose(0, 3, 1, 2)."
         raise ValueError(
             f"network {name!r} needs inputs (channels, height, width) of at least "
-            f"{size} x {size} pixels, but got {input_shape}. Take 'mlp' or a network of your own."
+            f"{size} x {size} pixels, but got {input_shape}. {remedy}"
         )
     return input_shape
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from torch import Tensor, nn
 
 from optuna_s2e._checks import check_choice, check_int
-from optuna_s2e.coteaching._networks import make_network
+from optuna_s2e.coteaching._networks import check_inputs, make_network
 from optuna_s2e.coteaching.backends._base import Trainer, TrainingSetup, UnsuitableNetwork
 from optuna_s2e.coteaching.backends._cuda_graph import CudaGraphSteps
 from optuna_s2e.coteaching.backends._fused import FusedTrainer
@@ -81,11 +81,12 @@ def find_backend(name: str, setup: TrainingSetup, width: int | None) -> Backend:
         width: Trials side by side, as `fused_width` of `train_batch`.
 
     Raises:
-        ValueError: If there is no such backend, it cannot train the network, or the width is
-            below 1.
+        ValueError: If there is no such backend, it cannot train the network, the width is below
+            1, or a network of the papers would see integers.
     """
     check_choice("backend", name, BACKENDS)
     width = width if width is None else check_int("fused_width", width, 1)
+    check_inputs(setup.network, setup.data.x.dtype)
     if name == "graphs" and setup.data.x.device.type != "cuda":
         raise ValueError("backend 'graphs' needs a CUDA device. Take 'auto' or 'fused'.")
     if name == "loop":

@@ -6,6 +6,7 @@ import pickle
 import re
 import struct
 import sys
+import warnings
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ import torch
 from torch.utils.data import Dataset, TensorDataset
 
 from optuna_s2e.coteaching import NoisyData, load_data, make_network
-from optuna_s2e.coteaching.data._noisy_data import to_input
+from optuna_s2e.coteaching.data import to_input
 from optuna_s2e.label_noise import published_noise
 
 X = np.linspace(0, 1, 24, dtype=np.float32).reshape(12, 2)
@@ -70,7 +71,9 @@ def test_the_same_seed_gives_the_same_data():
 def test_another_seed_gives_other_noise_and_other_splits(tmp_path):
     x, y = np.arange(300, dtype=np.float32)[:, None], np.arange(300) % 3
     np.savez(tmp_path / "a.npz", train_x=x, train_y=y, test_x=x[:20], test_y=y[:20])
-    first, other = (load_data("a.npz", root=tmp_path, seed=seed) for seed in (1, 2))
+    first, other = (
+        load_data("a.npz", root=tmp_path, noise="symmetric", seed=seed) for seed in (1, 2)
+    )
     assert not torch.equal(first.x_val, other.x_val)
     labels = dict(zip(_rows(first.x), first.noisy_labels.tolist(), strict=True))
     assert any(
@@ -144,13 +147,13 @@ def _save(path, **arrays):
         ),
         (
             {"x": X, "y": Y, "x_val": X, "y_val": Y, "clean_labels": Y},
-            {},
+            {"noise": "pair"},
             "noise must be 'none' for",
         ),
         (
             {"x": X, "y": Y + 0.5, "x_val": X, "y_val": Y},
             {},
-            "labels must be integers, but got float64",
+            "y must hold class labels (whole numbers, strings or bytes), but y[0] is 0.5.",
         ),
     ],
 )
@@ -199,22 +202,25 @@ def _broken(**changes):
     [
         (
             {"x": np.where(X > 0.9, np.nan, X)},
-            "x must be finite, but 2 of 12 samples hold NaN or infinity, the first is x[10].",
+            "x must be finite in float32, but 2 of 12 samples hold NaN or infinity, the first is "
+            "x[10].",
         ),
-        ({"x_val": X + np.inf}, "x_val must be finite"),
-        ({"x": X.astype(int)}, "x must be uint8 images or floats, but got torch.int64"),
+        ({"x_val": X + np.inf}, "x_val must be finite in float32"),
+        (
+            {"x": X.astype(int)},
+            "x and x_val must hold inputs of one shape and dtype, but got (2,)",
+        ),
         ({"x": X[:, 0]}, "x must have shape (N, ...), but got (12,)"),
         ({"x": X[:5]}, "x and y must have the same length, but got 5 and 12"),
         ({"x_val": X[:, :1]}, "must hold inputs of one shape and dtype"),
         ({"x_val": (X * 255).astype(np.uint8)}, "must hold inputs of one shape and dtype"),
-        ({"y": Y - 1}, "y must be in [0, n_classes) = [0, 3), but got -1"),
+        ({"y": Y - 1}, "y must hold labels of at least 0, but got -1."),
         ({"y_val": Y + 1, "n_classes": 3}, "y_val must be in [0, n_classes) = [0, 3), but got 3"),
-        ({"y": Y.astype(float)}, "y must be integers, but got torch.float64"),
         ({"y": Y[None]}, "y must have shape (N,), N > 0, but got (1, 12)"),
         ({"y": np.where(Y == 1, 0, Y)}, "y must hold every class, but [1] are empty"),
-        ({"y_val": np.where(Y == 2, 0, Y)}, "y_val must hold every class, but [2] are empty"),
-        ({"n_classes": 5}, "y must hold every class, but [3, 4] are empty"),
-        ({"y": Y * 0, "y_val": Y * 0}, "n_classes must be an int of at least 2, but got 1"),
+        ({"y": Y * 0, "y_val": Y * 0}, "y must hold at least 2 classes, but holds 0 alone."),
+        ({"n_classes": 1}, "n_classes must be an int of at least 2, but got 1"),
+        ({"y": None}, "y must have shape (N,), N > 0, but got ()."),
         ({"clean_labels": Y[:4]}, "x and clean_labels must have the same length"),
         ({"x_test": X}, "x_test and y_test must be given together, but got x_test alone."),
         ({"x_test": X, "y_test": Y + 9, "n_classes": 3}, "y_test must be in"),
@@ -223,6 +229,37 @@ def _broken(**changes):
 def test_unusable_arrays_are_named(changes, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         _broken(**changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "messages"),
+    [
+        (
+            {"y_val": np.where(Y == 2, 0, Y)},
+            ["y_val of 'arrays' holds no sample of the classes [2]: the validation error knows"],
+        ),
+        (
+            {"y": np.where(Y == 2, 0, Y), "n_classes": 3},
+            ["y of 'arrays' holds no sample of the classes [2]: networks cannot learn them."],
+        ),
+        (
+            {"n_classes": 5, "name": "mine"},
+            [
+                "y of 'mine' holds no sample of the classes [3, 4]: networks",
+                "y_val of 'mine' holds no sample of the classes [3, 4]: the validation",
+            ],
+        ),
+    ],
+)
+def test_classes_without_samples_are_reported_once(changes, messages):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        data = _broken(**changes)
+    assert data.n_classes == changes.get("n_classes", 3)
+    assert data.classes == tuple(range(data.n_classes))
+    for warning, message in zip(caught, messages, strict=True):
+        assert message in str(warning.message)
+        assert warning.filename == __file__
 
 
 def test_arrays_are_copied_and_uint8_stays_uint8():
@@ -260,8 +297,19 @@ def test_torch_data_sets_are_read_once_and_leave_the_global_generator_alone():
     assert (len(data.x_test), data.name) == (12, "squares")
 
 
+def test_labels_of_torch_data_sets_may_be_names():
+    items = [(torch.from_numpy(x), ["cat", "dog", "emu"][y]) for x, y in zip(X, Y, strict=True)]
+    data = NoisyData.from_datasets(items, items[:6])
+    assert data.classes == ("cat", "dog", "emu")
+    np.testing.assert_array_equal(data.noisy_labels, Y)
+    np.testing.assert_array_equal(data.x, X)
+
+
 def test_data_sets_of_other_items_are_named():
     plain = TensorDataset(torch.from_numpy(X), torch.from_numpy(Y))
+    ragged = [(torch.zeros(2 + i % 2), 0) for i in range(4)]
+    with pytest.raises(ValueError, match=r"items of one shape \(stack expects"):
+        NoisyData.from_datasets(ragged, plain)
     with pytest.raises(ValueError, match="train must be a data set of"):
         NoisyData.from_datasets([(object(), 0)] * 3, plain)
     with pytest.raises(ValueError, match="val must be a data set of"):
