@@ -1,11 +1,11 @@
 """Many workers: batches on any executor, and workers that join a search (docs/parallel.md)."""
 
+from optuna_s2e.history import Search
 from optuna_s2e.parallel._executors import RayExecutor
 from optuna_s2e.parallel._optimize_batch import optimize_batch
 from optuna_s2e.parallel._worker import (
     Callback,
     Objective,
-    Search,
     is_complete,
     load_objective,
     sampler_for,

@@ -8,19 +8,18 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any, NamedTuple
+from typing import Any
 
 import optuna
 from optuna.exceptions import StorageInternalError
 from optuna.trial import TrialState
 
 from optuna_s2e import _optuna
-from optuna_s2e._attributes import MAX_TRIALS, SEARCH_KEY, STOPPED_BY_KEY, WORKER_KEY
-from optuna_s2e._checks import check_int
-from optuna_s2e.history import Ledger, Rules, split_settings
+from optuna_s2e._attributes import STOPPED_BY_KEY, WORKER_KEY
+from optuna_s2e.history import Ledger, Rules, Search, split_settings
 from optuna_s2e.sampler import S2ESampler
 
 Objective = Callable[[optuna.Trial], float]
@@ -31,52 +30,6 @@ MAX_WAIT = 1.0  # seconds that a signal waits for an operation of the storage
 DEFAULT_GRACE = 20.0  # seconds; Slurm and Kubernetes kill 30 s after SIGTERM
 
 _logger = optuna.logging.get_logger(__name__)
-
-
-class Search(NamedTuple):
-    """What a study tells workers that join its search. Records of trials take precedence.
-
-    Attributes:
-        settings: The settings of the sampler, as its records keep them.
-        seed: The seed of the draws.
-        n_trials: The number of completed trials after which the search is complete; None if the
-            study does not say.
-    """
-
-    settings: Mapping[str, Any] | None = None
-    seed: int | None = None
-    n_trials: int | None = None
-
-    def write(self, study: optuna.Study) -> None:
-        """Write it to a study."""
-        study.set_user_attr(SEARCH_KEY, {"v": 1, **self._asdict()})
-
-    @classmethod
-    def read(cls, study: optuna.Study) -> Search:
-        """Read it from a study. The fields are None if the study holds none.
-
-        Raises:
-            ValueError: If it is damaged.
-        """
-        attr = study.user_attrs.get(SEARCH_KEY)
-        if attr is None:
-            return cls()
-        try:
-            version, settings, seed, n = (
-                attr[key] for key in ("v", "settings", "seed", "n_trials")
-            )
-            if version != 1:
-                raise ValueError(f"it is of version {version!r}")
-            split_settings(settings)
-            for name, value, limit in (("seed", seed, 2**64), ("n_trials", n, MAX_TRIALS)):
-                if value is not None:
-                    check_int(name, value, 0, limit)
-        except (TypeError, KeyError, ValueError, OverflowError) as error:
-            raise ValueError(
-                f"The settings that study {study.study_name!r} keeps for its workers are damaged: "
-                f"{str(error).rstrip('.')}."
-            ) from error
-        return cls(settings, seed, n)
 
 
 def sampler_for(study: optuna.Study, seed: int | None = None) -> S2ESampler:

@@ -17,6 +17,7 @@ from optuna_s2e import S2ESampler, generations, open_storage
 from optuna_s2e._attributes import SEARCH_KEY, STOPPED_BY_KEY
 from optuna_s2e.analysis import Snapshot
 from optuna_s2e.cli._main import main
+from optuna_s2e.history import extend_search
 from optuna_s2e.parallel._worker import load_objective, sampler_for, work
 
 OBJECTIVES = """
@@ -28,6 +29,10 @@ def slow(trial):
     open("training", "w").close()
     time.sleep(float(os.environ.get("S2E_SLEEP", "60")))
     return value
+def extending(trial):
+    if trial.number == 1:  # someone else asks for more while this worker runs its last trial
+        trial.study.set_user_attr("s2e:n_trials", 4)
+    return quick(trial)
 def failing(trial):
     quick(trial)
     raise RuntimeError("out of memory")
@@ -68,8 +73,8 @@ def test_worker_joins_a_search_with_what_came_with_it(capsys: pytest.CaptureFixt
     assert [t.state for t in study.trials] == [TrialState.COMPLETE] * 8
     assert [len(g.members) for g in generations(study)] == [0, 3, 3]
     assert "validation_error" in study.trials[-1].user_attrs
-    assert main(["worker", "--study-name", "s"]) == 0  # the search's own 4 are complete
-    assert "is complete: 4 trials" in capsys.readouterr().out
+    assert main(["worker", "--study-name", "s"]) == 0  # nothing is left of the 8
+    assert "is complete: 8 trials" in capsys.readouterr().out
     one = optuna.create_study(study_name="one", storage="sqlite:///one.db")
     assert len(one.trials) == 0
     assert main(["search", *search, "--trials", "8", "--storage", "sqlite:///one.db",
@@ -84,6 +89,13 @@ def test_worker_runs_an_objective_of_ones_own() -> None:
     argv = ["worker", "--objective", "own_objectives:Own.objective", "--trials", "7"]
     assert main(argv) == 0
     assert len(generations(study)) == 3
+
+
+def test_worker_goes_on_if_the_search_is_extended_meanwhile() -> None:
+    study = make_study()
+    extend_search(study, 2)
+    assert main(["worker", "--objective", "own_objectives:extending"]) == 0
+    assert len(study.trials) == 4
 
 
 def test_sampler_takes_the_settings_of_the_study() -> None:
