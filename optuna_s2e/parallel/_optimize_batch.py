@@ -21,6 +21,7 @@ from optuna_s2e.parallel._detached import Objective, Task
 from optuna_s2e.parallel._driver import Callback, Driver, Limits
 from optuna_s2e.parallel._executors import Executor, Pool, Results, run_here, run_on, run_together
 from optuna_s2e.parallel._lease import Lease
+from optuna_s2e.parallel._sampler_change import warn_of_sampler_change
 from optuna_s2e.sampler import S2ESampler
 
 
@@ -88,6 +89,7 @@ def optimize_batch(
     """
     caught = (catch,) if isinstance(catch, type) else tuple(catch)
     _check_arguments(study, n_trials, batch_size, max_attempts)
+    warn_of_sampler_change(study)
     pool = None if executor is None else Pool(executor)
     run: Callable[[Iterable[Task], Callable[[], bool]], Results]
     if pool is not None:

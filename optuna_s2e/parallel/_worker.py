@@ -20,6 +20,7 @@ from optuna.trial import TrialState
 from optuna_s2e import _optuna
 from optuna_s2e._attributes import STOPPED_BY_KEY, WORKER_KEY
 from optuna_s2e.history import Ledger, Rules, Search, split_settings
+from optuna_s2e.parallel._sampler_change import sampler_mark, warn_of_sampler_change
 from optuna_s2e.sampler import S2ESampler
 
 Objective = Callable[[optuna.Trial], float]
@@ -190,11 +191,13 @@ def work(
     orders, failed_in_a_row = _Orders(grace), 0
     running: optuna.Trial | None = None
     me = {"v": 1, "host": socket.gethostname()[:200], "pid": os.getpid()}
+    marks = {WORKER_KEY: me, **sampler_mark(study.sampler)}
 
     def run(trial: optuna.Trial) -> float:
         nonlocal running
         running = trial
-        _optuna.set_running_trial_attr(trial, WORKER_KEY, me)
+        for key, value in marks.items():
+            _optuna.set_running_trial_attr(trial, key, value)
         with orders.training(trial):
             return objective(trial)
 
@@ -202,6 +205,7 @@ def work(
         nonlocal failed_in_a_row
         failed_in_a_row = failed_in_a_row + 1 if trial.state == TrialState.FAIL else 0
 
+    warn_of_sampler_change(study)
     with orders.obeyed():
         while orders.stop is None:
             if failed_in_a_row >= MAX_FAILURES:
