@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import optuna
 
-from optuna_s2e._attributes import MAX_TRIALS, OBJECTIVE_KEY
+from optuna_s2e._attributes import OBJECTIVE_KEY
 from optuna_s2e.cli import _common
 from optuna_s2e.history import extend_search
 from optuna_s2e.parallel import Objective, Search, is_complete, load_objective, sampler_for
@@ -41,7 +41,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="an objective of your own (default: the one that `s2e search` kept with the study)",
     )  # fmt: skip
     _common.add_int(
-        parser, "--trials", 1, MAX_TRIALS, metavar="N",
+        parser, "--trials", 1, metavar="N",
         help="stop when the study has N complete trials, other workers' included; if the search "
         "ends with fewer, it is extended to N (default: the number that the search ends with; "
         "without one, go on until a signal)",

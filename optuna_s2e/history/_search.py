@@ -31,8 +31,9 @@ class Search(NamedTuple):
 
     def write(self, study: Study) -> None:
         """Write it to a study, in place of what the study said."""
-        study.set_user_attr(SEARCH_KEY, {"v": 1, **self._asdict()})
-        study.set_user_attr(N_TRIALS_KEY, self.n_trials)
+        n_trials = None if self.n_trials is None else min(self.n_trials, MAX_TRIALS)
+        study.set_user_attr(SEARCH_KEY, {"v": 1, **self._asdict(), "n_trials": n_trials})
+        study.set_user_attr(N_TRIALS_KEY, n_trials)
 
     @classmethod
     def read(cls, study: Study) -> Search:
@@ -89,4 +90,4 @@ def planned_trials(attrs: Mapping[str, Any]) -> int | None:
 def extend_search(study: Study, n_trials: int) -> None:
     """Let a search end with n completed trials, unless it ends with more already."""
     if n_trials > (planned_trials(study.user_attrs) or 0):
-        study.set_user_attr(N_TRIALS_KEY, n_trials)
+        study.set_user_attr(N_TRIALS_KEY, min(n_trials, MAX_TRIALS))

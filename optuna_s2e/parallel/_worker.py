@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 import os
 import signal
 import socket
@@ -19,7 +20,9 @@ from optuna.trial import TrialState
 
 from optuna_s2e import _optuna
 from optuna_s2e._attributes import STOPPED_BY_KEY, WORKER_KEY
+from optuna_s2e._checks import check_int, check_number
 from optuna_s2e.history import Ledger, Rules, Search, split_settings
+from optuna_s2e.parallel._detached import read_values
 from optuna_s2e.parallel._sampler_change import sampler_mark, warn_of_sampler_change
 from optuna_s2e.sampler import S2ESampler
 
@@ -176,7 +179,8 @@ def work(
     Args:
         study: A study with its sampler.
         objective: An objective as `study.optimize` takes it.
-        n_trials: The number of completed trials in the study. None goes on until a signal.
+        n_trials: The number of completed trials in the study, at least 1. None goes on until a
+            signal.
         grace: Seconds that a running trial has after SIGTERM, at least 0.
         catch: Exceptions of the objective that fail one trial only.
         callbacks: Called with (study, trial) after each trial.
@@ -185,21 +189,28 @@ def work(
         The name of the signal that stopped the worker; None if the trials are complete.
 
     Raises:
-        ValueError: If MAX_FAILURES trials in a row failed, or the study was deleted.
+        ValueError: If an argument is out of range, MAX_FAILURES trials in a row failed, or the
+            study was deleted.
         ConnectionError: If the storage was away for longer than its patience.
     """
-    orders, failed_in_a_row = _Orders(grace), 0
+    n_trials = None if n_trials is None else check_int("n_trials", n_trials, 1)
+    orders, failed_in_a_row = _Orders(check_number("grace", grace, 0)), 0
     running: optuna.Trial | None = None
     me = {"v": 1, "host": socket.gethostname()[:200], "pid": os.getpid()}
     marks = {WORKER_KEY: me, **sampler_mark(study.sampler)}
 
-    def run(trial: optuna.Trial) -> float:
+    def run(trial: optuna.Trial) -> float | Sequence[float]:
         nonlocal running
         running = trial
         for key, value in marks.items():
             _optuna.set_running_trial_attr(trial, key, value)
         with orders.training(trial):
-            return objective(trial)
+            result = objective(trial)
+        try:
+            return read_values(result, len(study.directions))
+        except ValueError as error:
+            _logger.warning(f"Trial {trial.number} failed. {error}")
+            return math.nan  # with which Optuna fails the trial, and it alone
 
     def after_trial(study: optuna.Study, trial: optuna.trial.FrozenTrial) -> None:
         nonlocal failed_in_a_row

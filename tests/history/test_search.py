@@ -6,7 +6,7 @@ import optuna
 import pytest
 
 from optuna_s2e import S2ESampler
-from optuna_s2e._attributes import N_TRIALS_KEY, SEARCH_KEY
+from optuna_s2e._attributes import MAX_TRIALS, N_TRIALS_KEY, SEARCH_KEY
 from optuna_s2e.analysis import Snapshot
 from optuna_s2e.history import Search, extend_search, planned_trials
 
@@ -54,6 +54,15 @@ def test_workers_and_pages_read_the_same_number_whoever_said_it() -> None:
     Search(SETTINGS, 0, 6).write(study)
     said.append(both())
     assert said == [None, 7, 4, 8, 8, 6]
+
+
+def test_a_number_beyond_the_largest_one_damages_nothing() -> None:
+    study = optuna.create_study()
+    Search(SETTINGS, 0, 10**12).write(study)
+    assert Search.read(study).n_trials == MAX_TRIALS
+    other = optuna.create_study()
+    extend_search(other, 10**12)
+    assert Search.read(other).n_trials == MAX_TRIALS
 
 
 def test_what_is_written_is_read() -> None:
