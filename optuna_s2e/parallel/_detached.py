@@ -74,7 +74,12 @@ class Outcome:
     stop: bool = False
 
 
-def detach(trial: Trial, past: Sequence[FrozenTrial], sampler: BaseSampler) -> Task:
+def detach(
+    trial: Trial,
+    past: Sequence[FrozenTrial],
+    sampler: BaseSampler,
+    check: Callable[[], None] | None = None,
+) -> Task:
     """Make the task of a trial that was just asked for.
 
     The parameters that the study's sampler draws jointly are drawn here.
@@ -83,11 +88,13 @@ def detach(trial: Trial, past: Sequence[FrozenTrial], sampler: BaseSampler) -> T
         trial: A running trial.
         past: The other trials that its pruner and `sampler` see.
         sampler: The sampler of all other parameters, wherever the objective runs.
+        check: Called whenever the objective writes to the trial in this process, as it does in
+            every epoch: raises if the trial is to end.
     """
     drawn = trial.relative_params
     distributions = trial.relative_search_space or {}
     study, trial_id = trial.study, _optuna.id_of(trial)
-    storage = DetachedStorage(study, _optuna.frozen(study, trial_id), past)
+    storage = DetachedStorage(study, _optuna.frozen(study, trial_id), past, check)
     view = Study(
         study.study_name, storage, DrawnSampler(distributions, drawn, sampler), study.pruner
     )
@@ -235,7 +242,13 @@ class DetachedStorage(BaseStorage):
         written: What the objective wrote to the running trial, as in `Outcome`.
     """
 
-    def __init__(self, study: Study, trial: FrozenTrial, past: Sequence[FrozenTrial]) -> None:
+    def __init__(
+        self,
+        study: Study,
+        trial: FrozenTrial,
+        past: Sequence[FrozenTrial],
+        check: Callable[[], None] | None = None,
+    ) -> None:
         self.directions = list(study.directions)
         self.written: dict[str, dict[Any, Any]] = {
             name: {} for name in ("params", "user_attrs", "system_attrs", "intermediate_values")
@@ -245,10 +258,16 @@ class DetachedStorage(BaseStorage):
         self._system_attrs: dict[str, Any] = {}
         self._trial = copy.deepcopy(trial)
         self._past = past
+        self._check = check
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_check": None}  # it is of the driver's process
 
     def _own(self, trial_id: int) -> FrozenTrial:
         if trial_id != _optuna.trial_id(self._trial):
             _refuse("change another trial")
+        if self._check is not None:
+            self._check()
         return self._trial
 
     def set_trial_param(

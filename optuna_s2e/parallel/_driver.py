@@ -28,7 +28,7 @@ from optuna_s2e.distributions import KeyedSampler
 from optuna_s2e.history import Record, Slot, own_record
 from optuna_s2e.parallel._detached import Outcome, Task, detach
 from optuna_s2e.parallel._executors import Lost, Results
-from optuna_s2e.parallel._lease import Lease
+from optuna_s2e.parallel._lease import Lease, LeaseLostError
 from optuna_s2e.parallel._sampler_change import sampler_mark
 from optuna_s2e.parallel._slots import Batch, next_batch, plan_slot
 from optuna_s2e.sampler import Request, S2ESampler, engine_of
@@ -107,12 +107,15 @@ class Driver:
         self._fail_running("The driver of its batch died.", of_others=True)
         try:
             while self._left != 0 and not self._stopped():
-                self._lease.check()
                 self._run_batch()
+        except LeaseLostError as lost:
+            raise RuntimeError(str(lost)) from None
         finally:
             self._fail_running("The driver of its batch ended before it did.")
 
     def _stopped(self) -> bool:
+        """Say whether no more trials are to begin; raise if this driver must not go on at all."""
+        self._lease.confirm()
         deadline = self._limits.deadline
         late = deadline is not None and time.monotonic() >= deadline
         return late or _optuna.is_stopped(self._study)
@@ -212,7 +215,7 @@ class Driver:
         if past is None or not isinstance(rest, KeyedSampler):
             past = _optuna.all_trials(self._study)  # it samples from what it sees
         self._places[trial_id] = _Place(trial, slot)
-        return detach(trial, past, rest)
+        return detach(trial, past, rest, lambda: self._lease.check())
 
     def _sampler_outside_theta(self, trial_id: int) -> BaseSampler:
         """Return what draws the parameters outside of theta; keyed samplers need no study."""

@@ -302,9 +302,7 @@ def test_an_impossible_seed_of_one_trial_fails_that_trial_alone(tiny, seed):
     trials[0].set_user_attr("seed", seed)
     trials[1].set_user_attr("seed", np.int64(5))
     failed, seeded, last = _objective(tiny).batch(trials)
-    assert "user attribute 'seed' of trial 0 must be an int in [0, 18446744073709551615]" in str(
-        failed
-    )
+    assert "'seed' of trial 0 must be an int in [0, 18446744073709551615]" in str(failed)
     assert (type(seeded), type(last)) == (float, float)
     assert trials[1].user_attrs["seed"] == 5
 
