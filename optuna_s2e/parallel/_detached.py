@@ -12,10 +12,10 @@ from __future__ import annotations
 import copy
 import json
 import math
-import os
 import pickle
 import traceback
 from collections.abc import Callable, Container, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
@@ -27,6 +27,7 @@ from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from optuna_s2e import _optuna
+from optuna_s2e.parallel._process import Process, busy_for, this_process
 
 Objective = Callable[[Trial], float | Sequence[float]]
 Together = Callable[[Sequence[Trial]], Sequence[Any]]
@@ -44,7 +45,7 @@ class Task:
 
     study: Study
     trial_id: int
-    process: int
+    process: Process
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,7 @@ def detach(
     view = Study(
         study.study_name, storage, DrawnSampler(distributions, drawn, sampler), study.pruner
     )
-    return Task(view, trial_id, os.getpid())
+    return Task(view, trial_id, this_process())
 
 
 def run(objective: Objective, task: Task) -> Outcome:
@@ -108,18 +109,21 @@ def run(objective: Objective, task: Task) -> Outcome:
         InterruptedError: If the worker's process was told to end, which is not the objective's
             fault.
     """
-    here = os.getpid() == task.process
+    here = this_process() == task.process
     if not here:
         task.study.sampler.reseed_rng()  # else all workers would draw the same
-    with _optuna.optimize_loop(task.study):
-        try:
+    try:
+        with (
+            nullcontext() if here else busy_for(task.process),
+            _optuna.optimize_loop(task.study),
+        ):
             result: Any = objective(_optuna.trial_of(task.study, task.trial_id))
-        except Exception as error:
-            result = error if here else _portable(error)
-        except (KeyboardInterrupt, SystemExit) as error:
-            if here:
-                raise
-            raise InterruptedError(f"The worker was told to end: {error!r}") from None
+    except Exception as error:
+        result = error if here else _portable(error)
+    except (KeyboardInterrupt, SystemExit) as error:
+        if here:
+            raise
+        raise InterruptedError(f"The worker was told to end: {error!r}") from None
     return _outcome(task, result)
 
 

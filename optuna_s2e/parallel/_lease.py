@@ -12,12 +12,10 @@ after a while who has the lease; there two drivers may overlap for `SETTLE` seco
 
 from __future__ import annotations
 
-import os
 import socket
 import threading
 import time
 import uuid
-from pathlib import Path
 from typing import Any
 
 import optuna
@@ -25,6 +23,7 @@ from optuna.study import Study
 
 from optuna_s2e import _optuna
 from optuna_s2e._attributes import DRIVER_KEY
+from optuna_s2e.parallel._process import Process, this_process
 
 REFRESH = 5.0  # seconds between two counts
 PATIENCE = 4 * REFRESH  # how long a count may stand still
@@ -59,9 +58,7 @@ class Lease:
         self._lease: dict[str, Any] = {
             "driver": self.driver,
             "host": socket.gethostname(),
-            "pid": os.getpid(),
-            "machine": _machine(),
-            "started": start_of(os.getpid()),
+            **this_process()._asdict(),
             "count": 0,
         }
         self._renewed = 0.0  # when, as `time.monotonic()`
@@ -169,12 +166,13 @@ def _is_lease(held: Any) -> bool:
 
 def _lives(study: Study, lease: dict[str, Any]) -> bool:
     """Say whether the holder of a lease lives. That takes `PATIENCE` for another machine."""
-    pid = lease.get("pid")
-    if lease.get("machine") == _machine() and isinstance(pid, int):
-        if pid == os.getpid():
+    machine, pid, started = (lease.get(key) for key in Process._fields)
+    if isinstance(machine, str) and isinstance(pid, int):
+        holder = Process(machine, pid, started)
+        if holder == this_process():
             return lease["driver"] in _held  # else it ended while the storage was away
-        started = start_of(pid)
-        return started is not None and started == lease.get("started")
+        if holder.lives is not None:
+            return holder.lives
     end = time.monotonic() + PATIENCE
     while time.monotonic() < end:
         time.sleep(REFRESH / 5)
@@ -192,29 +190,3 @@ def _driven_by(study: Study, lease: Any) -> str:
         f"Study {study.study_name!r} is driven by another optimize_batch: process {pid!r} on "
         f"{host!r}."
     )
-
-
-def _machine() -> str:
-    """Return what tells apart machines and containers, as far as process numbers go."""
-    parts = [socket.gethostname(), f"{uuid.getnode():x}"]
-    try:
-        parts.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip())
-        parts.append(os.readlink("/proc/self/ns/pid"))
-    except OSError:  # not Linux
-        pass
-    return " ".join(parts)
-
-
-def start_of(pid: int) -> str | None:
-    """Return when a process began, as the system tells it; None if it is dead."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        return None if fields[0] in ("Z", "X") else fields[19]
-    except OSError:
-        if Path("/proc/self/stat").exists():
-            return None
-    try:
-        os.kill(pid, 0)
-    except OSError as error:
-        return "unknown" if isinstance(error, PermissionError) else None
-    return "unknown"

@@ -129,6 +129,11 @@ def test_two_drivers_at_once_repeat_work_and_harm_nothing(
     assert thetas(study, 6) == undisturbed[6]
 
 
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
 def drive(url: str, n: int, seconds: float = 0.0, host: str = "", start: float = 0.0) -> None:
     """Drive the study; print the number of each trial that is trained, or why none is."""
     if host:  # another machine, as far as a lease can tell
