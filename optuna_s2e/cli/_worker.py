@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from typing import TYPE_CHECKING
 
 import optuna
@@ -11,6 +12,7 @@ from optuna_s2e._attributes import OBJECTIVE_KEY
 from optuna_s2e.cli import _common
 from optuna_s2e.history import extend_search
 from optuna_s2e.parallel import Objective, Search, is_complete, load_objective, sampler_for
+from optuna_s2e.storages import hide_passwords
 
 if TYPE_CHECKING:
     from optuna_s2e.dashboard import DashboardReporter
@@ -68,17 +70,24 @@ def run(args: argparse.Namespace) -> int:
         print(f"Study {study.study_name!r} is complete: {_common.n_complete(study)} trials.")
         return 0
     callbacks = [reporter] if reporter is not None else []
-    before, stopped = len(study.get_trials(deepcopy=False)), ""
-    while not (stopped or is_complete(study, n_trials)):
+    before = len(study.get_trials(deepcopy=False))
+    while not is_complete(study, n_trials):
         end = "a signal comes" if n_trials is None else f"{n_trials} trials are complete"
         print(f"Working on study {study.study_name!r} until {end}.")
         stopped = _common.optimize(
             study, objective, n_trials, callbacks, grace=args.grace, catch=(Exception,)
         )
+        if stopped:  # say so at once: the storage may be away
+            onward = hide_passwords(shlex.join(["s2e", *args.argv]))
+            print(
+                f"{stopped}: the worker was stopped. What is complete is kept; a trial that was "
+                f"interrupted is failed. Go on: {onward}"
+            )
+            return _common.EXIT_CODES[stopped]
         n_trials = args.trials or Search.read(study).n_trials  # it may have been extended
     begun = len(study.get_trials(deepcopy=False)) - before
-    print(f"{stopped or 'Complete'}: {begun} trials began meanwhile, other workers' included.")
-    return _common.EXIT_CODES.get(stopped, 0)
+    print(f"Complete: {begun} trials began meanwhile, other workers' included.")
+    return 0
 
 
 def _find_objective(
