@@ -7,6 +7,7 @@ an underscored name of Optuna.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import datetime
@@ -14,8 +15,11 @@ from types import SimpleNamespace
 from typing import Any
 
 from optuna.exceptions import UpdateFinishedTrialError
-from optuna.storages import BaseStorage, RDBStorage
+from optuna.samplers import BaseSampler
+from optuna.storages import BaseStorage, InMemoryStorage, JournalStorage, RDBStorage
+from optuna.storages._cached_storage import _CachedStorage
 from optuna.storages._heartbeat import BaseHeartbeat
+from optuna.storages.journal import JournalFileOpenLock
 from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
@@ -126,6 +130,13 @@ def url_of(study: Study) -> str | None:
     return None
 
 
+def innermost_sampler(sampler: BaseSampler) -> BaseSampler:
+    """Return what draws inside samplers that wrap another one, as `PartialFixedSampler` does."""
+    while isinstance(inner := getattr(sampler, "_base_sampler", None), BaseSampler):
+        sampler = inner
+    return sampler
+
+
 def note_target(study: Study, trial: FrozenTrial) -> Any:
     """Return what optuna-dashboard's `save_note` accepts in place of a running trial."""
     return SimpleNamespace(storage=study._storage, study=study, _trial_id=trial._trial_id)
@@ -230,3 +241,75 @@ def study_system_attrs(study: Study) -> Mapping[str, Any]:
 def set_study_system_attr(study: Study, key: str, value: Any) -> None:
     """Write a system attribute of the study."""
     study._storage.set_study_system_attr(study._study_id, key, value)
+
+
+# --- what no storage of Optuna has: look and write in one step ---
+
+
+def replace_study_system_attr(
+    storage: BaseStorage, study_id: int, key: str, old: Any, new: Any
+) -> bool | None:
+    """Set a system attribute of a study, if it still is what the caller has read, in one step.
+
+    Args:
+        storage: Any storage. One that wraps another may have this function as a method.
+        study_id: The study.
+        key: The attribute.
+        old: The value that it must have, as JSON; None if it must be missing or None.
+        new: The value that it gets.
+
+    Returns:
+        Whether it was set. None: this kind of storage has no such step, and nothing was done.
+    """
+    if hasattr(storage, "replace_study_system_attr"):
+        done: bool | None = storage.replace_study_system_attr(study_id, key, old, new)
+        return done
+    if isinstance(storage, _CachedStorage):
+        storage = storage._backend
+    if isinstance(storage, RDBStorage):
+        return _replace_in_database(storage, study_id, key, old, new)
+    if isinstance(storage, InMemoryStorage):
+        with storage._lock:
+            return _replace(storage, study_id, key, old, new)
+    path = getattr(getattr(storage, "_backend", None), "_file_path", None)
+    if isinstance(storage, JournalStorage) and isinstance(path, str):
+        lock = JournalFileOpenLock(f"{path}.{key.replace(':', '-')}")  # all who call this take it
+        lock.acquire()
+        try:
+            return _replace(storage, study_id, key, old, new)
+        finally:
+            lock.release()
+    return None
+
+
+def _replace(storage: BaseStorage, study_id: int, key: str, old: Any, new: Any) -> bool:
+    if storage.get_study_system_attrs(study_id).get(key) != old:
+        return False
+    storage.set_study_system_attr(study_id, key, new)
+    return True
+
+
+def _replace_in_database(storage: RDBStorage, study_id: int, key: str, old: Any, new: Any) -> bool:
+    """Update the row if it is unchanged, or insert it: a row of one study and key is unique."""
+    from optuna.storages._rdb.models import StudySystemAttributeModel  # imports SQLAlchemy
+
+    table: Any = StudySystemAttributeModel.__table__
+    row = (table.c.study_id == study_id) & (table.c.key == key)
+    with storage.engine.begin() as connection:
+        found = connection.execute(table.select().where(row)).first()
+        text = None if found is None else found.value_json
+        if text is not None:
+            same = row & (table.c.value_json == text)
+            update = table.update().where(same).values(value_json=json.dumps(new))
+            return bool(json.loads(text) == old and connection.execute(update).rowcount)
+    if old is not None:
+        return False
+    try:
+        with storage.engine.begin() as connection:
+            values = {"study_id": study_id, "key": key, "value_json": json.dumps(new)}
+            connection.execute(table.insert().values(values))
+    except Exception:
+        if key in storage.get_study_system_attrs(study_id):
+            return False  # another process was faster
+        raise
+    return True

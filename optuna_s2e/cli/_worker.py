@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from typing import TYPE_CHECKING
 
 import optuna
 
 from optuna_s2e._attributes import OBJECTIVE_KEY
 from optuna_s2e.cli import _common
+from optuna_s2e.history import extend_search
 from optuna_s2e.parallel import Objective, Search, is_complete, load_objective, sampler_for
+from optuna_s2e.storages import hide_passwords
 
 if TYPE_CHECKING:
     from optuna_s2e.dashboard import DashboardReporter
@@ -41,8 +44,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     _common.add_int(
         parser, "--trials", 1, metavar="N",
-        help="stop when the study has N complete trials, other workers' included (default: the "
-        "number that `s2e search` was given; without one, go on until a signal)",
+        help="stop when the study has N complete trials, other workers' included; if the search "
+        "ends with fewer, it is extended to N (default: the number that the search ends with; "
+        "without one, go on until a signal)",
     )  # fmt: skip
     _common.add_float(
         parser, "--grace", 0, 1e6, default=20.0, metavar="S",
@@ -55,24 +59,35 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Work on the study until it is complete or a signal comes."""
     study = _common.load_study(args, _common.open_for_work(args.storage))
-    n_trials = args.trials if args.trials is not None else Search.read(study).n_trials
+    n_trials = args.trials or Search.read(study).n_trials
     reporter = _common.make_reporter(args, n_trials)
     objective = _find_objective(study, args, reporter)
     study.sampler = sampler_for(study)
     study.sampler.check(study)
-    before = len(study.get_trials(deepcopy=False))
+    if args.trials is not None:
+        extend_search(study, args.trials)
     if is_complete(study, n_trials):
-        print(f"Study {study.study_name!r} is complete: {n_trials} trials.")
+        print(f"Study {study.study_name!r} is complete: {_common.n_complete(study)} trials.")
         return 0
-    end = "a signal comes" if n_trials is None else f"{n_trials} trials are complete"
-    print(f"Working on study {study.study_name!r} until {end}.")
     callbacks = [reporter] if reporter is not None else []
-    stopped = _common.optimize(
-        study, objective, n_trials, callbacks, grace=args.grace, catch=(Exception,)
-    )
+    before = len(study.get_trials(deepcopy=False))
+    while not is_complete(study, n_trials):
+        end = "a signal comes" if n_trials is None else f"{n_trials} trials are complete"
+        print(f"Working on study {study.study_name!r} until {end}.")
+        stopped = _common.optimize(
+            study, objective, n_trials, callbacks, grace=args.grace, catch=(Exception,)
+        )
+        if stopped:  # say so at once: the storage may be away
+            onward = hide_passwords(shlex.join(["s2e", *args.argv]))
+            print(
+                f"{stopped}: the worker was stopped. What is complete is kept; a trial that was "
+                f"interrupted is failed. Go on: {onward}"
+            )
+            return _common.EXIT_CODES[stopped]
+        n_trials = args.trials or Search.read(study).n_trials  # it may have been extended
     begun = len(study.get_trials(deepcopy=False)) - before
-    print(f"{stopped or 'Complete'}: {begun} trials began meanwhile, other workers' included.")
-    return _common.EXIT_CODES.get(stopped, 0)
+    print(f"Complete: {begun} trials began meanwhile, other workers' included.")
+    return 0
 
 
 def _find_objective(

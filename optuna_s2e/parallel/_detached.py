@@ -12,10 +12,10 @@ from __future__ import annotations
 import copy
 import json
 import math
-import os
 import pickle
 import traceback
 from collections.abc import Callable, Container, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
@@ -27,6 +27,7 @@ from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from optuna_s2e import _optuna
+from optuna_s2e.parallel._process import Process, busy_for, this_process
 
 Objective = Callable[[Trial], float | Sequence[float]]
 Together = Callable[[Sequence[Trial]], Sequence[Any]]
@@ -44,7 +45,7 @@ class Task:
 
     study: Study
     trial_id: int
-    process: int
+    process: Process
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,12 @@ class Outcome:
     stop: bool = False
 
 
-def detach(trial: Trial, past: Sequence[FrozenTrial], sampler: BaseSampler) -> Task:
+def detach(
+    trial: Trial,
+    past: Sequence[FrozenTrial],
+    sampler: BaseSampler,
+    check: Callable[[], None] | None = None,
+) -> Task:
     """Make the task of a trial that was just asked for.
 
     The parameters that the study's sampler draws jointly are drawn here.
@@ -83,15 +89,17 @@ def detach(trial: Trial, past: Sequence[FrozenTrial], sampler: BaseSampler) -> T
         trial: A running trial.
         past: The other trials that its pruner and `sampler` see.
         sampler: The sampler of all other parameters, wherever the objective runs.
+        check: Called whenever the objective writes to the trial in this process, as it does in
+            every epoch: raises if the trial is to end.
     """
     drawn = trial.relative_params
     distributions = trial.relative_search_space or {}
     study, trial_id = trial.study, _optuna.id_of(trial)
-    storage = DetachedStorage(study, _optuna.frozen(study, trial_id), past)
+    storage = DetachedStorage(study, _optuna.frozen(study, trial_id), past, check)
     view = Study(
         study.study_name, storage, DrawnSampler(distributions, drawn, sampler), study.pruner
     )
-    return Task(view, trial_id, os.getpid())
+    return Task(view, trial_id, this_process())
 
 
 def run(objective: Objective, task: Task) -> Outcome:
@@ -101,18 +109,21 @@ def run(objective: Objective, task: Task) -> Outcome:
         InterruptedError: If the worker's process was told to end, which is not the objective's
             fault.
     """
-    here = os.getpid() == task.process
+    here = this_process() == task.process
     if not here:
         task.study.sampler.reseed_rng()  # else all workers would draw the same
-    with _optuna.optimize_loop(task.study):
-        try:
+    try:
+        with (
+            nullcontext() if here else busy_for(task.process),
+            _optuna.optimize_loop(task.study),
+        ):
             result: Any = objective(_optuna.trial_of(task.study, task.trial_id))
-        except Exception as error:
-            result = error if here else _portable(error)
-        except (KeyboardInterrupt, SystemExit) as error:
-            if here:
-                raise
-            raise InterruptedError(f"The worker was told to end: {error!r}") from None
+    except Exception as error:
+        result = error if here else _portable(error)
+    except (KeyboardInterrupt, SystemExit) as error:
+        if here:
+            raise
+        raise InterruptedError(f"The worker was told to end: {error!r}") from None
     return _outcome(task, result)
 
 
@@ -141,16 +152,41 @@ def _outcome(task: Task, result: Any) -> Outcome:
     if isinstance(result, Exception):
         return Outcome(failure=f"{type(result).__name__}: {result}", error=result, **collected)
     try:
-        several = isinstance(result, Sequence) and not isinstance(result, str | bytes)
-        values = tuple(float(value) for value in (result if several else (result,)))
-    except (ValueError, TypeError):
-        return Outcome(failure=f"It returned {result!r}, which is no number.", **collected)
-    if any(math.isnan(value) for value in values):
-        return Outcome(failure="It returned NaN.", **collected)
-    if len(values) != len(storage.directions):
-        failure = f"It returned {len(values)} values, not {len(storage.directions)}."
-        return Outcome(failure=failure, **collected)
-    return Outcome(values, **collected)
+        return Outcome(read_values(result, len(storage.directions)), **collected)
+    except ValueError as error:
+        return Outcome(failure=str(error), **collected)
+
+
+def read_values(result: Any, n_values: int) -> tuple[float, ...]:
+    """Return what an objective returned as floats, with the meaning that Optuna gives it.
+
+    Strings are no numbers, and neither is what `float` refuses for whatever reason: under
+    `study.optimize` some of that ends the whole search.
+
+    Raises:
+        ValueError: If it is no number, NaN, or not `n_values` of them.
+    """
+    several = isinstance(result, Sequence) and not isinstance(result, str)
+    values = []
+    for value in result if several else (result,):
+        try:
+            if isinstance(value, str):
+                raise TypeError
+            values.append(float(value))
+        except Exception as error:  # of the value's own __float__
+            raise ValueError(f"It returned {_shown(result)}, which is no number.") from error
+    if any(map(math.isnan, values)):
+        raise ValueError("It returned NaN.")
+    if len(values) != n_values:
+        raise ValueError(f"It returned {len(values)} values, not {n_values}.")
+    return tuple(values)
+
+
+def _shown(result: Any) -> str:
+    try:
+        return f"{result!r:.60}"
+    except Exception:  # of its own __repr__, or it is an int of thousands of digits
+        return f"an object of type {type(result).__name__}"
 
 
 def _portable(error: Exception) -> Exception:
@@ -210,7 +246,13 @@ class DetachedStorage(BaseStorage):
         written: What the objective wrote to the running trial, as in `Outcome`.
     """
 
-    def __init__(self, study: Study, trial: FrozenTrial, past: Sequence[FrozenTrial]) -> None:
+    def __init__(
+        self,
+        study: Study,
+        trial: FrozenTrial,
+        past: Sequence[FrozenTrial],
+        check: Callable[[], None] | None = None,
+    ) -> None:
         self.directions = list(study.directions)
         self.written: dict[str, dict[Any, Any]] = {
             name: {} for name in ("params", "user_attrs", "system_attrs", "intermediate_values")
@@ -220,10 +262,16 @@ class DetachedStorage(BaseStorage):
         self._system_attrs: dict[str, Any] = {}
         self._trial = copy.deepcopy(trial)
         self._past = past
+        self._check = check
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_check": None}  # it is of the driver's process
 
     def _own(self, trial_id: int) -> FrozenTrial:
         if trial_id != _optuna.trial_id(self._trial):
             _refuse("change another trial")
+        if self._check is not None:
+            self._check()
         return self._trial
 
     def set_trial_param(

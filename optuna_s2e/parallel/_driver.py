@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import logging
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
@@ -28,7 +29,9 @@ from optuna_s2e.distributions import KeyedSampler
 from optuna_s2e.history import Record, Slot, own_record
 from optuna_s2e.parallel._detached import Outcome, Task, detach
 from optuna_s2e.parallel._executors import Lost, Results
-from optuna_s2e.parallel._lease import Lease
+from optuna_s2e.parallel._lease import Lease, LeaseLostError
+from optuna_s2e.parallel._sampler_change import sampler_mark
+from optuna_s2e.parallel._signals import Orders
 from optuna_s2e.parallel._slots import Batch, next_batch, plan_slot
 from optuna_s2e.sampler import Request, S2ESampler, engine_of
 
@@ -68,7 +71,8 @@ class Driver:
     Args:
         study: The study.
         run: Runs tasks: a function of executors.py with its first arguments given.
-        lease: The right to drive the study.
+        orders: What signals tell this process to do.
+        lease: The right to drive the study, held while the driver runs.
         limits: When the call ends.
         batch_size: K for samplers other than `S2ESampler`.
         seed_of_number: Returns the seed of an objective that seeds itself by a trial's number;
@@ -76,12 +80,16 @@ class Driver:
         replaceable: Whether a broken executor is made anew.
         bar: A progress bar of tqdm.
         callbacks: Called with (study, trial) after each trial.
+
+    Attributes:
+        n_told: How many trials came back.
     """
 
     def __init__(
         self,
         study: Study,
         run: Callable[[Iterable[Task], Callable[[], bool]], Results],
+        orders: Orders,
         lease: Lease,
         limits: Limits,
         *,
@@ -91,7 +99,8 @@ class Driver:
         bar: Any,
         callbacks: tuple[Callback, ...],
     ) -> None:
-        self._study, self._run, self._lease, self._bar = study, run, lease, bar
+        self._study, self._run, self._orders = study, run, orders
+        self.lease, self.bar, self.n_told = lease, bar, 0
         self._limits, self._left, self._callbacks = limits, limits.n_trials, callbacks
         self._seed_of_number, self._replaceable = seed_of_number, replaceable
         sampler = study.sampler if isinstance(study.sampler, S2ESampler) else None
@@ -106,12 +115,16 @@ class Driver:
         self._fail_running("The driver of its batch died.", of_others=True)
         try:
             while self._left != 0 and not self._stopped():
-                self._lease.check()
                 self._run_batch()
+        except LeaseLostError as lost:
+            raise RuntimeError(str(lost)) from None
         finally:
             self._fail_running("The driver of its batch ended before it did.")
 
     def _stopped(self) -> bool:
+        """Say whether no more trials are to begin; raise if this driver must not go on at all."""
+        self._orders.check()
+        self.lease.confirm()
         deadline = self._limits.deadline
         late = deadline is not None and time.monotonic() >= deadline
         return late or _optuna.is_stopped(self._study)
@@ -174,7 +187,7 @@ class Driver:
         assert size is not None
         room = size if self._left is None else min(size, self._left)
         past = self._past(batch) if batch is not None else None
-        mark = (DRIVER_KEY, self._lease.driver)
+        mark = (DRIVER_KEY, self.lease.driver)
         while room > 0 and (trial_id := _optuna.pop_waiting(self._study, *mark)) is not None:
             yield self._begin(trial_id, None, past)
             room -= 1
@@ -195,7 +208,8 @@ class Driver:
 
     def _new_trial(self, slot: Slot | None) -> int:
         attrs = {} if slot is None else {SEED_KEY: self._seed_of(slot)}
-        return _optuna.new_trial(self._study, {DRIVER_KEY: self._lease.driver}, attrs)
+        marks = {DRIVER_KEY: self.lease.driver, **sampler_mark(self._study.sampler)}
+        return _optuna.new_trial(self._study, marks, attrs)
 
     def _seed_of(self, slot: Slot) -> int:
         assert self._engine is not None
@@ -204,13 +218,18 @@ class Driver:
         return int(self._seed_of_number(slot.key))
 
     def _begin(self, trial_id: int, slot: Slot | None, past: list[FrozenTrial] | None) -> Task:
-        self._lease.watch(trial_id)
+        self.lease.watch(trial_id)
         trial = _optuna.trial_of(self._study, trial_id)
         rest = self._sampler_outside_theta(trial_id)
         if past is None or not isinstance(rest, KeyedSampler):
             past = _optuna.all_trials(self._study)  # it samples from what it sees
         self._places[trial_id] = _Place(trial, slot)
-        return detach(trial, past, rest)
+        return detach(trial, past, rest, self._check)
+
+    def _check(self) -> None:
+        """Raise if no trial of this driver is to go on."""
+        self._orders.check()
+        self.lease.check()
 
     def _sampler_outside_theta(self, trial_id: int) -> BaseSampler:
         """Return what draws the parameters outside of theta; keyed samplers need no study."""
@@ -286,18 +305,19 @@ class Driver:
     def _after(self, place: _Place, outcome: Outcome) -> None:
         """Count a trial that came back, show it, and call the callbacks."""
         trial = _optuna.frozen(self._study, _optuna.id_of(place.trial))
-        self._lease.alive.discard(_optuna.id_of(place.trial))
+        self.lease.alive.discard(_optuna.id_of(place.trial))
         if outcome.failure is None:
             _logger.info(f"Trial {trial.number} finished with {trial.values} at {trial.params}.")
+        self.n_told += 1
         self._failed_in_a_row = 0 if outcome.failure is None else self._failed_in_a_row + 1
         again = place.slot is not None and place.slot.attempt + 1 != self._limits.max_attempts
         if outcome.failure is None or not again:
             self._left = None if self._left is None else max(0, self._left - 1)
-            self._bar.update(1)
-        if self._bar.disable is False and len(self._study.directions) == 1:
+            self.bar.update(1)
+        if self.bar.disable is False and len(self._study.directions) == 1:
             with contextlib.suppress(ValueError):  # nothing is complete yet
                 best = self._study.best_trial
-                self._bar.set_description(f"Best trial: {best.number}. Value: {best.value:.6g}")
+                self.bar.set_description(f"Best trial: {best.number}. Value: {best.value:.6g}")
         for callback in self._callbacks:
             callback(self._study, copy.deepcopy(trial))
 
@@ -313,11 +333,13 @@ class Driver:
         with contextlib.suppress(UpdateFinishedTrialError):
             trial = _optuna.frozen(self._study, _optuna.id_of(place.trial))
             self._fail(trial, "machine", reason)
-        self._lease.alive.discard(_optuna.id_of(place.trial))
+        self.lease.alive.discard(_optuna.id_of(place.trial))
 
-    def _fail(self, trial: FrozenTrial, by: str, reason: str) -> None:
+    def _fail(
+        self, trial: FrozenTrial, by: str, reason: str, level: int = logging.WARNING
+    ) -> None:
         """Fail a trial and record why. Enqueue its point again if a machine lost it."""
-        _logger.warning(f"Trial {trial.number} failed. {reason}")
+        _logger.log(level, f"Trial {trial.number} failed. {reason}")
         mark = {"by": by, "reason": reason[:_MAX_REASON]}
         _optuna.set_system_attr(self._study, trial, FAILURE_KEY, mark)
         self._study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
@@ -329,13 +351,14 @@ class Driver:
         """Fail the running trials of this driver, or those of other drivers, which are dead."""
         for trial in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             driver = trial.system_attrs.get(DRIVER_KEY)
-            if driver is not None and (driver != self._lease.driver) == of_others:
+            if driver is not None and (driver != self.lease.driver) == of_others:
                 marked = FAILURE_KEY in trial.system_attrs  # its driver died while failing it
                 with contextlib.suppress(UpdateFinishedTrialError):
                     if marked:
                         self._study.tell(trial.number, state=TrialState.FAIL)
                     else:
-                        self._fail(trial, "machine", reason)
+                        level = logging.WARNING if of_others else logging.INFO
+                        self._fail(trial, "machine", reason, level)
 
 
 def _without_attributes(trial: FrozenTrial) -> FrozenTrial:

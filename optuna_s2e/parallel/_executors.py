@@ -11,7 +11,9 @@ import asyncio
 import concurrent.futures
 import time
 from collections.abc import Callable, Generator, Iterable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
 from typing import Any, Protocol
 
 from optuna_s2e.parallel import _detached
@@ -56,21 +58,38 @@ class Lost:
 
 Results = Generator[tuple[Task, Outcome | Lost], None, None]
 Stopped = Callable[[], bool]  # whether no more trials are to be begun
+Interruptible = Callable[[], AbstractContextManager[None]]  # inside, signals may raise
 
 
-def run_here(objective: Objective, tasks: Iterable[Task], stopped: Stopped) -> Results:
+def run_here(
+    objective: Objective, interruptible: Interruptible, tasks: Iterable[Task], stopped: Stopped
+) -> Results:
     """Run one trial after the other in this process."""
     for task in list(tasks):
-        yield task, Lost(None) if stopped() else _detached.run(objective, task)
+        result: Outcome | Lost = Lost(None)
+        if not stopped():
+            with interruptible():
+                result = _detached.run(objective, task)
+        yield task, result
 
 
-def run_together(batch: Together, tasks: Iterable[Task], stopped: Stopped) -> Results:
+def run_together(
+    batch: Together, interruptible: Interruptible, tasks: Iterable[Task], stopped: Stopped
+) -> Results:
     """Run all trials in one call in this process."""
     asked = list(tasks)
-    yield from zip(asked, _detached.run_together(batch, asked), strict=True)
+    with interruptible():
+        outcomes = _detached.run_together(batch, asked)
+    yield from zip(asked, outcomes, strict=True)
 
 
-def run_on(pool: Pool, objective: Objective, tasks: Iterable[Task], stopped: Stopped) -> Results:
+def run_on(
+    pool: Pool,
+    objective: Objective,
+    interruptible: Interruptible,
+    tasks: Iterable[Task],
+    stopped: Stopped,
+) -> Results:
     """Run the trials on an executor; the objective travels with each of them."""
     executor = pool.executor()
     running: dict[Any, Task] = {}
@@ -86,8 +105,9 @@ def run_on(pool: Pool, objective: Objective, tasks: Iterable[Task], stopped: Sto
         while running:
             if stopped():
                 _cancel(running, concurrent.futures.Future)
-            for future in _some_done(list(running)):
-                result = _result(future)
+            with interruptible():
+                done = [(future, _result(future)) for future in _some_done(list(running))]
+            for future, result in done:
                 broken = broken or (isinstance(result, Lost) and result.is_fatal)
                 yield running.pop(future), result
         if broken:
@@ -138,12 +158,24 @@ class Pool:
         self.shut_down(wait=kind is None)  # Ctrl-C does not wait for what still runs
 
     def shut_down(self, *, wait: bool) -> None:
-        """Shut down the executor, if it was made here."""
+        """Shut down the executor, if it was made here. Without waiting, its processes end now."""
         if self._make is not None:
             shutdown = getattr(self._executor, "shutdown", None)
+            processes = dict(getattr(self._executor, "_processes", None) or {})
             self._executor = None
             if shutdown is not None:
                 shutdown(wait=wait)
+            if not wait:  # else this process would wait for their trials when it ends
+                _end_processes(list(processes.values()))
+
+
+def _end_processes(processes: Sequence[BaseProcess]) -> None:
+    for process in processes:
+        process.terminate()
+    end = time.monotonic() + _POLL
+    for process in processes:
+        process.join(max(0.0, end - time.monotonic()))
+        process.kill()
 
 
 def _cancel(futures: Iterable[Any], kind: type) -> None:

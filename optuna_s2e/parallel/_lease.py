@@ -1,20 +1,21 @@
 """One driver per study: a lease in the study's attributes, kept while its driver lives.
 
-The lease saves work, and nothing depends on it: two drivers of one study would run some trials
-twice, and the records would show it. The lease names the driver's process and holds a count that
-grows. On the same machine a dead process is known at once. A driver on another machine counts as
-dead when its count stands still for a while by the clock of the observer; clocks of two machines
-are never compared.
+The lease names the driver's process and holds a count that grows. On the same machine a dead
+process is known at once. A driver on another machine counts as dead when its count stands still
+for a while by the clock of the observer; clocks of two machines are never compared.
+
+A lease is taken, renewed and given back by replacing the very value that was read, in one step
+of the storage. So of many drivers that begin at once one gets it, and a driver that stood still
+for too long notices that it lost it. A storage without such a step (a gRPC proxy) is asked again
+after a while who has the lease; there two drivers may overlap for `SETTLE` seconds.
 """
 
 from __future__ import annotations
 
-import os
 import socket
 import threading
 import time
 import uuid
-from pathlib import Path
 from typing import Any
 
 import optuna
@@ -22,11 +23,18 @@ from optuna.study import Study
 
 from optuna_s2e import _optuna
 from optuna_s2e._attributes import DRIVER_KEY
+from optuna_s2e.parallel._process import Process, this_process
 
 REFRESH = 5.0  # seconds between two counts
 PATIENCE = 4 * REFRESH  # how long a count may stand still
+SETTLE = 2.0  # seconds in which a storage without the step decides between drivers
 
-_logger = optuna.logging.get_logger(f"optuna.{__name__}")
+_held: set[str] = set()  # drivers of this process
+_logger = optuna.logging.get_logger(f"optuna.{__name__}")  # obeys Optuna's verbosity
+
+
+class LeaseLostError(BaseException):
+    """Another driver has taken over. No objective may take this for an error of its own."""
 
 
 class Lease:
@@ -47,39 +55,67 @@ class Lease:
         self._study = study
         self.driver = uuid.uuid4().hex
         self.alive: set[int] = set()
-        self._count = 0
-        self._taken_by: dict[str, Any] | None = None
+        self._lease: dict[str, Any] = {
+            "driver": self.driver,
+            "host": socket.gethostname(),
+            **this_process()._asdict(),
+            "count": 0,
+        }
+        self._renewed = 0.0  # when, as `time.monotonic()`
+        self._lock = threading.Lock()  # of the two above
+        self._lost_to: Any = None
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._keep, daemon=True, name="s2e-lease")
 
     def __enter__(self) -> Lease:
-        other = self._other()
-        if other is not None and _lives(self._study, other):
-            raise RuntimeError(_refusal(self._study, other))
-        self._write()
-        other = self._other()
-        if other is not None:  # who wrote last has it
-            raise RuntimeError(_refusal(self._study, other))
+        while True:
+            held = _read(self._study)
+            if _is_lease(held) and _lives(self._study, held):
+                raise RuntimeError(f"{_driven_by(self._study, held)} Stop that process first.")
+            _held.add(self.driver)
+            self._renewed = time.monotonic()
+            try:
+                taken = self._replace(held, self._lease, settle=SETTLE)
+            except BaseException:
+                _held.discard(self.driver)
+                raise
+            if taken:
+                break
+            _held.discard(self.driver)  # another one was faster, or the holder lives: look again
         self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._end.set()
         self._thread.join()
+        _held.discard(self.driver)
         try:
-            if self._other() is None:
-                _optuna.set_study_system_attr(self._study, DRIVER_KEY, None)
+            self._replace(self._lease, None)
         except Exception as error:  # a dead driver's lease keeps nobody out
             _logger.debug(f"The lease of study {self._study.study_name!r} stays: {error!r}")
 
     def check(self) -> None:
-        """Raise if another driver has taken over because this one stood still for too long.
+        """Raise if another driver is known to have taken over. It costs nothing.
 
         Raises:
-            RuntimeError: If so.
+            LeaseLostError: If so.
         """
-        if self._taken_by is not None:
-            raise RuntimeError(_refusal(self._study, self._taken_by))
+        if self._lost_to is not None:
+            raise LeaseLostError(
+                f"{_driven_by(self._study, self._lost_to)} It has taken over, because this "
+                f"process stood still for more than {PATIENCE:g} s. This one trains nothing "
+                "more; the trials that it was running run again there."
+            )
+
+    def confirm(self) -> None:
+        """Renew the lease if it is old: this process may have stood still. Then check it.
+
+        Raises:
+            LeaseLostError: If another driver has taken over.
+        """
+        if time.monotonic() - self._renewed > REFRESH:
+            self._renew()
+        self.check()
 
     def watch(self, trial_id: int) -> None:
         """Send the heartbeats of a trial, from now on until it is removed from `alive`."""
@@ -87,29 +123,31 @@ class Lease:
             _optuna.record_heartbeat(self._study, trial_id)
             self.alive.add(trial_id)
 
-    def _other(self) -> dict[str, Any] | None:
-        lease = _read(self._study)
-        return lease if lease is not None and lease["driver"] != self.driver else None
+    def _renew(self) -> None:
+        with self._lock:
+            begun = time.monotonic()
+            lease = {**self._lease, "count": self._lease["count"] + 1}
+            if self._replace(self._lease, lease):
+                self._lease, self._renewed = lease, begun
+            else:
+                self._lost_to = _read(self._study) or {}
 
-    def _write(self) -> None:
-        self._count += 1
-        lease = {
-            "driver": self.driver,
-            "host": socket.gethostname(),
-            "pid": os.getpid(),
-            "machine": _machine(),
-            "started": _start_of(os.getpid()),
-            "count": self._count,
-        }
-        _optuna.set_study_system_attr(self._study, DRIVER_KEY, lease)
+    def _replace(self, old: Any, new: Any, settle: float = 0.0) -> bool:
+        storage, study_id = _optuna.storage_of(self._study), _optuna.study_id(self._study)
+        done = _optuna.replace_study_system_attr(storage, study_id, DRIVER_KEY, old, new)
+        if done is not None:
+            return done
+        if _read(self._study) != old:
+            return False
+        _optuna.set_study_system_attr(self._study, DRIVER_KEY, new)
+        time.sleep(settle)
+        return bool(_read(self._study) == new)
 
     def _keep(self) -> None:
         interval = min(REFRESH, _optuna.heartbeat_interval(self._study) or REFRESH)
-        while not self._end.wait(interval):
+        while not self._end.wait(interval) and self._lost_to is None:
             try:
-                self._taken_by = self._other()
-                if self._taken_by is None:
-                    self._write()
+                self._renew()
                 for trial_id in sorted(self.alive):
                     _optuna.record_heartbeat(self._study, trial_id)
             except Exception as error:  # the database is away: it may come back
@@ -117,59 +155,38 @@ class Lease:
         _optuna.storage_of(self._study).remove_session()
 
 
-def _read(study: Study) -> dict[str, Any] | None:
-    """Return the lease that the storage holds; None if there is none or it is damaged."""
-    lease = _optuna.study_system_attrs(study).get(DRIVER_KEY)
-    if not isinstance(lease, dict) or not isinstance(lease.get("driver"), str):
-        return None
-    return lease
+def _read(study: Study) -> Any:
+    """Return what the storage holds in place of the lease; None if there is none."""
+    return _optuna.study_system_attrs(study).get(DRIVER_KEY)
+
+
+def _is_lease(held: Any) -> bool:
+    return isinstance(held, dict) and isinstance(held.get("driver"), str)
 
 
 def _lives(study: Study, lease: dict[str, Any]) -> bool:
     """Say whether the holder of a lease lives. That takes `PATIENCE` for another machine."""
-    pid = lease.get("pid")
-    if lease.get("machine") == _machine() and isinstance(pid, int):
-        started = _start_of(pid)
-        return started is not None and started == lease.get("started")
+    machine, pid, started = (lease.get(key) for key in Process._fields)
+    if isinstance(machine, str) and isinstance(pid, int):
+        holder = Process(machine, pid, started)
+        if holder == this_process():
+            return lease["driver"] in _held  # else it ended while the storage was away
+        if holder.lives is not None:
+            return holder.lives
     end = time.monotonic() + PATIENCE
     while time.monotonic() < end:
         time.sleep(REFRESH / 5)
         now = _read(study)
-        if now is None:
+        if not _is_lease(now):
             return False
         if now != lease:
             return True
     return False
 
 
-def _refusal(study: Study, lease: dict[str, Any]) -> str:
+def _driven_by(study: Study, lease: Any) -> str:
+    pid, host = (lease.get(key) if isinstance(lease, dict) else None for key in ("pid", "host"))
     return (
-        f"Study {study.study_name!r} is driven by another optimize_batch: process "
-        f"{lease.get('pid')!r} on {lease.get('host')!r}. Stop that process first."
+        f"Study {study.study_name!r} is driven by another optimize_batch: process {pid!r} on "
+        f"{host!r}."
     )
-
-
-def _machine() -> str:
-    """Return what tells apart machines and containers, as far as process numbers go."""
-    parts = [socket.gethostname(), f"{uuid.getnode():x}"]
-    try:
-        parts.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip())
-        parts.append(os.readlink("/proc/self/ns/pid"))
-    except OSError:  # not Linux
-        pass
-    return " ".join(parts)
-
-
-def _start_of(pid: int) -> str | None:
-    """Return when a process began, as the system tells it; None if it is dead."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        return None if fields[0] in ("Z", "X") else fields[19]
-    except OSError:
-        if Path("/proc/self/stat").exists():
-            return None
-    try:
-        os.kill(pid, 0)
-    except OSError as error:
-        return "unknown" if isinstance(error, PermissionError) else None
-    return "unknown"

@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 import contextlib
-import os
+import math
 import signal
-import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from functools import partial
-from types import FrameType
+from typing import NoReturn
 
+import optuna
 from optuna.study import Study
 from tqdm import tqdm
 
 from optuna_s2e import _optuna
-from optuna_s2e._checks import check_int
+from optuna_s2e._checks import check_int, check_number
 from optuna_s2e.history import MAX_ATTEMPTS, MAX_MEMBERS
 from optuna_s2e.parallel._detached import Objective, Task
 from optuna_s2e.parallel._driver import Callback, Driver, Limits
 from optuna_s2e.parallel._executors import Executor, Pool, Results, run_here, run_on, run_together
 from optuna_s2e.parallel._lease import Lease
+from optuna_s2e.parallel._sampler_change import warn_of_sampler_change
+from optuna_s2e.parallel._signals import Orders, Stopped
 from optuna_s2e.sampler import S2ESampler
+
+_logger = optuna.logging.get_logger(f"optuna.{__name__}")  # obeys Optuna's verbosity
 
 
 def optimize_batch(
@@ -59,7 +63,7 @@ def optimize_batch(
             executor has a method `submit(function, *args)` that returns a future: those of
             `concurrent.futures`, loky and submitit, `dask.distributed.Client`, `RayExecutor`. A
             function that makes an executor is called again if dead workers have broken it.
-        timeout: Seconds after which no more trials begin. None sets no limit.
+        timeout: Seconds after which no more trials begin, at least 0. None sets no limit.
         catch: Exceptions of the objective that fail one trial only. Any other exception ends the
             call when the batch is done. Unlike in `study.optimize`, the default is all.
         callbacks: Called in this process with (study, trial) after each trial.
@@ -72,6 +76,8 @@ def optimize_batch(
         ValueError: If an argument is out of range, or as `S2ESampler` when sampling.
         RuntimeError: If the study has another driver, if all trials fail, or if the objective
             raised an exception that `catch` does not name.
+        KeyboardInterrupt: At Ctrl-C, in the main thread. The trials that were running are failed.
+        SystemExit: At SIGTERM, the same.
 
     Example:
         >>> import optuna
@@ -87,41 +93,67 @@ def optimize_batch(
         20
     """
     caught = (catch,) if isinstance(catch, type) else tuple(catch)
-    _check_arguments(study, n_trials, batch_size, max_attempts)
+    _check_arguments(study, n_trials, batch_size, timeout, max_attempts)
+    warn_of_sampler_change(study)
     pool = None if executor is None else Pool(executor)
+    orders = Orders()
     run: Callable[[Iterable[Task], Callable[[], bool]], Results]
     if pool is not None:
-        run = partial(run_on, pool, objective)
+        run = partial(run_on, pool, objective, orders.interruptible)
     elif hasattr(objective, "batch"):
-        run = partial(run_together, objective.batch)
+        run = partial(run_together, objective.batch, orders.interruptible)
     else:
-        run = partial(run_here, objective)
-    with (
-        tqdm(total=n_trials, unit="trial", disable=not show_progress_bar) as bar,
-        pool or contextlib.nullcontext(),
-        _optuna.optimize_loop(study),
-        _sigterm_as_exit(),
-        Lease(study) as lease,
-    ):
-        deadline = None if timeout is None else time.monotonic() + timeout
-        Driver(
-            study,
-            run,
-            lease,
-            Limits(n_trials, deadline, max_attempts, caught),
-            batch_size=batch_size,
-            seed_of_number=getattr(objective, "trial_seed", None),
-            replaceable=pool is not None and pool.is_replaceable,
-            bar=bar,
-            callbacks=tuple(callbacks or ()),
-        ).run()
+        run = partial(run_here, objective, orders.interruptible)
+    deadline = None if timeout is None else time.monotonic() + timeout
+    driver = Driver(
+        study,
+        run,
+        orders,
+        Lease(study),
+        Limits(n_trials, deadline, max_attempts, caught),
+        batch_size=batch_size,
+        seed_of_number=getattr(objective, "trial_seed", None),
+        replaceable=pool is not None and pool.is_replaceable,
+        bar=tqdm(total=n_trials, unit="trial", disable=not show_progress_bar),
+        callbacks=tuple(callbacks or ()),
+    )
+    try:
+        with (
+            orders.obeyed(),
+            driver.bar,
+            pool or contextlib.nullcontext(),
+            _optuna.optimize_loop(study),
+            driver.lease,
+        ):
+            driver.run()
+            orders.check()
+    except Stopped as stopped:
+        _end_as_asked(str(stopped), driver.n_told)
+
+
+def _end_as_asked(signal_name: str, n_told: int) -> NoReturn:
+    """Raise what Python raises at this signal, and say what was saved."""
+    text = (
+        f"{signal_name}: optimize_batch was stopped. {n_told} trials of this call are kept; those "
+        "that were running are failed. Call it again: it goes on with the same points."
+    )
+    if signal_name == "SIGINT":
+        raise KeyboardInterrupt(text) from None
+    _logger.warning(text)
+    raise SystemExit(128 + signal.SIGTERM) from None
 
 
 def _check_arguments(
-    study: Study, n_trials: int | None, batch_size: int | None, max_attempts: int
+    study: Study,
+    n_trials: int | None,
+    batch_size: int | None,
+    timeout: float | None,
+    max_attempts: int,
 ) -> None:
     if n_trials is not None:
         check_int("n_trials", n_trials, 1)
+    if timeout is not None and timeout != math.inf:
+        check_number("timeout", timeout, 0)
     if batch_size is not None:
         check_int("batch_size", batch_size, 1, MAX_MEMBERS)
     check_int("max_attempts", max_attempts, 1, MAX_ATTEMPTS)
@@ -136,25 +168,3 @@ def _check_arguments(
             f"batch_size must be given for {type(study.sampler).__name__}, which has no "
             "population of its own."
         )
-
-
-@contextlib.contextmanager
-def _sigterm_as_exit() -> Iterator[None]:
-    """Let SIGTERM end this process in order, as Ctrl-C does, unless someone handles it already."""
-    main = threading.current_thread() is threading.main_thread()
-    if not main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
-        yield
-        return
-    process = os.getpid()
-
-    def leave(signum: int, frame: FrameType | None) -> None:
-        if os.getpid() == process:
-            raise SystemExit(128 + signum)
-        signal.signal(signum, signal.SIG_DFL)  # a worker that was forked from here
-        os.kill(os.getpid(), signum)
-
-    signal.signal(signal.SIGTERM, leave)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)

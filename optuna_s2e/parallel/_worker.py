@@ -3,80 +3,34 @@
 from __future__ import annotations
 
 import importlib
+import math
 import os
-import signal
 import socket
 import sys
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from types import FrameType
-from typing import Any, NamedTuple
+from typing import Any
 
 import optuna
 from optuna.exceptions import StorageInternalError
 from optuna.trial import TrialState
 
 from optuna_s2e import _optuna
-from optuna_s2e._attributes import MAX_TRIALS, SEARCH_KEY, STOPPED_BY_KEY, WORKER_KEY
-from optuna_s2e._checks import check_int
-from optuna_s2e.history import Ledger, Rules, split_settings
+from optuna_s2e._attributes import STOPPED_BY_KEY, WORKER_KEY
+from optuna_s2e._checks import check_int, check_number
+from optuna_s2e.history import Ledger, Rules, Search, split_settings
+from optuna_s2e.parallel._detached import read_values
+from optuna_s2e.parallel._sampler_change import sampler_mark, warn_of_sampler_change
+from optuna_s2e.parallel._signals import Orders, Stopped
 from optuna_s2e.sampler import S2ESampler
 
 Objective = Callable[[optuna.Trial], float]
 Callback = Callable[[optuna.Study, optuna.trial.FrozenTrial], None]
 
 MAX_FAILURES = 10  # trials in a row, after which a worker gives up
-MAX_WAIT = 1.0  # seconds that a signal waits for an operation of the storage
 DEFAULT_GRACE = 20.0  # seconds; Slurm and Kubernetes kill 30 s after SIGTERM
 
 _logger = optuna.logging.get_logger(__name__)
-
-
-class Search(NamedTuple):
-    """What a study tells workers that join its search. Records of trials take precedence.
-
-    Attributes:
-        settings: The settings of the sampler, as its records keep them.
-        seed: The seed of the draws.
-        n_trials: The number of completed trials after which the search is complete; None if the
-            study does not say.
-    """
-
-    settings: Mapping[str, Any] | None = None
-    seed: int | None = None
-    n_trials: int | None = None
-
-    def write(self, study: optuna.Study) -> None:
-        """Write it to a study."""
-        study.set_user_attr(SEARCH_KEY, {"v": 1, **self._asdict()})
-
-    @classmethod
-    def read(cls, study: optuna.Study) -> Search:
-        """Read it from a study. The fields are None if the study holds none.
-
-        Raises:
-            ValueError: If it is damaged.
-        """
-        attr = study.user_attrs.get(SEARCH_KEY)
-        if attr is None:
-            return cls()
-        try:
-            version, settings, seed, n = (
-                attr[key] for key in ("v", "settings", "seed", "n_trials")
-            )
-            if version != 1:
-                raise ValueError(f"it is of version {version!r}")
-            split_settings(settings)
-            for name, value, limit in (("seed", seed, 2**64), ("n_trials", n, MAX_TRIALS)):
-                if value is not None:
-                    check_int(name, value, 0, limit)
-        except (TypeError, KeyError, ValueError, OverflowError) as error:
-            raise ValueError(
-                f"The settings that study {study.study_name!r} keeps for its workers are damaged: "
-                f"{str(error).rstrip('.')}."
-            ) from error
-        return cls(settings, seed, n)
 
 
 def sampler_for(study: optuna.Study, seed: int | None = None) -> S2ESampler:
@@ -123,82 +77,14 @@ def load_objective(name: str) -> Objective:
     return objective
 
 
-class Stopped(KeyboardInterrupt):
-    """The running trial was interrupted by the signal that the message names."""
-
-
-class _Orders:
-    """What the signals that a worker received tell it to do."""
-
-    def __init__(self, grace: float) -> None:
-        self.stop: str | None = None  # name of the signal
-        self._grace = grace
-        self._training = False
-        self._at_once = False  # a second signal came
-        self._waiting_since: float | None = None  # for the end of a storage's operation
-
-    @contextmanager
-    def obeyed(self) -> Iterator[None]:
-        """Obey SIGTERM (the trial may end), SIGINT (stop at once) and a second signal."""
-        known = [signal.SIGTERM, signal.SIGINT]
-        if hasattr(signal, "SIGALRM"):
-            known.append(signal.SIGALRM)
-        old = {number: signal.signal(number, self._receive) for number in known}
-        try:
-            yield
-        finally:
-            if hasattr(signal, "SIGALRM"):
-                signal.setitimer(signal.ITIMER_REAL, 0)
-            for number, handler in old.items():
-                signal.signal(number, handler)
-
-    def _receive(self, number: int, frame: FrameType | None) -> None:
-        is_alarm = hasattr(signal, "SIGALRM") and number == signal.SIGALRM
-        first, now = self.stop is None, number == signal.SIGINT or is_alarm
-        if not is_alarm:
-            self.stop, self._at_once = signal.Signals(number).name, not first
-        if first and not now:
-            _logger.warning(f"{self.stop}: the running trial may end within {self._grace:g} s.")
-            if hasattr(signal, "SIGALRM"):
-                signal.setitimer(signal.ITIMER_REAL, max(self._grace, 1e-3))
-        elif self._training or self._at_once:
-            self._interrupt(frame)
-        # else a storage is being written: that ends, and `training` stops what follows
-
-    def _interrupt(self, frame: FrameType | None) -> None:
-        """Stop the running trial, but let an operation of the storage end first, for a while.
-
-        An exception amid a transaction may leave its lock behind, and this process would wait for
-        itself when it writes that the trial was stopped.
-        """
-        self._waiting_since = self._waiting_since or time.monotonic()
-        late = time.monotonic() - self._waiting_since > MAX_WAIT
-        if late or not hasattr(signal, "SIGALRM") or not _is_in_storage(frame):
-            raise Stopped(self.stop)
-        signal.setitimer(signal.ITIMER_REAL, 0.01)  # and comes back
-
-    @contextmanager
-    def training(self, trial: optuna.Trial) -> Iterator[None]:
-        """Let signals interrupt the block, and record on the trial that they did."""
-        try:
-            self._training = True
-            if self.stop is not None:
-                raise Stopped(self.stop)
-            yield
-        except Stopped as stopped:
-            self._training = False
-            trial.set_user_attr(STOPPED_BY_KEY, str(stopped))
-            raise
-        finally:
-            self._training = False
-
-
-def _is_in_storage(frame: FrameType | None) -> bool:
-    while frame is not None:
-        if frame.f_globals.get("__name__", "").startswith("optuna.storages."):
-            return True
-        frame = frame.f_back
-    return False
+@contextmanager
+def _recorded(trial: optuna.Trial) -> Iterator[None]:
+    """Record on the trial that a signal interrupted it."""
+    try:
+        yield
+    except Stopped as stopped:
+        trial.set_user_attr(STOPPED_BY_KEY, str(stopped))
+        raise
 
 
 def work(
@@ -216,13 +102,14 @@ def work(
 
     After SIGTERM the running trial has `grace` seconds to end. After that, at SIGINT (Ctrl-C) and
     at a second signal, it is interrupted and told as failed, with the user attribute
-    `stopped_by`. No trial is left RUNNING. A trial that another worker failed while this one was
-    suspended does no harm.
+    `stopped_by`. No trial is left RUNNING, unless the storage is away. A trial that another
+    worker failed while this one was suspended does no harm.
 
     Args:
         study: A study with its sampler.
         objective: An objective as `study.optimize` takes it.
-        n_trials: The number of completed trials in the study. None goes on until a signal.
+        n_trials: The number of completed trials in the study, at least 1. None goes on until a
+            signal.
         grace: Seconds that a running trial has after SIGTERM, at least 0.
         catch: Exceptions of the objective that fail one trial only.
         callbacks: Called with (study, trial) after each trial.
@@ -231,24 +118,36 @@ def work(
         The name of the signal that stopped the worker; None if the trials are complete.
 
     Raises:
-        ValueError: If MAX_FAILURES trials in a row failed, or the study was deleted.
+        ValueError: If an argument is out of range, MAX_FAILURES trials in a row failed, or the
+            study was deleted.
         ConnectionError: If the storage was away for longer than its patience.
     """
-    orders, failed_in_a_row = _Orders(grace), 0
+    n_trials = None if n_trials is None else check_int("n_trials", n_trials, 1)
+    orders, failed_in_a_row = Orders(check_number("grace", grace, 0)), 0
     running: optuna.Trial | None = None
     me = {"v": 1, "host": socket.gethostname()[:200], "pid": os.getpid()}
+    marks = {WORKER_KEY: me, **sampler_mark(study.sampler)}
 
-    def run(trial: optuna.Trial) -> float:
+    def run(trial: optuna.Trial) -> float | Sequence[float]:
         nonlocal running
         running = trial
-        _optuna.set_running_trial_attr(trial, WORKER_KEY, me)
-        with orders.training(trial):
-            return objective(trial)
+        for key, value in marks.items():
+            _optuna.set_running_trial_attr(trial, key, value)
+        with _recorded(trial), orders.interruptible():
+            if orders.stop is not None:  # it came while the trial was asked for
+                raise Stopped(orders.stop)
+            result = objective(trial)
+        try:
+            return read_values(result, len(study.directions))
+        except ValueError as error:
+            _logger.warning(f"Trial {trial.number} failed. {error}")
+            return math.nan  # with which Optuna fails the trial, and it alone
 
     def after_trial(study: optuna.Study, trial: optuna.trial.FrozenTrial) -> None:
         nonlocal failed_in_a_row
         failed_in_a_row = failed_in_a_row + 1 if trial.state == TrialState.FAIL else 0
 
+    warn_of_sampler_change(study)
     with orders.obeyed():
         while orders.stop is None:
             if failed_in_a_row >= MAX_FAILURES:
@@ -262,6 +161,12 @@ def work(
             except Stopped as stopped:
                 return str(stopped)
             except Exception as error:
+                if orders.interrupted:  # amid an operation that did not end
+                    _logger.warning(
+                        f"{orders.stop}: the storage did not answer in time. A trial that is left "
+                        "RUNNING holds up nothing, and is failed when its heartbeat is missed."
+                    )
+                    return orders.stop
                 lost = _storage_error(error)
                 if lost is not None:
                     raise ConnectionError(str(lost)) from error

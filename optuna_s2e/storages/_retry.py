@@ -235,6 +235,23 @@ class RetryingStorage(BaseStorage, _optuna.BaseHeartbeat):
         """Set a system attribute of a study."""
         self._run(lambda s: s.set_study_system_attr(study_id, key, value), writing=True)
 
+    def replace_study_system_attr(
+        self, study_id: int, key: str, old: Any, new: Any
+    ) -> bool | None:
+        """Set a system attribute of a study, if it still is `old`, in one step.
+
+        Return None if the storage has no such step, as a gRPC proxy. See `_optuna`.
+        """
+
+        def look_up(storage: BaseStorage) -> bool | None:
+            return storage.get_study_system_attrs(study_id).get(key) == new or None
+
+        return self._run(
+            lambda s: _optuna.replace_study_system_attr(s, study_id, key, old, new),
+            writing=True,
+            look_up=look_up,
+        )
+
     def get_study_id_from_name(self, study_name: str) -> int:
         """Return the identifier of a study."""
         return self._run(lambda s: s.get_study_id_from_name(study_name))

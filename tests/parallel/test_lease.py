@@ -1,19 +1,25 @@
 """One driver per study: who is refused, who takes over, whose heartbeats are sent."""
 
 import os
+import signal
+import socket
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import optuna
 import pytest
 from batches import K, assert_sound, completed, new_study, parabola, states, thetas
-from optuna.storages import BaseStorage, InMemoryStorage, RDBStorage
+from optuna.storages import BaseStorage, InMemoryStorage, JournalStorage, RDBStorage
+from optuna.storages.journal import JournalFileBackend
 from optuna.trial import Trial, TrialState
+from processes import Process, wait_until
 
-from optuna_s2e import optimize_batch
+from optuna_s2e import open_storage, optimize_batch
 from optuna_s2e._attributes import DRIVER_KEY
+from optuna_s2e._optuna import replace_study_system_attr
 from optuna_s2e.parallel import _lease as lease
 
 
@@ -121,3 +127,111 @@ def test_two_drivers_at_once_repeat_work_and_harm_nothing(
     study = new_study(storage)
     assert_sound(study)
     assert thetas(study, 6) == undisturbed[6]
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def drive(url: str, n: int, seconds: float = 0.0, host: str = "", start: float = 0.0) -> None:
+    """Drive the study; print the number of each trial that is trained, or why none is."""
+    if host:  # another machine, as far as a lease can tell
+        socket.gethostname = lambda: host  # type: ignore[assignment]
+    lease.REFRESH, lease.PATIENCE = 0.5, 4.0
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    study = new_study(open_storage(url))
+
+    def train(trial: Trial) -> float:
+        print("trained", trial.number, flush=True)
+        x = trial.suggest_float("x", 0, 1)
+        for epoch in range(10):
+            time.sleep(seconds / 10)
+            trial.report(x, epoch)
+        print("whole", trial.number, flush=True)
+        return x
+
+    time.sleep(max(0.0, start - time.time()))
+    try:
+        optimize_batch(study, train, n)
+    except RuntimeError as error:
+        print(error, flush=True)
+    print("ended", flush=True)
+
+
+SCHEMES = ["sqlite", "journal", pytest.param("postgres", marks=pytest.mark.postgres)]
+
+
+@pytest.fixture
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "postgres":
+        given: str = request.getfixturevalue("postgres_url")
+        return given
+    return f"{request.param}:///{tmp_path}/s.db"
+
+
+@pytest.mark.parametrize("url", SCHEMES, indirect=True)
+def test_of_many_drivers_that_begin_at_the_same_moment_one_drives(url: str) -> None:
+    new_study(open_storage(url))
+    start = time.time() + 3
+    drivers = [Process(drive, url, K, 0.5, "", start) for _ in range(6)]
+    assert [driver.wait() for driver in drivers] == [0] * 6
+    printed = [driver.printed for driver in drivers]
+    assert sum("trained" in text for text in printed) == 1
+    assert sum("is driven by another optimize_batch" in text for text in printed) == 5
+    study = new_study(open_storage(url))
+    assert [t.state for t in study.trials] == [TrialState.COMPLETE] * K
+    assert_sound(study)
+
+
+def test_a_suspended_driver_that_lost_its_lease_trains_nothing_more(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/s.db"
+    new_study(open_storage(url))
+    first = Process(drive, url, K, 4.0)
+    wait_until(lambda: "trained 0" in first.printed, first)
+    first.send_signal(signal.SIGSTOP)
+    second = Process(drive, url, K, 0.1, "elsewhere")  # waits until the lease has expired
+    assert second.wait(45) == 0
+    assert second.printed.count("whole") == K
+    first.send_signal(signal.SIGCONT)
+    assert first.wait(60) == 0, first.errors
+    assert "trained 1" not in first.printed  # nor was the first one brought to its end:
+    assert "whole" not in first.printed
+    assert "has taken over, because this process stood still for more than 4 s" in first.printed
+    study = new_study(open_storage(url))
+    assert [t.state for t in study.trials] == [TrialState.FAIL] * K + [TrialState.COMPLETE] * K
+
+
+def test_a_lease_that_could_not_be_given_back_keeps_its_own_process_out_no_longer() -> None:
+    study = new_study()
+    held = lease.Lease(study).__enter__()
+    study._storage.set_study_system_attr(study._study_id, DRIVER_KEY, {**held._lease, "count": 7})
+    held.__exit__()  # as if the storage were away
+    optimize_batch(study, parabola, K)
+    assert completed(study) == K
+
+
+@pytest.mark.parametrize("url", SCHEMES, indirect=True)
+@pytest.mark.parametrize("plain", [True, False])
+def test_an_attribute_is_replaced_only_if_it_is_what_was_read(url: str, plain: bool) -> None:
+    if plain and url.startswith("journal"):
+        backend = JournalFileBackend(url.removeprefix("journal:///"))
+        study = optuna.create_study(storage=JournalStorage(backend))
+    else:
+        study = optuna.create_study(storage=url if plain else open_storage(url))
+
+    def replace(old: Any, new: Any) -> bool | None:
+        return replace_study_system_attr(study._storage, study._study_id, "key", old, new)
+
+    assert replace("other", 1) is False
+    assert replace(None, {"b": 1, "a": [1.5, None]}) is True
+    assert replace(None, 2) is False
+    assert replace({"a": [1.5, None], "b": 1}, 3) is True
+    assert study._storage.get_study_system_attrs(study._study_id) == {"key": 3}
+    assert replace(3, None) is True
+    assert replace(None, 4) is True
+    with ThreadPoolExecutor(4) as pool:
+        won = list(pool.map(lambda n: replace(4, n), range(10, 18)))
+    assert sorted(filter(None, won)) == [True]
+    new = study._storage.get_study_system_attrs(study._study_id)["key"]
+    assert new == 10 + won.index(True)

@@ -1,0 +1,136 @@
+"""Processes of a pool end with their driver, whatever they are doing; Ctrl-C makes no noise."""
+
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import optuna
+import pytest
+from batches import new_study
+from optuna.trial import Trial, TrialState
+from processes import Process, wait_until
+
+from optuna_s2e import open_storage, optimize_batch
+from optuna_s2e.parallel._process import Process as Identity
+from optuna_s2e.parallel._process import this_process
+
+URL = "sqlite:///s.db"
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def sign_in() -> None:
+    Path(f"{os.getpid()}.pid").touch()
+
+
+def sleep_in_a_child() -> None:
+    sign_in()
+    time.sleep(100)
+
+
+def busy(trial: Trial) -> float:
+    """Compute, wait for a lock, sleep, or wait for a child: one trial each."""
+    kind = trial.user_attrs["seed"] % 4
+    sign_in()
+    if kind == 0:
+        end = time.monotonic() + 100
+        while time.monotonic() < end:
+            pass
+    elif kind == 1:
+        lock = threading.Lock()
+        lock.acquire()
+        lock.acquire(timeout=100)
+    elif kind == 2:
+        child = multiprocessing.get_context("fork").Process(target=sleep_in_a_child)
+        child.start()
+        child.join()
+    time.sleep(100)
+    return 0.0
+
+
+class Busy:
+    def __call__(self, trial: Trial) -> float:
+        return busy(trial)
+
+    def trial_seed(self, number: int) -> int:
+        return number
+
+
+def drive(method: str) -> None:
+    sign_in()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    context = multiprocessing.get_context(method)
+    optimize_batch(
+        new_study(open_storage(URL)),
+        Busy(),
+        4,
+        executor=lambda: ProcessPoolExecutor(4, mp_context=context),
+    )
+
+
+def signed_in() -> list[int]:
+    return sorted(int(path.stem) for path in Path().glob("*.pid"))
+
+
+def alive() -> list[int]:
+    found = []
+    for pid in signed_in():
+        try:
+            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        except OSError:
+            continue
+        if state != "Z":
+            found.append(pid)
+    return found
+
+
+def none_is_left(seconds: float) -> bool:
+    end = time.monotonic() + seconds
+    while alive() and time.monotonic() < end:
+        time.sleep(0.1)
+    return not alive()
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks at /proc")
+@pytest.mark.parametrize(
+    ("method", "sign"),
+    [
+        ("fork", signal.SIGKILL),
+        ("spawn", signal.SIGKILL),
+        ("forkserver", signal.SIGKILL),
+        ("forkserver", signal.SIGTERM),
+        ("fork", signal.SIGINT),
+    ],
+)
+def test_processes_of_a_pool_end_with_their_driver(method: str, sign: signal.Signals) -> None:
+    driver = Process(drive, method)
+    wait_until(lambda: len(signed_in()) == 6, driver)  # driver, four processes, a child of one
+    assert len(alive()) == 6
+    code, _, errors = driver.stop(sign)
+    assert none_is_left(6)
+    if sign == signal.SIGKILL:
+        assert code == -sign
+        return
+    states = [t.state for t in new_study(open_storage(URL)).trials]
+    assert states == [TrialState.FAIL] * 4
+    assert f"{sign.name}: optimize_batch was stopped. 0 trials of this call are kept" in errors
+    assert "The driver of its batch ended" not in errors  # one line says it of all
+    if sign == signal.SIGTERM:
+        assert code == 143
+
+
+def test_a_process_knows_whether_another_one_lives() -> None:
+    me = this_process()
+    assert me.lives is True
+    assert me._replace(started="0").lives is False  # its number is used again
+    assert me._replace(machine="far").lives is None
+    child = Process(sign_in)
+    assert child.wait() == 0
+    assert Identity(me.machine, child.pid, me.started).lives is False

@@ -1,0 +1,238 @@
+"""Signals: none is lost, all are obeyed in time, also where a process sleeps, waits or retries."""
+
+import os
+import signal
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import optuna
+import pytest
+from batches import K, new_study, parabola, states
+from optuna.storages import InMemoryStorage
+from optuna.trial import Trial, TrialState
+
+from optuna_s2e import optimize_batch
+from optuna_s2e._attributes import STOPPED_BY_KEY
+from optuna_s2e.parallel import work
+from optuna_s2e.parallel._signals import Orders, Stopped
+
+
+@pytest.fixture(autouse=True)
+def handlers() -> Iterator[None]:
+    """All tests begin with Python's own handlers, and all leave what they found."""
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)
+    before = [signal.signal(signal.SIGINT, signal.default_int_handler)]
+    found = [signal.getsignal(number) for number in numbers]
+    yield
+    assert [signal.getsignal(number) for number in numbers] == found
+    assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
+    signal.signal(signal.SIGINT, before[0])
+
+
+def shoot(sign: signal.Signals) -> None:
+    os.kill(os.getpid(), sign)
+
+
+class Referent:
+    pass
+
+
+def shot_in_a_weak_callback(sign: signal.Signals) -> None:
+    referent = Referent()
+    reference = weakref.ref(referent, lambda _: shoot(sign))
+    del referent
+    assert reference() is None
+
+
+class ShotWhenCollected:
+    def __init__(self, sign: signal.Signals) -> None:
+        self.sign = sign
+
+    def __del__(self) -> None:
+        shoot(self.sign)
+
+
+def shot_in_a_finalizer(sign: signal.Signals) -> None:
+    ShotWhenCollected(sign)
+
+
+LOST = [shot_in_a_weak_callback, shot_in_a_finalizer]
+ENDS = {signal.SIGINT: KeyboardInterrupt, signal.SIGTERM: SystemExit}
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("lose", LOST)
+@pytest.mark.parametrize("sign", ENDS)
+def test_a_signal_whose_exception_python_drops_interrupts_all_the_same(
+    lose: Callable[[signal.Signals], None], sign: signal.Signals
+) -> None:
+    def objective(trial: Trial) -> float:
+        lose(sign)
+        time.sleep(60)
+        return 0.0
+
+    start = time.monotonic()
+    with pytest.raises(ENDS[sign]):
+        optimize_batch(new_study(), objective, K)
+    study = optuna.create_study()
+    assert work(study, objective, 1, grace=0) == sign.name
+    assert study.trials[0].user_attrs == {STOPPED_BY_KEY: sign.name}
+    assert time.monotonic() - start < 20
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_the_flag_is_looked_at_in_each_epoch_where_there_is_no_alarm(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("optuna_s2e.parallel._signals._HAS_ALARM", False)  # as on Windows
+    epochs = []
+
+    def objective(trial: Trial) -> float:
+        for epoch in range(10):
+            epochs.append(epoch)
+            if epoch == 2:
+                shot_in_a_weak_callback(signal.SIGINT)
+            trial.report(0.5, epoch)
+        return 0.0
+
+    study = new_study()
+    with pytest.raises(KeyboardInterrupt):
+        optimize_batch(study, objective, K)
+    assert epochs == [0, 1, 2]
+    assert states(study) == {TrialState.FAIL}
+
+
+def test_what_was_saved_and_how_to_go_on_is_said() -> None:
+    def objective(trial: Trial) -> float:
+        if trial.number == K + 1:
+            shoot(signal.SIGINT)
+            time.sleep(60)
+        return parabola(trial)
+
+    study = new_study()
+    with pytest.raises(KeyboardInterrupt) as caught:
+        optimize_batch(study, objective, 3 * K)
+    assert str(caught.value) == (
+        f"SIGINT: optimize_batch was stopped. {K + 1} trials of this call are kept; those that "
+        "were running are failed. Call it again: it goes on with the same points."
+    )
+    assert caught.value.__suppress_context__
+
+
+class AwayStorage(InMemoryStorage):
+    """A storage that is away from some moment on: its operations wait, as retries do."""
+
+    away = False
+
+    def _wait(self) -> None:
+        if self.away:
+            time.sleep(60)
+
+    def set_trial_user_attr(self, *args: Any) -> None:
+        self._wait()
+        super().set_trial_user_attr(*args)
+
+    def set_trial_state_values(self, *args: Any, **options: Any) -> bool:
+        self._wait()
+        return super().set_trial_state_values(*args, **options)
+
+    def get_all_trials(self, *args: Any, **options: Any) -> Any:
+        self._wait()
+        return super().get_all_trials(*args, **options)
+
+
+def later(seconds: float, *signs: signal.Signals) -> None:
+    def send() -> None:
+        for sign in signs:
+            time.sleep(seconds)
+            shoot(sign)
+
+    threading.Thread(target=send, daemon=True).start()
+
+
+@pytest.mark.parametrize("in_training", [True, False])
+@pytest.mark.parametrize("run", ["driver", "worker"])
+def test_ctrl_c_ends_in_time_while_the_storage_is_away(run: str, in_training: bool) -> None:
+    storage = AwayStorage()
+    study = new_study(storage)
+    sent = []
+
+    def objective(trial: Trial) -> float:
+        x = trial.suggest_float("x", 0, 1)
+        storage.away = True
+        sent.append(time.monotonic())
+        later(0.2, signal.SIGINT)
+        if in_training:
+            time.sleep(60)
+        return x
+
+    if run == "worker":
+        assert work(study, objective, 5) == "SIGINT"
+    else:
+        with pytest.raises(KeyboardInterrupt):
+            optimize_batch(study, objective, 5)
+    assert time.monotonic() - sent[0] < 6  # less than 2.5 on a quiet machine
+
+
+def test_a_second_ctrl_c_does_not_keep_the_first_from_cleaning_up() -> None:
+    cleaned = []
+
+    def objective(trial: Trial) -> float:
+        later(0.1, signal.SIGINT, signal.SIGINT, signal.SIGINT)
+        try:
+            time.sleep(60)
+        finally:
+            time.sleep(0.5)
+            cleaned.append(trial.number)
+        return 0.0
+
+    study = new_study()
+    with pytest.raises(KeyboardInterrupt):
+        optimize_batch(study, objective, K)
+    assert cleaned == [0]
+    assert states(study) == {TrialState.FAIL}
+
+
+def test_an_objective_that_swallows_the_interrupt_is_interrupted_again() -> None:
+    study, n_interrupts = new_study(), []
+
+    def objective(trial: Trial) -> float:
+        later(0.1, signal.SIGINT)
+        for _ in range(3):
+            try:
+                time.sleep(30)
+            except BaseException as error:
+                n_interrupts.append(type(error))
+        return 0.0
+
+    with pytest.raises(KeyboardInterrupt):
+        optimize_batch(study, objective, K)
+    assert n_interrupts == [Stopped] * 3
+    assert len(study.trials) == K
+
+
+def test_signals_that_are_ignored_or_handled_by_others_are_left_alone() -> None:
+    got = []
+    try:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a background job
+        signal.signal(signal.SIGTERM, lambda *_: got.append("SIGTERM"))
+        orders = Orders()
+        with orders.obeyed(), orders.interruptible():
+            shoot(signal.SIGINT)
+            shoot(signal.SIGTERM)
+        assert orders.stop is None
+        assert got == ["SIGTERM"]
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def test_a_driver_in_a_thread_leaves_signals_to_the_main_thread() -> None:
+    study = new_study()
+    thread = threading.Thread(target=optimize_batch, args=(study, parabola, K))
+    thread.start()
+    thread.join()
+    assert len(study.trials) == K
