@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from optuna_s2e.coteaching import CoteachingObjective, Evaluation
 
 HELP = """\
-Compare the schedule of a search with others on the test data.
-
 It is trained anew with fresh seeds, and so are two schedules to compare it
 with: Standard training (R = 1) and Co-teaching's fixed schedule (Eq 1 with the
 true noise rate). The search has never seen the test data. The table is

@@ -10,8 +10,6 @@ import numpy as np
 from optuna_s2e.cli._common import add_rule, add_study, load_study, pick_schedule
 
 HELP = """\
-Write the schedule of a search to a JSON file.
-
 The file holds R(t) of every epoch. PyTorch is not needed.
 
     s2e export --out schedule.json

@@ -9,8 +9,6 @@ from optuna_s2e.cli._common import EXIT_MISMATCH, add_study, load_study
 from optuna_s2e.parallel import Search
 
 HELP = """\
-Show where a search stands.
-
 It prints the trials, the best of them, the workers, the time left and the
 generations. It only reads, so it may run at any time, on any machine that
 reaches the storage. PyTorch is not needed.

@@ -9,14 +9,23 @@ import optuna
 
 from optuna_s2e._attributes import OBJECTIVE_KEY
 from optuna_s2e.cli import _common
+from optuna_s2e.cli._interrupt import EXIT_CODES
+from optuna_s2e.cli._options import (
+    DASHBOARD,
+    MACHINE,
+    TRIALS,
+    Options,
+    add_table,
+    number,
+    option,
+    study_name,
+)
 from optuna_s2e.parallel import Objective, Search, is_complete, load_objective, sampler_for
 
 if TYPE_CHECKING:
     from optuna_s2e.dashboard import DashboardReporter
 
 HELP = """\
-Join a search from any machine that reaches its storage.
-
 Workers come and go at any time, and there may be as many as you like. A search
 that `s2e search` began needs nothing else: its data, network and settings are
 kept with the study. An objective of your own is named with --objective.
@@ -32,24 +41,28 @@ Next: `s2e status` shows the workers and the time left.
 """
 
 
+OPTIONS: Options = {
+    **study_name(),
+    "--objective": option(
+        "MODULE:FUNCTION", "an objective of your own (default: the one that `s2e search` kept "
+        "with the study)",
+    ),
+    "--trials": option(
+        "N", "stop when the study has N complete trials, other workers' included (default: the "
+        "number that `s2e search` was given; without one, go on until a signal)", kind=TRIALS,
+    ),
+    "--grace": option(
+        "S", "seconds that the running trial has after SIGTERM (default %(default)g)", 20.0,
+        number(0, 1e6),
+    ),
+}  # fmt: skip
+
+
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options that this command takes."""
-    _common.add_study(parser)
-    parser.add_argument(
-        "--objective", metavar="MODULE:FUNCTION",
-        help="an objective of your own (default: the one that `s2e search` kept with the study)",
-    )  # fmt: skip
-    _common.add_int(
-        parser, "--trials", 1, metavar="N",
-        help="stop when the study has N complete trials, other workers' included (default: the "
-        "number that `s2e search` was given; without one, go on until a signal)",
-    )  # fmt: skip
-    _common.add_float(
-        parser, "--grace", 0, 1e6, default=20.0, metavar="S",
-        help="seconds that the running trial has after SIGTERM (default %(default)g)",
-    )  # fmt: skip
-    _common.add_machine(parser)
-    _common.add_reporter(parser)
+    add_table(parser, OPTIONS)
+    add_table(parser, MACHINE, "machine")
+    add_table(parser, DASHBOARD, "dashboard")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -72,7 +85,7 @@ def run(args: argparse.Namespace) -> int:
     )
     begun = len(study.get_trials(deepcopy=False)) - before
     print(f"{stopped or 'Complete'}: {begun} trials began meanwhile, other workers' included.")
-    return _common.EXIT_CODES.get(stopped, 0)
+    return EXIT_CODES.get(stopped, 0)
 
 
 def _find_objective(
