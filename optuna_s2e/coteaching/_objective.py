@@ -36,6 +36,7 @@ TRIAL_STREAM = 0  # spawn key of the trials' seeds
 _METRICS = {"validation_error": "error", "validation_loss": "loss"}
 _N_REPORTS = 10
 _SETTINGS_VERSION = 1
+_N_TRIED = 8  # samples that `check` trains on
 
 _logger = optuna.logging.get_logger(f"optuna.{__name__}")  # obeys Optuna's verbosity
 
@@ -240,6 +241,45 @@ class CoteachingObjective:
         except Exception as error:
             return error
         return _rounded_mean(getattr(result.curves, _METRICS[self.metric]))
+
+    def check(self) -> None:
+        """Try the network on a few samples, before a study is made: an unfit one is found now.
+
+        Two trials take one step and are evaluated, as in a search. Nothing is kept of them.
+
+        Raises:
+            ValueError: If the network or the backend cannot train on these data. The message says
+                why, in one line.
+        """
+        n = min(_N_TRIED, self.config.batch_size)
+        few = replace(
+            self.data,
+            x=self.data.x[:n],
+            noisy_labels=self.data.noisy_labels[:n],
+            clean_labels=None,
+            x_val=self.data.x_val[:n],
+            y_val=self.data.y_val[:n],
+        )
+        results = train_batch(
+            np.ones((2, 1)),
+            [self.trial_seed(number) for number in (0, 1)],
+            data=few,
+            network=self.network,
+            config=self.config,
+            device=self.device,
+            backend=self.backend,
+        )
+        for result in results:
+            if isinstance(result.failure, ValueError):  # it names the network already
+                raise result.failure
+            if result.failure is not None:
+                what = f"network {self.network!r}" if isinstance(self.network, str) else "network"
+                why = " ".join(str(result.failure).split())
+                raise ValueError(
+                    f"{what} must train on inputs of shape {self.data.input_shape} and "
+                    f"{self.data.n_classes} classes, but a first step on {len(few.x)} samples "
+                    f"failed: {type(result.failure).__name__}: {why}"
+                ) from result.failure
 
     @property
     def settings(self) -> dict[str, Any] | None:

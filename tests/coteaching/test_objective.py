@@ -295,6 +295,42 @@ def test_an_error_in_the_network_reaches_the_user(tiny):
         _study().optimize(_objective(tiny, network=network), n_trials=1)
 
 
+def test_check_finds_an_unfit_network_before_there_is_a_study(tiny):
+    def too_wide(input_shape, n_classes):
+        return torch.nn.Linear(input_shape[0] + 1, n_classes)
+
+    def infinite(input_shape, n_classes):
+        layer = torch.nn.Linear(input_shape[0], n_classes)
+        layer.weight.data.fill_(torch.inf)
+        return layer
+
+    def wrong_logits(input_shape, n_classes):
+        return torch.nn.Linear(input_shape[0], n_classes + 1)
+
+    def check(network, **options):
+        with pytest.raises(ValueError, match=r".") as caught:
+            _objective(tiny, network=network, **options).check()
+        assert "\n" not in str(caught.value)
+        return str(caught.value)
+
+    inputs = "network must train on inputs of shape (5,) and 3 classes, but a first step on "
+    found = check(too_wide)
+    assert found.startswith(f"{inputs}8 samples failed: RuntimeError: mat1 and mat2 shapes cannot")
+    assert f"{inputs}4 samples failed: Fl" in check(infinite, batch_size=4)
+    assert "logits of shape (B, C) = (8, 3), but got (8, 4)" in check(wrong_logits)
+    assert "'cnn2' needs inputs (channels, height, width)" in check("cnn2")
+    assert "backend 'graphs' needs a CUDA device" in check("mlp", backend="graphs")
+
+
+def test_check_changes_nothing(tiny):
+    objective, checked = _objective(tiny), _objective(tiny)
+    before = torch.get_rng_state()
+    checked.check()
+    assert torch.equal(torch.get_rng_state(), before)
+    params = {"R.eq1": 1, "R.n_epochs": 6, "R.tau": 0.5, "R.tk": 2.0, "R.c": 1.0}
+    assert checked(FixedTrial(params)) == objective(FixedTrial(params))
+
+
 def test_a_negative_seed_of_one_trial_fails_that_trial_alone(tiny):
     params = {"R.eq1": 1, "R.n_epochs": 6, "R.tau": 0.5, "R.tk": 2.0, "R.c": 1.0}
     trials = [FixedTrial(params, number=n) for n in range(3)]
