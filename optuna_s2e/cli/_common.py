@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
+import json
+import math
+import re
 import shlex
 import signal
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
 import optuna
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
-from optuna_s2e.analysis import recommend
+from optuna_s2e.analysis import Recommendation, recommend
 from optuna_s2e.parallel import Callback, Objective, optimize_batch, work
 from optuna_s2e.schedules import Schedule
 from optuna_s2e.storages import hide_passwords, open_storage
@@ -55,8 +61,16 @@ def load_study(args: argparse.Namespace, storage: BaseStorage | None = None) -> 
     return optuna.load_study(study_name=name, storage=storage)
 
 
-def pick_schedule(study: optuna.Study, rule: str) -> tuple[Schedule, str]:
-    """Return the schedule that a rule picks, and a line that says where it comes from.
+class Picked(NamedTuple):
+    """The schedule that a rule picks, where it comes from, and how good it probably is."""
+
+    schedule: Schedule
+    text: str
+    document: dict[str, Any]  # the same for JSON
+
+
+def pick_schedule(study: optuna.Study, rule: str) -> Picked:
+    """Return the schedule that a rule picks.
 
     Raises:
         ValueError: If the trials hold no schedules.
@@ -66,15 +80,52 @@ def pick_schedule(study: optuna.Study, rule: str) -> tuple[Schedule, str]:
         raise ValueError(f"The trials of study {study.study_name!r} hold no schedules.")
     source = "the mean of p_theta" if picked.trial is None else f"trial {picked.trial}"
     low, high = picked.interval
-    return picked.schedule, (
+    return Picked(
+        picked.schedule,
         f"Schedule: {source} (rule: {picked.rule}), expected {picked.expected_loss:.4f} "
-        f"[{low:.4f}, {high:.4f}]"
+        f"[{low:.4f}, {high:.4f}]",
+        recommendation_document(picked),
     )
+
+
+def recommendation_document(picked: Recommendation) -> dict[str, Any]:
+    """Return a recommendation for JSON, without its schedule."""
+    return {
+        "rule": picked.rule,
+        "trial": picked.trial,
+        "params": picked.params,
+        "expected_value": picked.expected_loss,
+        "interval": list(picked.interval),
+    }
 
 
 def n_complete(study: optuna.Study) -> int:
     """Return how many trials of a study are complete."""
     return len(study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)))
+
+
+def folder_name(study_name: str) -> str:
+    """Return a name for the folder of a study: a plain one, for any file system.
+
+    Example:
+        >>> folder_name("digits-symmetric-0.5"), folder_name("../a")
+        ('digits-symmetric-0.5', 'a-61b4c98b')
+    """
+    plain = re.sub(r"[^\w.+=@,-]+", "_", study_name)[:60].strip("-._")
+    if plain and plain == study_name:
+        return plain
+    digest = hashlib.sha256(study_name.encode(errors="replace")).hexdigest()[:8]
+    return f"{plain}-{digest}" if plain else digest  # two studies never share a folder
+
+
+@contextmanager
+def naming(option: str, path: Path) -> Iterator[None]:
+    """Let an error of the file system name the option that the path comes from."""
+    try:
+        yield
+    except OSError as error:
+        why = error.strerror or str(error)
+        raise ValueError(f"{option} must be writable, but got {str(path)!r}: {why}.") from error
 
 
 # --- running trials --------------------------------------------------------------------------
@@ -179,7 +230,24 @@ def bar_interval() -> float:
     return 0.1 if sys.stderr.isatty() else 30.0
 
 
-# --- what comes next -------------------------------------------------------------------------
+# --- what is printed -------------------------------------------------------------------------
+
+
+def print_json(document: Mapping[str, Any]) -> None:
+    """Print a document as JSON, which knows no NaN and no infinity: they become null."""
+    print(json.dumps(_finite(document), indent=1, allow_nan=False))
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else None
+    if isinstance(value, np.integer | np.floating):
+        return _finite(value.item())
+    return value if value is None or isinstance(value, bool | int | str) else str(value)
 
 
 def study_options(args: argparse.Namespace, study: optuna.Study) -> str:

@@ -24,7 +24,7 @@ def say_at_ctrl_c(line: str) -> None:
 
 def print_line() -> int:
     """Print the line; return the exit code."""
-    try:
+    try:  # noqa: SIM105 (contextlib takes long to import)
         sys.stdout.flush()
     except (OSError, RuntimeError):  # nobody reads it, or it is being written to
         pass

@@ -7,6 +7,7 @@ imported when the command is given.
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -67,9 +68,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     args.argv = argv
     try:
         code: int = _module(args.command).run(args)
+        sys.stdout.flush()
         return code
     except KeyboardInterrupt:
         return _interrupt.print_line()
+    except BrokenPipeError:  # `s2e status | head`: nobody reads on
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_ERROR
     except Exception as error:
         from optuna_s2e.cli._errors import MENDABLE, one_line
 
