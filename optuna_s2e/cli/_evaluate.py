@@ -104,6 +104,7 @@ def run(args: argparse.Namespace) -> int:
     objective = CoteachingObjective.from_settings(
         settings, data_root=args.data_root, device=args.device
     )
+    print(f"Data: {objective.data.describe_noise()}", file=told)
     rate = objective.data.noise_rate if args.noise_rate is None else args.noise_rate
     missing = _why_no_coteaching(rate)
     if missing:

@@ -32,7 +32,7 @@ def option(
     return {"metavar": metavar, "default": default, "type": kind, "help": _help(text, default)}
 
 
-def choice(choices: Sequence[str], text: str, default: str) -> dict[str, Any]:
+def choice(choices: Sequence[str], text: str, default: str | None = None) -> dict[str, Any]:
     """Return the settings of an option that takes one of some names."""
     return {"choices": list(choices), "default": default, "help": _help(text, default)}
 

@@ -63,17 +63,22 @@ OPTIONS: dict[str, Options] = {
             "NAME", "digits (comes with scikit-learn), mnist, cifar10, cifar100 or a FILE.npz",
             "digits",
         ),
-        "--noise": choice(NOISES, "how training labels are made wrong", "symmetric"),
+        "--noise": choice(
+            NOISES,
+            "how training labels are made wrong (default: symmetric for named data, which are "
+            "clean; none for a FILE.npz)",
+        ),
         "--noise-rate": option(
-            "E", "probability that a label is made wrong, in [0, 1)", 0.5,
-            number(0, 1, open_high=True),
+            "E", "probability that a label is made wrong, in [0, 1) (default: 0.5)",
+            kind=number(0, 1, open_high=True),
         ),
         "--published-noise": flag(
             "take the wrong labels of the Co-teaching and S2E papers, bit for bit"
         ),
         "--validation": choice(
             ["clean", "noisy"],
-            "labels of the validation data, which are split off the training data",
+            "labels of the validation data, which are split off the training data; those that a "
+            "FILE.npz holds itself are taken as they are",
             "clean",
         ),
     },
@@ -204,6 +209,12 @@ def _make_objective(
         metric=args.metric,
         reporter=reporter,
     )
+
+
+def _study_name(name: str, noise: str, noise_rate: float, **_: Any) -> str:
+    """Return the default name of a study from arguments of `load_data`: digits-symmetric-0.5."""
+    kind = noise if noise == "none" else f"{noise}-{noise_rate:g}"
+    return f"{Path(name).stem}-{kind}"
 
 
 def _open_study(

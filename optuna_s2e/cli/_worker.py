@@ -114,5 +114,6 @@ def _find_objective(
     objective = CoteachingObjective.from_settings(
         settings, data_root=args.data_root, device=args.device
     )
+    print(f"Data: {objective.data.describe_noise()}")
     objective.reporter = reporter
     return objective

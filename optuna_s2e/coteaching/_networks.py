@@ -194,9 +194,14 @@ def _cnn9(input_shape: Shape, n_classes: int) -> nn.Module:
 
 def _image_shape(name: str, input_shape: Shape, size: int) -> Shape:
     if len(input_shape) != 3 or min(input_shape[1:]) < size:
+        remedy = "Take 'mlp' or a network of your own."
+        if len(input_shape) == 2:
+            remedy = "Give images without channels one by x[:, None], or take 'mlp'."
+        elif len(input_shape) == 3 and input_shape[2] in (1, 3, 4):
+            remedy = "Bring the channels to the front with x.transpose(0, 3, 1, 2)."
         raise ValueError(
             f"network {name!r} needs inputs (channels, height, width) of at least "
-            f"{size} x {size} pixels, but got {input_shape}. Take 'mlp' or a network of your own."
+            f"{size} x {size} pixels, but got {input_shape}. {remedy}"
         )
     return input_shape
 

@@ -124,8 +124,9 @@ def train_batch(
         config: Optimiser and mini-batches. The default is `TrainingConfig()`.
         device: "auto" (CUDA if there is any, else the CPU), "cpu", "cuda", "cuda:1", ...
         evaluate_on: "validation", or "test" when nothing is left to choose.
-        labels: Noisy labels of each trial, integers (K, N), which replace those of `data`. With
-            them, trials under different noise train in one call. None takes those of `data`.
+        labels: Noisy labels of each trial as class numbers, integers (K, N), which replace those
+            of `data`. With them, trials under different noise train in one call. None takes those
+            of `data`.
         on_epoch: Function that is called with (k, epoch, metrics) after each epoch of trial k.
             If it returns True, that trial stops. Its exceptions are not caught. Fused trials
             take turns epoch by epoch. Otherwise trial 0 is trained to its end, then trial 1, ...
@@ -343,9 +344,11 @@ def _checked_trials(
 def _checked_labels(
     labels: npt.ArrayLike | Tensor, keep_rates: FloatArray, data: NoisyData
 ) -> Tensor:
-    checked = labels if isinstance(labels, Tensor) else torch.from_numpy(np.array(labels))
+    checked = labels if isinstance(labels, Tensor) else np.array(labels)
+    if not isinstance(checked, Tensor) and checked.dtype.kind in "biu":
+        checked = torch.from_numpy(checked)
     expected = (len(keep_rates), len(data.x))
-    if checked.shape != expected or checked.is_floating_point():
+    if not isinstance(checked, Tensor) or checked.is_floating_point() or checked.shape != expected:
         raise ValueError(
             f"labels must be integers of shape (K, N) = {expected}, "
             f"but got {checked.dtype} of shape {tuple(checked.shape)}."

@@ -8,6 +8,7 @@ from functools import partial
 from itertools import pairwise
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from optuna_s2e._checks import check_choice, check_int
@@ -81,11 +82,17 @@ def find_backend(name: str, setup: TrainingSetup, width: int | None) -> Backend:
         width: Trials side by side, as `fused_width` of `train_batch`.
 
     Raises:
-        ValueError: If there is no such backend, it cannot train the network, or the width is
-            below 1.
+        ValueError: If there is no such backend, it cannot train the network, the width is below
+            1, or a network of the papers would see integers.
     """
     check_choice("backend", name, BACKENDS)
     width = width if width is None else check_int("fused_width", width, 1)
+    if isinstance(setup.network, str) and setup.data.x.dtype == torch.int64:
+        raise ValueError(
+            f"network {setup.network!r} needs images (uint8) or floats, but the data hold "
+            "integers. If they are features, scale them to about [0, 1] as floats; if they are "
+            "tokens, give a network function whose first layer is a torch.nn.Embedding."
+        )
     if name == "graphs" and setup.data.x.device.type != "cuda":
         raise ValueError("backend 'graphs' needs a CUDA device. Take 'auto' or 'fused'.")
     if name == "loop":

@@ -66,13 +66,14 @@ class FusedVmapTrainer(FusedTrainer):
         """
         x = to_input(self._x[: self._setup.batch_size], self._setup.dtype)
         is_exact = self._setup.config.dtype != "bfloat16"
-        tolerance = _TOLERANCE[x.dtype] if is_exact else _TOLERANCE_BFLOAT16
+        dtype = self._setup.dtype  # of weights and logits; inputs may be integers
+        tolerance = _TOLERANCE[dtype] if is_exact else _TOLERANCE_BFLOAT16
         for masks in ((), None):
             mapped = self._forward(x[None], masks)
             for i, net in enumerate(networks):
                 net.train(masks is not None)
                 with self._setup.precision():
-                    alone = net(x).to(x.dtype)
+                    alone = net(x).to(dtype)
                 expected = (self._setup.data.n_classes, len(x))
                 if alone.t().shape != expected or mapped[i].shape != expected:
                     raise ValueError(

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import warnings
 from pathlib import Path
 
 import numpy as np
 
 from optuna_s2e import label_noise
-from optuna_s2e._checks import check_choice, check_int
-from optuna_s2e.coteaching.data._noisy_data import NoisyData
+from optuna_s2e._checks import check_choice, check_int, check_number
+from optuna_s2e._typing import IntArray
+from optuna_s2e.coteaching.data._labels import encode_labels
+from optuna_s2e.coteaching.data._noisy_data import NoisyData, assemble
 from optuna_s2e.coteaching.data._sources import DATA_SETS, N_VALIDATION, Source, read_source
 
 _NOISE_STREAM, _VALIDATION_STREAM, _SOURCE_STREAM = range(3)  # spawn keys of one seed
@@ -19,36 +21,44 @@ def load_data(
     name: str,
     *,
     root: str | Path | None = None,
-    noise: str = "symmetric",
-    noise_rate: float = 0.5,
+    noise: str | None = None,
+    noise_rate: float | None = None,
     seed: int = 0,
     validation: str = "clean",
     n_validation: int | None = None,
     published_noise: bool = False,
     download: bool = True,
 ) -> NoisyData:
-    """Load a data set, make part of its training labels wrong and split off validation data.
+    """Load a data set and split off validation data; make labels of clean data sets wrong.
 
     The noise is applied to the whole training part, in the order of the data set. Then
     `n_validation` random samples become the validation data. The noise, the split and, for the
     digits, the test part are drawn from the seed independently of each other.
+
+    The labels of your own file are never changed unless you name a noise.
 
     Args:
         name: Name of a data set, or a path that ends in `.npz`. Names: "digits" (scikit-learn's
             1,797 images of 8 x 8 pixels, which need no download: 500 for test, 300 for
             validation, 997 to train on), "mnist", "cifar10", "cifar100" (torchvision). A `.npz`
             file holds `train_x, train_y, test_x, test_y`, or `x, y, x_val, y_val` and optionally
-            `x_test, y_test`. If its labels are already noisy, it may also hold the true ones as
-            `clean_labels`.
+            `x_test, y_test`, each as `NoisyData.from_arrays` takes them. If its labels are
+            already noisy, it may also hold the true ones as `clean_labels`.
         root: Folder of torchvision's data sets. A relative `.npz` path starts there; None stands
             for the current folder.
-        noise: "symmetric", "pair" or "none". "none" leaves the labels as they are.
-        noise_rate: Probability of a wrong label, in [0, 1).
+        noise: "symmetric", "pair" or "none". "none" leaves the labels as they are. The default
+            is "symmetric" for the names, which are clean data sets, and "none" for `.npz` files.
+        noise_rate: Probability of a wrong label, in [0, 1). The default is 0.5. A `.npz` file
+            needs `noise` with it.
         seed: Seed of noise and splits, a non-negative int.
-        validation: Which labels the validation data have, "clean" or "noisy".
+        validation: Which labels the validation data have, "clean" or "noisy". If the clean ones
+            are unknown, they have those of the file. Validation data that a file holds itself
+            are taken as they are.
         n_validation: Number of validation samples, at least 1 and below the number of training
             samples. The default is 300 for the digits, 5,000 for torchvision's data sets, and
-            10 % of the training part, but at most 5,000, for `.npz` files.
+            10 % of the training part, but at least 1 and at most 5,000, for `.npz` files. If
+            random samples leave out a class, the split is stratified: each class of two or more
+            samples is then on both sides, as far as there is room.
         published_noise: Whether to take the published noise of Co-teaching and S2E, bit for bit.
             It does not depend on the seed (`optuna_s2e.label_noise.published_noise`).
         download: Whether to download data sets that are missing in `root`.
@@ -57,9 +67,14 @@ def load_data(
         Training, validation and, if there are any, test data.
 
     Raises:
-        ValueError: If an argument is out of range or the data are unusable.
+        ValueError: If an argument is out of range, the data are unusable, or a noise rate is given
+            for a `.npz` file and no noise.
         OSError: If files are missing and cannot, or must not, be downloaded.
         ImportError: If scikit-learn or torchvision is needed and missing.
+
+    Warns:
+        UserWarning: If a class has no samples to train on or to validate with, or
+            `validation="noisy"` changes nothing.
 
     Example:
         >>> data = load_data("digits", noise="pair", noise_rate=0.45, seed=0)
@@ -68,20 +83,43 @@ def load_data(
     """
     check_choice("validation", validation, ("clean", "noisy"))
     seed = check_int("seed", seed, 0)
+    noise, noise_rate = _asked_noise(name, noise, noise_rate, published_noise)
     source = read_source(name, root, rng=_rng(seed, _SOURCE_STREAM), download=download)
-    source = _with_noise(source, name, noise, noise_rate, seed, published_noise)
-    source = _with_validation(source, name, validation, n_validation, seed)
+    known = {key: y for key, y in source.labels.items() if y is not None}
+    labels, classes = encode_labels(known)
+    source = source._replace(**labels)
+    source = _with_noise(source, name, noise, noise_rate, len(classes), seed, published_noise)
+    source = _with_validation(source, name, validation, n_validation, len(classes), seed)
     settings = {
         "name": str(name),
         "noise": noise,
-        "noise_rate": float(noise_rate),
+        "noise_rate": noise_rate,
         "seed": seed,
         "validation": validation,
         "n_validation": n_validation if n_validation is None else int(n_validation),
         "published_noise": bool(published_noise),
     }
-    data = NoisyData.from_arrays(**source._asdict(), name=str(name))
-    return replace(data, settings=settings)
+    inputs = {key: x for key, x in source.inputs.items() if x is not None}
+    labels = {key: y for key, y in source.labels.items() if y is not None}
+    return assemble(inputs, labels, classes, name=str(name), settings=settings)
+
+
+def _asked_noise(
+    name: str, noise: str | None, noise_rate: float | None, published: bool
+) -> tuple[str, float]:
+    """Return kind and rate of the noise; that of a user's own data has to be named."""
+    if noise is None and name not in DATA_SETS and (noise_rate is not None or published):
+        raise ValueError(
+            f"noise must be 'symmetric' or 'pair' if a noise rate or the published noise is "
+            f"asked for, but got None. The labels of {str(name)!r} are taken as they are unless "
+            "the noise is named."
+        )
+    if noise is None:
+        noise = "symmetric" if name in DATA_SETS else "none"
+    check_choice("noise", noise, label_noise.NOISES)
+    if noise_rate is None:
+        noise_rate = 0.0 if noise == "none" else 0.5
+    return noise, check_number("noise_rate", noise_rate, 0, 1, open_high=True)
 
 
 def _rng(seed: int, stream: int) -> np.random.Generator:
@@ -89,27 +127,36 @@ def _rng(seed: int, stream: int) -> np.random.Generator:
 
 
 def _with_noise(
-    source: Source, name: str, noise: str, noise_rate: float, seed: int, published: bool
+    source: Source,
+    name: str,
+    noise: str,
+    noise_rate: float,
+    n_classes: int,
+    seed: int,
+    published: bool,
 ) -> Source:
-    if source.clean_labels is not None and noise != "none":
+    if noise == "none":  # it is unknown how clean the labels of a file are
+        return source._replace(clean_labels=source.y) if name in DATA_SETS else source
+    if source.clean_labels is not None:
         raise ValueError(
             f"noise must be 'none' for {name!r}, whose labels are noisy already "
             f"(it holds clean_labels), but got {noise!r}."
         )
-    known = [y for y in (source.y, source.y_val, source.y_test) if y is not None]
-    n_classes = 1 + max(int(y.max()) for y in known)
-    matrix = label_noise.transition_matrix(noise, noise_rate, n_classes)
     if published:
         noisy_labels = label_noise.published_noise(source.y, noise, noise_rate, n_classes)
     else:
+        matrix = label_noise.transition_matrix(noise, noise_rate, n_classes)
         noisy_labels = label_noise.flip_labels(source.y, matrix, _rng(seed, _NOISE_STREAM))
-    if noise == "none" and name not in DATA_SETS:
-        return source  # it is unknown how clean these labels are
     return source._replace(y=noisy_labels, clean_labels=source.y)
 
 
 def _with_validation(
-    source: Source, name: str, validation: str, n_validation: int | None, seed: int
+    source: Source,
+    name: str,
+    validation: str,
+    n_validation: int | None,
+    n_classes: int,
+    seed: int,
 ) -> Source:
     if source.x_val is not None:
         if n_validation is not None:
@@ -117,15 +164,25 @@ def _with_validation(
                 f"n_validation must be None for {name!r}, which holds x_val, "
                 f"but got {n_validation!r}."
             )
+        if validation == "noisy":
+            warnings.warn(
+                f"validation 'noisy' changes nothing for {name!r}, which holds x_val: its y_val "
+                "are taken as they are. Put the labels that you want into y_val.",
+                UserWarning,
+                stacklevel=3,
+            )
         return source
     n = len(source.y)
     if n_validation is None:
-        n_validation = N_VALIDATION.get(name, min(5000, n // 10))
+        n_validation = N_VALIDATION.get(name, min(5000, max(1, n // 10)))
     n_validation = check_int("n_validation", n_validation, 1, n - 1)
-    order = _rng(seed, _VALIDATION_STREAM).permutation(n)
-    held_out, kept = np.sort(order[:n_validation]), np.sort(order[n_validation:])
     clean = source.clean_labels
     y_val = source.y if clean is None or validation == "noisy" else clean
+    order = _rng(seed, _VALIDATION_STREAM).permutation(n)
+    held_out, kept = np.sort(order[:n_validation]), np.sort(order[n_validation:])
+    if min(len(np.unique(y_val[held_out])), len(np.unique(source.y[kept]))) < n_classes:
+        order = _stratified(order, y_val)
+        held_out, kept = np.sort(order[:n_validation]), np.sort(order[n_validation:])
     return source._replace(
         x=source.x[kept],
         y=source.y[kept],
@@ -133,3 +190,20 @@ def _with_validation(
         x_val=source.x[held_out],
         y_val=y_val[held_out],
     )
+
+
+def _stratified(order: IntArray, labels: IntArray) -> IntArray:
+    """Return an order of samples of which each beginning holds the classes in proportion.
+
+    The first sample of each class comes before all others, and the last one (or the only one)
+    after all others, so that both sides of a split have one.
+    """
+    y = labels[order]
+    counts = np.bincount(y)
+    by_class = np.argsort(y, kind="stable")
+    rank = np.empty(len(y), dtype=np.int64)  # among the samples of its class
+    rank[by_class] = np.arange(len(y)) - np.repeat(np.cumsum(counts) - counts, counts)
+    position = (rank + 0.5) / counts[y]
+    position[rank == 0] = 0
+    position[rank == counts[y] - 1] = 1
+    return order[np.argsort(position, kind="stable")]

@@ -1,26 +1,31 @@
 """Training data with wrong labels, held in memory, made from arrays or torch data sets.
 
 Notation
-    x               inputs: uint8 images or float32, (N, ...)
-    noisy_labels    the labels that training sees, (N,)
+    x               inputs: uint8 images, float32 features or int64 tokens, (N, ...)
+    noisy_labels    the labels that training sees, as class numbers, (N,)
     clean_labels    the true labels, (N,), or None; used to measure label precision alone
+    classes         the label of each class as the user gave it, (C,)
     validation      data that a search may use, split off the training data
     test            data that only an evaluation uses
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate
 
-from optuna_s2e._checks import check_int
+from optuna_s2e._typing import IntArray
+from optuna_s2e.coteaching.data._inputs import read_inputs
+from optuna_s2e.coteaching.data._labels import Label, encode_labels, show_classes
 
 ArrayOrTensor = npt.ArrayLike | Tensor
 
@@ -32,8 +37,8 @@ class NoisyData:
     Use `load_data`, `from_arrays` or `from_datasets` to make it: they check the data.
 
     Attributes:
-        x: Training inputs, uint8 images or float32, (N, ...).
-        noisy_labels: Labels to train on, int64, (N,).
+        x: Training inputs, uint8 images, float32 features or int64 tokens, (N, ...).
+        noisy_labels: Labels to train on, as class numbers, int64, (N,).
         clean_labels: True labels, int64, (N,), or None if they are unknown.
         x_val: Validation inputs, (N_val, ...).
         y_val: Validation labels, clean or noisy, (N_val,).
@@ -43,6 +48,7 @@ class NoisyData:
         name: Name of the data set.
         settings: Arguments with which `load_data` returns the same data, or None if the data
             were not made by `load_data`.
+        classes: Label of each class as it was given (a name, for example), (C,).
     """
 
     x: Tensor
@@ -55,6 +61,7 @@ class NoisyData:
     n_classes: int
     name: str
     settings: Mapping[str, Any] | None = None
+    classes: tuple[Label, ...] = ()
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -69,6 +76,39 @@ class NoisyData:
         if self.clean_labels is None:
             return None
         return float((self.noisy_labels != self.clean_labels).double().mean())
+
+    def describe_noise(self) -> str:
+        """Return a sentence: which noise `load_data` added to the labels.
+
+        Example:
+            >>> x, y = np.eye(4, dtype=np.float32), np.array([0, 1, 0, 1])
+            >>> NoisyData.from_arrays(x, y, x, y, name="mine").describe_noise()
+            'mine; the labels are as they were given, no noise is added.'
+        """
+        settings = self.settings
+        if settings is None or settings["noise"] == "none":
+            return f"{self.name}; the labels are as they were given, no noise is added."
+        published = "the published " if settings["published_noise"] else ""
+        rate = f"{100 * settings['noise_rate']:g} %"
+        return (
+            f"{self.name}; {published}{rate} {settings['noise']} noise is added to the training "
+            "labels."
+        )
+
+    def decode(self, numbers: ArrayOrTensor) -> npt.NDArray[Any]:
+        """Return the labels that class numbers stand for, such as predictions of a network.
+
+        Args:
+            numbers: Class numbers in [0, C), of any shape.
+
+        Example:
+            >>> x, y = np.eye(4, dtype=np.float32), ["dog", "cat", "dog", "cat"]
+            >>> NoisyData.from_arrays(x, y, x, y).decode([[0, 1]]).tolist()
+            [['cat', 'dog']]
+        """
+        numbers = numbers.detach().cpu() if isinstance(numbers, Tensor) else numbers
+        labels: npt.NDArray[Any] = np.array(self.classes)[np.asarray(numbers)]
+        return labels
 
     def to(self, device: torch.device | str) -> NoisyData:
         """Return the data on a device, or this object if they are there already."""
@@ -92,25 +132,35 @@ class NoisyData:
     ) -> NoisyData:
         """Make the data from arrays or tensors whose labels `y` are already noisy.
 
+        Lists and data frames are taken like arrays.
+
         Args:
-            x: Training inputs, (N, ...). Training scales uint8 images to [0, 1] and takes floats
-                as they are, in float32.
-            y: Labels to train on, integers in [0, C), (N,).
+            x: Training inputs, (N, ...). uint8 are images, which networks see in [0, 1]; if they
+                have their 1 or 3 channels last, these become the first axis. Floats are taken as
+                they are, in float32. Other integers are tokens, such as the ids of words: they
+                need a network of your own that begins with an embedding.
+            y: Labels to train on, (N,): whole numbers, strings or bytes. The classes are the
+                different labels in sorted order (`classes`).
             x_val: Validation inputs, of the shape and dtype of `x` except for their number.
-            y_val: Validation labels, integers in [0, C). Clean labels are better than noisy ones.
+            y_val: Validation labels. Clean labels are better than noisy ones.
             x_test: Test inputs for `evaluate_schedules`, or None.
             y_test: Test labels, or None. They must be given if `x_test` is.
-            clean_labels: True labels of `x`, integers in [0, C), (N,). They are used to record
-                how clean the selected samples are. None if they are unknown.
-            n_classes: C, at least 2. The default is the largest label + 1.
+            clean_labels: True labels of `x`, (N,). They are used to record how clean the selected
+                samples are. None if they are unknown.
+            n_classes: C, at least 2. With it, labels in [0, C) are class numbers, and the training
+                labels need not hold all of them.
             name: Name of the data for titles.
 
         Returns:
             The data. Arrays are copied; tensors that need no conversion are not.
 
         Raises:
-            ValueError: If shapes or dtypes differ, labels are out of range, a class is missing in
-                the training or validation labels, or an input is not finite.
+            ValueError: If shapes or dtypes differ, inputs are no numbers or not finite, labels are
+                missing or of several types, `n_classes` does not fit them, or without it the
+                training labels lack a class.
+
+        Warns:
+            UserWarning: If the training or the validation labels hold no sample of a class.
 
         Example:
             >>> x, y = np.eye(4, dtype=np.float32), np.array([0, 1, 0, 1])
@@ -120,31 +170,14 @@ class NoisyData:
         if (x_test is None) != (y_test is None):
             given = "y_test" if x_test is None else "x_test"
             raise ValueError(f"x_test and y_test must be given together, but got {given} alone.")
-        inputs = {"x": _inputs("x", x), "x_val": _inputs("x_val", x_val)}
-        labels = {"y": _labels("y", y), "y_val": _labels("y_val", y_val)}
+        inputs = {"x": x, "x_val": x_val}
+        labels = {"y": y, "y_val": y_val}
         if x_test is not None and y_test is not None:
-            inputs["x_test"] = _inputs("x_test", x_test)
-            labels["y_test"] = _labels("y_test", y_test)
+            inputs["x_test"], labels["y_test"] = x_test, y_test
         if clean_labels is not None:
-            labels["clean_labels"] = _labels("clean_labels", clean_labels)
-        if n_classes is None:
-            n_classes = 1 + max(int(label.max()) for label in labels.values())
-        n_classes = check_int("n_classes", n_classes, 2)
-        _check_shapes(inputs, labels)
-        for label_name, label in labels.items():
-            must_cover = label_name in ("y", "y_val")
-            _check_classes(label_name, label, n_classes, must_cover=must_cover)
-        return cls(
-            x=inputs["x"],
-            noisy_labels=labels["y"],
-            clean_labels=labels.get("clean_labels"),
-            x_val=inputs["x_val"],
-            y_val=labels["y_val"],
-            x_test=inputs.get("x_test"),
-            y_test=labels.get("y_test"),
-            n_classes=n_classes,
-            name=name,
-        )
+            labels["clean_labels"] = clean_labels
+        numbers, classes = encode_labels(labels, n_classes)
+        return assemble(inputs, numbers, classes, name=name)
 
     @classmethod
     def from_datasets(
@@ -197,42 +230,61 @@ class NoisyData:
         )
 
 
-def to_input(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return a mini-batch as networks see it: uint8 images are scaled to [0, 1] (ToTensor)."""
-    return x.to(dtype).div_(255) if x.dtype == torch.uint8 else x.to(dtype)
+def assemble(
+    inputs: Mapping[str, Any],
+    labels: Mapping[str, IntArray],
+    classes: Sequence[Label],
+    *,
+    name: str,
+    settings: Mapping[str, Any] | None = None,
+) -> NoisyData:
+    """Make the data from inputs and class numbers.
+
+    Args:
+        inputs: "x", "x_val" and maybe "x_test", as in `NoisyData.from_arrays`.
+        labels: "y", "y_val" and maybe "y_test" and "clean_labels", as class numbers.
+        classes: Label of each class.
+        name: Name of the data for titles.
+        settings: Arguments with which `load_data` returns the same data, or None.
+
+    Raises:
+        ValueError: If shapes or dtypes differ, or inputs are no numbers or not finite.
+
+    Warns:
+        UserWarning: If the training or the validation labels hold no sample of a class.
+    """
+    x = read_inputs(inputs)
+    _check_shapes(x, labels)
+    for part, consequence in (
+        ("y", "networks cannot learn them"),
+        ("y_val", "the validation error knows nothing of them"),
+    ):
+        held = set(labels[part].tolist())
+        empty = [label for i, label in enumerate(classes) if i not in held]
+        if empty:
+            warnings.warn(
+                f"{part} of {name!r} holds no sample of the classes {show_classes(empty)}: "
+                f"{consequence}.",
+                UserWarning,
+                stacklevel=3,
+            )
+    y = {part: torch.from_numpy(numbers).to(x["x"].device) for part, numbers in labels.items()}
+    return NoisyData(
+        x=x["x"],
+        noisy_labels=y["y"],
+        clean_labels=y.get("clean_labels"),
+        x_val=x["x_val"],
+        y_val=y["y_val"],
+        x_test=x.get("x_test"),
+        y_test=y.get("y_test"),
+        n_classes=len(classes),
+        name=name,
+        settings=settings,
+        classes=tuple(classes),
+    )
 
 
-def _inputs(name: str, x: ArrayOrTensor) -> Tensor:
-    tensor = x.detach() if isinstance(x, Tensor) else torch.from_numpy(np.array(x))
-    if tensor.ndim < 2:
-        raise ValueError(f"{name} must have shape (N, ...), but got {tuple(tensor.shape)}.")
-    if tensor.dtype == torch.uint8:
-        return tensor.contiguous()
-    if not tensor.is_floating_point():
-        raise ValueError(
-            f"{name} must be uint8 images or floats, but got {tensor.dtype}. "
-            "Scale it to about [0, 1] and convert it to float32."
-        )
-    tensor = tensor.to(torch.float32).contiguous()
-    finite = tensor.flatten(1).isfinite().all(dim=1)
-    if not finite.all():
-        raise ValueError(
-            f"{name} must be finite, but {int((~finite).sum())} of {len(tensor)} samples hold "
-            f"NaN or infinity, the first is {name}[{int(finite.int().argmin())}]."
-        )
-    return tensor
-
-
-def _labels(name: str, y: ArrayOrTensor) -> Tensor:
-    tensor = y.detach() if isinstance(y, Tensor) else torch.from_numpy(np.array(y))
-    if tensor.ndim != 1 or len(tensor) == 0:
-        raise ValueError(f"{name} must have shape (N,), N > 0, but got {tuple(tensor.shape)}.")
-    if tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool:
-        raise ValueError(f"{name} must be integers, but got {tensor.dtype}.")
-    return tensor.to(torch.int64)
-
-
-def _check_shapes(inputs: Mapping[str, Tensor], labels: Mapping[str, Tensor]) -> None:
+def _check_shapes(inputs: Mapping[str, Tensor], labels: Mapping[str, IntArray]) -> None:
     pairs = [("x", "y"), ("x_val", "y_val"), ("x_test", "y_test"), ("x", "clean_labels")]
     for x, y in pairs:
         if y in labels and len(inputs[x]) != len(labels[y]):
@@ -245,32 +297,22 @@ def _check_shapes(inputs: Mapping[str, Tensor], labels: Mapping[str, Tensor]) ->
             raise ValueError(
                 f"x and {name} must hold inputs of one shape and dtype, but got "
                 f"{tuple(inputs['x'].shape[1:])} {inputs['x'].dtype} and "
-                f"{tuple(tensor.shape[1:])} {tensor.dtype}."
+                f"{tuple(tensor.shape[1:])} {tensor.dtype}. Convert them to the same."
             )
 
 
-def _check_classes(name: str, labels: Tensor, n_classes: int, *, must_cover: bool) -> None:
-    low, high = int(labels.min()), int(labels.max())
-    if low < 0 or high >= n_classes:
-        wrong = low if low < 0 else high
-        raise ValueError(f"{name} must be in [0, n_classes) = [0, {n_classes}), but got {wrong}.")
-    counts = torch.bincount(labels, minlength=n_classes)
-    if must_cover and not counts.all():
-        empty = torch.nonzero(counts == 0).flatten().tolist()
-        raise ValueError(
-            f"{name} must hold every class, but {empty} are empty. "
-            "Drop those classes, or take more samples."
-        )
+def _read_dataset(name: str, dataset: Dataset[Any]) -> tuple[Tensor, list[Any]]:
+    def collate(items: list[Any]) -> tuple[Any, list[Any]]:
+        inputs, labels = zip(*items, strict=True)
+        return default_collate(list(inputs)), list(labels)
 
-
-def _read_dataset(name: str, dataset: Dataset[Any]) -> tuple[Tensor, Tensor]:
     # without a generator of its own, a DataLoader draws a seed from torch's global one
-    loader = DataLoader(dataset, batch_size=1000, generator=torch.Generator())
+    loader = DataLoader(dataset, batch_size=1000, generator=torch.Generator(), collate_fn=collate)
     try:
         inputs, labels = zip(*loader, strict=True)
-        return torch.cat(inputs), torch.cat(labels)
-    except (TypeError, ValueError) as error:
+        return torch.cat(list(inputs)), list(chain(*labels))
+    except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(
-            f"{name} must be a data set of (tensor, label) items ({error}). "
+            f"{name} must be a data set of (tensor, label) items of one shape ({error}). "
             "Images need a transform such as torchvision's PILToTensor()."
         ) from error

@@ -41,6 +41,17 @@ class Source(NamedTuple):
     y_val: Array | None = None
     clean_labels: Array | None = None
 
+    @property
+    def inputs(self) -> dict[str, Array | None]:
+        """The inputs by name."""
+        return {"x": self.x, "x_val": self.x_val, "x_test": self.x_test}
+
+    @property
+    def labels(self) -> dict[str, Array | None]:
+        """The labels by name."""
+        names = ("y", "y_val", "y_test", "clean_labels")
+        return {name: getattr(self, name) for name in names}
+
 
 def read_source(
     name: str, root: str | Path | None, *, rng: np.random.Generator, download: bool
@@ -86,8 +97,10 @@ def _read_npz(path: Path) -> Source:
     except FileNotFoundError as error:
         raise FileNotFoundError(f"There is no file {str(path)!r}.") from error
     except (ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{str(path)!r} is not a .npz file of plain arrays: {error}") from error
-    arrays = {key: _channels_first(array) for key, array in arrays.items()}
+        remedy = " Save names as array.astype(str)." if "Object arrays" in str(error) else ""
+        raise ValueError(
+            f"{str(path)!r} is not a .npz file of plain arrays: {error}.{remedy}"
+        ) from error
     layout = _SPLIT_BY_FILE if "x" in arrays else _SPLIT_BY_US
     missing = [key for key in layout if key not in arrays]
     if missing:
@@ -96,24 +109,22 @@ def _read_npz(path: Path) -> Source:
             f"but got {', '.join(sorted(arrays)) or 'nothing'}: "
             f"{', '.join(missing)} missing."
         )
-    for x, y in (layout[:2], layout[2:]):
-        if not 0 < len(arrays[x]) == len(arrays[y]):
-            raise ValueError(
-                f"{x} and {y} in {str(path)!r} must have the same length above 0, "
-                f"but got {len(arrays[x])} and {len(arrays[y])}."
-            )
     clean_labels = arrays.get("clean_labels")
+    pairs = [
+        layout[:2],
+        layout[2:],
+        *([] if clean_labels is None else [(layout[1], "clean_labels")]),
+    ]
+    for one, other in pairs:
+        lengths = [len(arrays[key]) if arrays[key].ndim else 0 for key in (one, other)]
+        if not 0 < lengths[0] == lengths[1]:
+            raise ValueError(
+                f"{one} and {other} in {str(path)!r} must have the same length above 0, "
+                f"but got {lengths[0]} and {lengths[1]}."
+            )
     if layout is _SPLIT_BY_US:
         x, y, x_test, y_test = (arrays[key] for key in layout)
         return Source(x, y, x_test, y_test, clean_labels=clean_labels)
     x, y, x_val, y_val = (arrays[key] for key in layout)
     x_test, y_test = arrays.get("x_test"), arrays.get("y_test")
     return Source(x, y, x_test, y_test, x_val, y_val, clean_labels)
-
-
-def _channels_first(array: Array) -> Array:
-    """Return images (N, height, width, 1 or 3) with the channels first, other arrays unchanged."""
-    is_last = array.dtype == np.uint8 and array.ndim == 4 and array.shape[3] in (1, 3)
-    if not is_last or array.shape[1] in (1, 3):
-        return array
-    return np.ascontiguousarray(array.transpose(0, 3, 1, 2))

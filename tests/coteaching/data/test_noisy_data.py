@@ -13,7 +13,7 @@ import torch
 from torch.utils.data import Dataset, TensorDataset
 
 from optuna_s2e.coteaching import NoisyData, load_data, make_network
-from optuna_s2e.coteaching.data._noisy_data import to_input
+from optuna_s2e.coteaching.data import to_input
 from optuna_s2e.label_noise import published_noise
 
 X = np.linspace(0, 1, 24, dtype=np.float32).reshape(12, 2)
