@@ -14,6 +14,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from optuna.exceptions import UpdateFinishedTrialError
+from optuna.samplers import BaseSampler
 from optuna.storages import BaseStorage, RDBStorage
 from optuna.storages._heartbeat import BaseHeartbeat
 from optuna.study import Study
@@ -124,6 +125,13 @@ def url_of(study: Study) -> str | None:
             return f"journal:///{path}"
         layer = getattr(layer, "_backend", None)
     return None
+
+
+def innermost_sampler(sampler: BaseSampler) -> BaseSampler:
+    """Return what draws inside samplers that wrap another one, as `PartialFixedSampler` does."""
+    while isinstance(inner := getattr(sampler, "_base_sampler", None), BaseSampler):
+        sampler = inner
+    return sampler
 
 
 def note_target(study: Study, trial: FrozenTrial) -> Any:

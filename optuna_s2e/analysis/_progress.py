@@ -6,7 +6,7 @@ All functions here are pure: they take trials and a time.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
@@ -14,7 +14,7 @@ import numpy as np
 from optuna.trial import FrozenTrial, TrialState
 
 from optuna_s2e import _optuna
-from optuna_s2e._attributes import MAX_TRIALS, N_TRIALS_KEY, SEARCH_KEY, WORKER_KEY
+from optuna_s2e._attributes import WORKER_KEY
 
 _RECENT = 50  # completed trials over which the rate is measured
 _STOPPED = 60.0  # seconds without any trial after which a search counts as stopped
@@ -70,30 +70,6 @@ def measure_progress(
         rate=rate,
         seconds_left=0.0 if left == 0 else float(left / rate) if rate > 0 else np.nan,
     )
-
-
-def planned_trials(attrs: Mapping[str, Any]) -> int | None:
-    """Return the number of completed trials that a search ends with.
-
-    `s2e search` keeps it for the workers that join, and the dashboard's reporter for its pages.
-    If the two differ, processes work toward different numbers, and the search goes on until the
-    larger one is reached.
-
-    Args:
-        attrs: User attributes of the study.
-
-    Returns:
-        An int of at least 1. None if no one has said it, or what was said is damaged.
-    """
-    search = attrs.get(SEARCH_KEY)
-    said = (
-        search.get("n_trials") if isinstance(search, Mapping) else None,
-        attrs.get(N_TRIALS_KEY),
-    )
-    sound = [
-        n for n in said if isinstance(n, int) and not isinstance(n, bool) and 1 <= n <= MAX_TRIALS
-    ]
-    return max(sound, default=None)
 
 
 def progress_lines(progress: Progress) -> list[str]:

@@ -26,7 +26,7 @@ from optuna_s2e.analysis._generations import (
     recorded_generations,
     replayed_generations,
 )
-from optuna_s2e.analysis._progress import Progress, measure_progress, planned_trials
+from optuna_s2e.analysis._progress import Progress, measure_progress
 from optuna_s2e.analysis._recommend import Recommendation, recommend_from
 from optuna_s2e.analysis._theta_summary import (
     Band,
@@ -35,7 +35,7 @@ from optuna_s2e.analysis._theta_summary import (
     summarize_theta,
 )
 from optuna_s2e.distributions import SearchSpace
-from optuna_s2e.history import Chain, Ledger, Rules
+from optuna_s2e.history import Chain, Ledger, Rules, planned_trials
 from optuna_s2e.schedules import Schedule, ScheduleSpace, find_space
 
 

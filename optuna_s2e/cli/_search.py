@@ -161,10 +161,14 @@ def run(args: argparse.Namespace) -> int:
     )
     reporter = _common.make_reporter(args, args.trials)
     objective = _make_objective(args, reporter)
+    settings = objective.settings or {}
+    by_default = args.noise is None and settings["data"]["noise"] != "none"
+    hint = " Add none with --noise none." if by_default else ""
+    print(f"Data: {objective.data.describe_noise()}{hint}")
     objective.check()
     storage = _common.open_for_work(args.storage)  # last: an error writes nothing
-    name = args.study_name or f"{Path(args.data).stem}-{args.noise}-{args.noise_rate:g}"
-    study = _open_study(storage, name, objective.settings, sampler)
+    name = args.study_name or _study_name(**settings["data"])
+    study = _open_study(storage, name, settings, sampler)
     if reporter is not None:
         line = _with_option(args.argv, "--storage", args.storage)
         reporter.record_command(study, ["s2e", *line])
@@ -244,6 +248,10 @@ def _open_study(
             )
         print(f"Study {name!r} has no completed trial, so its settings are replaced: {changes}.")
     sampler.check(study)
+    before = Search.read(study).settings
+    if before is not None and before != sampler.settings:
+        print(f"The search goes on with other settings from the next generation on: "
+              f"{_differences(sampler.settings, before)}.")  # fmt: skip
     if recorded != settings:
         study.set_user_attr(OBJECTIVE_KEY, settings)
         with warnings.catch_warnings():  # the dashboard's axes get a name

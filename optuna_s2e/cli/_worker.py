@@ -20,6 +20,7 @@ from optuna_s2e.cli._options import (
     option,
     study_name,
 )
+from optuna_s2e.history import extend_search
 from optuna_s2e.parallel import Objective, Search, is_complete, load_objective, sampler_for
 
 if TYPE_CHECKING:
@@ -48,8 +49,9 @@ OPTIONS: Options = {
         "with the study)",
     ),
     "--trials": option(
-        "N", "stop when the study has N complete trials, other workers' included (default: the "
-        "number that `s2e search` was given; without one, go on until a signal)", kind=TRIALS,
+        "N", "stop when the study has N complete trials, other workers' included; if the search "
+        "ends with fewer, it is extended to N (default: the number that the search ends with; "
+        "without one, go on until a signal)", kind=TRIALS,
     ),
     "--grace": option(
         "S", "seconds that the running trial has after SIGTERM (default %(default)g)", 20.0,
@@ -68,21 +70,25 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Work on the study until it is complete or a signal comes."""
     study = _common.load_study(args, _common.open_for_work(args.storage))
-    n_trials = args.trials if args.trials is not None else Search.read(study).n_trials
+    n_trials = args.trials or Search.read(study).n_trials
     reporter = _common.make_reporter(args, n_trials)
     objective = _find_objective(study, args, reporter)
     study.sampler = sampler_for(study)
     study.sampler.check(study)
-    before = len(study.get_trials(deepcopy=False))
+    if args.trials is not None:
+        extend_search(study, args.trials)
     if is_complete(study, n_trials):
-        print(f"Study {study.study_name!r} is complete: {n_trials} trials.")
+        print(f"Study {study.study_name!r} is complete: {_common.n_complete(study)} trials.")
         return 0
-    end = "a signal comes" if n_trials is None else f"{n_trials} trials are complete"
-    print(f"Working on study {study.study_name!r} until {end}.")
     callbacks = [reporter] if reporter is not None else []
-    stopped = _common.optimize(
-        study, objective, n_trials, callbacks, grace=args.grace, catch=(Exception,)
-    )
+    before, stopped = len(study.get_trials(deepcopy=False)), ""
+    while not (stopped or is_complete(study, n_trials)):
+        end = "a signal comes" if n_trials is None else f"{n_trials} trials are complete"
+        print(f"Working on study {study.study_name!r} until {end}.")
+        stopped = _common.optimize(
+            study, objective, n_trials, callbacks, grace=args.grace, catch=(Exception,)
+        )
+        n_trials = args.trials or Search.read(study).n_trials  # it may have been extended
     begun = len(study.get_trials(deepcopy=False)) - before
     print(f"{stopped or 'Complete'}: {begun} trials began meanwhile, other workers' included.")
     return EXIT_CODES.get(stopped, 0)

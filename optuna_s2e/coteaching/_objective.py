@@ -351,7 +351,8 @@ class CoteachingObjective:
     def _seed_of(self, trial: BaseTrial) -> int:
         recorded = trial.user_attrs.get(SEED_KEY)
         if isinstance(recorded, int | np.integer) and not isinstance(recorded, bool):
-            return check_int(f"user attribute {SEED_KEY!r} of trial {trial.number}", recorded, 0)
+            name = f"user attribute {SEED_KEY!r} of trial {trial.number}"
+            return check_int(name, recorded, 0, 2**64 - 1)  # what PyTorch takes
         if isinstance(trial, Trial):
             return self.trial_seed(first_try_number(trial))
         return self.trial_seed(trial.number)

@@ -25,7 +25,6 @@ from optuna_s2e._attributes import (
     GENERATION_KEY,
     KEEP_RATE_FINAL_KEY,
     KEEP_RATE_MEAN_KEY,
-    N_TRIALS_KEY,
 )
 from optuna_s2e._checks import check_int
 from optuna_s2e.analysis import closes_generation
@@ -35,7 +34,7 @@ from optuna_s2e.dashboard._artifacts import ArtifactFolder
 from optuna_s2e.dashboard._markdown import update_note
 from optuna_s2e.dashboard._pictures import picture
 from optuna_s2e.dashboard._study_page import write_study
-from optuna_s2e.history import Ledger, Record, Rules
+from optuna_s2e.history import Ledger, Record, Rules, extend_search
 from optuna_s2e.schedules import Schedule
 
 if TYPE_CHECKING:
@@ -313,13 +312,12 @@ class DashboardReporter:
         return trials if due else None
 
     def _write_study(self, study: Study, trials: Sequence[FrozenTrial] | None) -> None:
-        attrs = study.user_attrs
-        wanted: dict[str, Any] = {N_TRIALS_KEY: self._n_trials}
+        if self._n_trials is not None:
+            extend_search(study, self._n_trials)
         if isinstance(self._store, ArtifactFolder):
-            wanted[ARTIFACT_DIR_KEY] = str(self._store.path)
-        for name, value in wanted.items():
-            if value is not None and attrs.get(name) != value:
-                study.set_user_attr(name, value)
+            folder = str(self._store.path)
+            if study.user_attrs.get(ARTIFACT_DIR_KEY) != folder:
+                study.set_user_attr(ARTIFACT_DIR_KEY, folder)
         write_study(study, trials)
         self._painted.add(study.study_name)
 

@@ -1,4 +1,7 @@
-"""What the trials of a study say of its search. Nothing here writes to a study."""
+"""What a study says of its search: the records of its trials, and what it tells workers.
+
+Only `_search` writes to a study.
+"""
 
 from optuna_s2e.history._ledger import MAX_PENDING, Chain, Ledger, State, locate, space_of
 from optuna_s2e.history._record import (
@@ -14,6 +17,7 @@ from optuna_s2e.history._record import (
     read_tags,
     split_settings,
 )
+from optuna_s2e.history._search import Search, extend_search, planned_trials
 
 __all__ = [
     "MAX_ATTEMPTS",
@@ -24,12 +28,15 @@ __all__ = [
     "Ledger",
     "Record",
     "Rules",
+    "Search",
     "Slot",
     "State",
+    "extend_search",
     "failed_by_objective",
     "join_settings",
     "locate",
     "own_record",
+    "planned_trials",
     "read_tags",
     "space_of",
     "split_settings",

@@ -141,16 +141,41 @@ def _outcome(task: Task, result: Any) -> Outcome:
     if isinstance(result, Exception):
         return Outcome(failure=f"{type(result).__name__}: {result}", error=result, **collected)
     try:
-        several = isinstance(result, Sequence) and not isinstance(result, str | bytes)
-        values = tuple(float(value) for value in (result if several else (result,)))
-    except (ValueError, TypeError):
-        return Outcome(failure=f"It returned {result!r}, which is no number.", **collected)
-    if any(math.isnan(value) for value in values):
-        return Outcome(failure="It returned NaN.", **collected)
-    if len(values) != len(storage.directions):
-        failure = f"It returned {len(values)} values, not {len(storage.directions)}."
-        return Outcome(failure=failure, **collected)
-    return Outcome(values, **collected)
+        return Outcome(read_values(result, len(storage.directions)), **collected)
+    except ValueError as error:
+        return Outcome(failure=str(error), **collected)
+
+
+def read_values(result: Any, n_values: int) -> tuple[float, ...]:
+    """Return what an objective returned as floats, with the meaning that Optuna gives it.
+
+    Strings are no numbers, and neither is what `float` refuses for whatever reason: under
+    `study.optimize` some of that ends the whole search.
+
+    Raises:
+        ValueError: If it is no number, NaN, or not `n_values` of them.
+    """
+    several = isinstance(result, Sequence) and not isinstance(result, str)
+    values = []
+    for value in result if several else (result,):
+        try:
+            if isinstance(value, str):
+                raise TypeError
+            values.append(float(value))
+        except Exception as error:  # of the value's own __float__
+            raise ValueError(f"It returned {_shown(result)}, which is no number.") from error
+    if any(map(math.isnan, values)):
+        raise ValueError("It returned NaN.")
+    if len(values) != n_values:
+        raise ValueError(f"It returned {len(values)} values, not {n_values}.")
+    return tuple(values)
+
+
+def _shown(result: Any) -> str:
+    try:
+        return f"{result!r:.60}"
+    except Exception:  # of its own __repr__, or it is an int of thousands of digits
+        return f"an object of type {type(result).__name__}"
 
 
 def _portable(error: Exception) -> Exception:

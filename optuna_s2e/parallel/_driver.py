@@ -29,6 +29,7 @@ from optuna_s2e.history import Record, Slot, own_record
 from optuna_s2e.parallel._detached import Outcome, Task, detach
 from optuna_s2e.parallel._executors import Lost, Results
 from optuna_s2e.parallel._lease import Lease
+from optuna_s2e.parallel._sampler_change import sampler_mark
 from optuna_s2e.parallel._slots import Batch, next_batch, plan_slot
 from optuna_s2e.sampler import Request, S2ESampler, engine_of
 
@@ -195,7 +196,8 @@ class Driver:
 
     def _new_trial(self, slot: Slot | None) -> int:
         attrs = {} if slot is None else {SEED_KEY: self._seed_of(slot)}
-        return _optuna.new_trial(self._study, {DRIVER_KEY: self._lease.driver}, attrs)
+        marks = {DRIVER_KEY: self._lease.driver, **sampler_mark(self._study.sampler)}
+        return _optuna.new_trial(self._study, marks, attrs)
 
     def _seed_of(self, slot: Slot) -> int:
         assert self._engine is not None

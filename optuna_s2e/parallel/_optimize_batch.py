@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import signal
 import threading
@@ -15,12 +16,13 @@ from optuna.study import Study
 from tqdm import tqdm
 
 from optuna_s2e import _optuna
-from optuna_s2e._checks import check_int
+from optuna_s2e._checks import check_int, check_number
 from optuna_s2e.history import MAX_ATTEMPTS, MAX_MEMBERS
 from optuna_s2e.parallel._detached import Objective, Task
 from optuna_s2e.parallel._driver import Callback, Driver, Limits
 from optuna_s2e.parallel._executors import Executor, Pool, Results, run_here, run_on, run_together
 from optuna_s2e.parallel._lease import Lease
+from optuna_s2e.parallel._sampler_change import warn_of_sampler_change
 from optuna_s2e.sampler import S2ESampler
 
 
@@ -59,7 +61,7 @@ def optimize_batch(
             executor has a method `submit(function, *args)` that returns a future: those of
             `concurrent.futures`, loky and submitit, `dask.distributed.Client`, `RayExecutor`. A
             function that makes an executor is called again if dead workers have broken it.
-        timeout: Seconds after which no more trials begin. None sets no limit.
+        timeout: Seconds after which no more trials begin, at least 0. None sets no limit.
         catch: Exceptions of the objective that fail one trial only. Any other exception ends the
             call when the batch is done. Unlike in `study.optimize`, the default is all.
         callbacks: Called in this process with (study, trial) after each trial.
@@ -87,7 +89,8 @@ def optimize_batch(
         20
     """
     caught = (catch,) if isinstance(catch, type) else tuple(catch)
-    _check_arguments(study, n_trials, batch_size, max_attempts)
+    _check_arguments(study, n_trials, batch_size, timeout, max_attempts)
+    warn_of_sampler_change(study)
     pool = None if executor is None else Pool(executor)
     run: Callable[[Iterable[Task], Callable[[], bool]], Results]
     if pool is not None:
@@ -118,10 +121,16 @@ def optimize_batch(
 
 
 def _check_arguments(
-    study: Study, n_trials: int | None, batch_size: int | None, max_attempts: int
+    study: Study,
+    n_trials: int | None,
+    batch_size: int | None,
+    timeout: float | None,
+    max_attempts: int,
 ) -> None:
     if n_trials is not None:
         check_int("n_trials", n_trials, 1)
+    if timeout is not None and timeout != math.inf:
+        check_number("timeout", timeout, 0)
     if batch_size is not None:
         check_int("batch_size", batch_size, 1, MAX_MEMBERS)
     check_int("max_attempts", max_attempts, 1, MAX_ATTEMPTS)

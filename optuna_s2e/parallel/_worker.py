@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import importlib
+import math
 import os
 import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any, NamedTuple
+from typing import Any
 
 import optuna
 from optuna.exceptions import StorageInternalError
 from optuna.trial import TrialState
 
 from optuna_s2e import _optuna
-from optuna_s2e._attributes import MAX_TRIALS, SEARCH_KEY, STOPPED_BY_KEY, WORKER_KEY
-from optuna_s2e._checks import check_int
-from optuna_s2e.history import Ledger, Rules, split_settings
+from optuna_s2e._attributes import STOPPED_BY_KEY, WORKER_KEY
+from optuna_s2e._checks import check_int, check_number
+from optuna_s2e.history import Ledger, Rules, Search, split_settings
+from optuna_s2e.parallel._detached import read_values
+from optuna_s2e.parallel._sampler_change import sampler_mark, warn_of_sampler_change
 from optuna_s2e.sampler import S2ESampler
 
 Objective = Callable[[optuna.Trial], float]
@@ -31,52 +34,6 @@ MAX_WAIT = 1.0  # seconds that a signal waits for an operation of the storage
 DEFAULT_GRACE = 20.0  # seconds; Slurm and Kubernetes kill 30 s after SIGTERM
 
 _logger = optuna.logging.get_logger(__name__)
-
-
-class Search(NamedTuple):
-    """What a study tells workers that join its search. Records of trials take precedence.
-
-    Attributes:
-        settings: The settings of the sampler, as its records keep them.
-        seed: The seed of the draws.
-        n_trials: The number of completed trials after which the search is complete; None if the
-            study does not say.
-    """
-
-    settings: Mapping[str, Any] | None = None
-    seed: int | None = None
-    n_trials: int | None = None
-
-    def write(self, study: optuna.Study) -> None:
-        """Write it to a study."""
-        study.set_user_attr(SEARCH_KEY, {"v": 1, **self._asdict()})
-
-    @classmethod
-    def read(cls, study: optuna.Study) -> Search:
-        """Read it from a study. The fields are None if the study holds none.
-
-        Raises:
-            ValueError: If it is damaged.
-        """
-        attr = study.user_attrs.get(SEARCH_KEY)
-        if attr is None:
-            return cls()
-        try:
-            version, settings, seed, n = (
-                attr[key] for key in ("v", "settings", "seed", "n_trials")
-            )
-            if version != 1:
-                raise ValueError(f"it is of version {version!r}")
-            split_settings(settings)
-            for name, value, limit in (("seed", seed, 2**64), ("n_trials", n, MAX_TRIALS)):
-                if value is not None:
-                    check_int(name, value, 0, limit)
-        except (TypeError, KeyError, ValueError, OverflowError) as error:
-            raise ValueError(
-                f"The settings that study {study.study_name!r} keeps for its workers are damaged: "
-                f"{str(error).rstrip('.')}."
-            ) from error
-        return cls(settings, seed, n)
 
 
 def sampler_for(study: optuna.Study, seed: int | None = None) -> S2ESampler:
@@ -222,7 +179,8 @@ def work(
     Args:
         study: A study with its sampler.
         objective: An objective as `study.optimize` takes it.
-        n_trials: The number of completed trials in the study. None goes on until a signal.
+        n_trials: The number of completed trials in the study, at least 1. None goes on until a
+            signal.
         grace: Seconds that a running trial has after SIGTERM, at least 0.
         catch: Exceptions of the objective that fail one trial only.
         callbacks: Called with (study, trial) after each trial.
@@ -231,24 +189,34 @@ def work(
         The name of the signal that stopped the worker; None if the trials are complete.
 
     Raises:
-        ValueError: If MAX_FAILURES trials in a row failed, or the study was deleted.
+        ValueError: If an argument is out of range, MAX_FAILURES trials in a row failed, or the
+            study was deleted.
         ConnectionError: If the storage was away for longer than its patience.
     """
-    orders, failed_in_a_row = _Orders(grace), 0
+    n_trials = None if n_trials is None else check_int("n_trials", n_trials, 1)
+    orders, failed_in_a_row = _Orders(check_number("grace", grace, 0)), 0
     running: optuna.Trial | None = None
     me = {"v": 1, "host": socket.gethostname()[:200], "pid": os.getpid()}
+    marks = {WORKER_KEY: me, **sampler_mark(study.sampler)}
 
-    def run(trial: optuna.Trial) -> float:
+    def run(trial: optuna.Trial) -> float | Sequence[float]:
         nonlocal running
         running = trial
-        _optuna.set_running_trial_attr(trial, WORKER_KEY, me)
+        for key, value in marks.items():
+            _optuna.set_running_trial_attr(trial, key, value)
         with orders.training(trial):
-            return objective(trial)
+            result = objective(trial)
+        try:
+            return read_values(result, len(study.directions))
+        except ValueError as error:
+            _logger.warning(f"Trial {trial.number} failed. {error}")
+            return math.nan  # with which Optuna fails the trial, and it alone
 
     def after_trial(study: optuna.Study, trial: optuna.trial.FrozenTrial) -> None:
         nonlocal failed_in_a_row
         failed_in_a_row = failed_in_a_row + 1 if trial.state == TrialState.FAIL else 0
 
+    warn_of_sampler_change(study)
     with orders.obeyed():
         while orders.stop is None:
             if failed_in_a_row >= MAX_FAILURES:

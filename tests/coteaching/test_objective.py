@@ -331,13 +331,16 @@ def test_check_changes_nothing(tiny):
     assert checked(FixedTrial(params)) == objective(FixedTrial(params))
 
 
-def test_a_negative_seed_of_one_trial_fails_that_trial_alone(tiny):
+@pytest.mark.parametrize("seed", [-1, 2**64])
+def test_an_impossible_seed_of_one_trial_fails_that_trial_alone(tiny, seed):
     params = {"R.eq1": 1, "R.n_epochs": 6, "R.tau": 0.5, "R.tk": 2.0, "R.c": 1.0}
     trials = [FixedTrial(params, number=n) for n in range(3)]
-    trials[0].set_user_attr("seed", -1)
+    trials[0].set_user_attr("seed", seed)
     trials[1].set_user_attr("seed", np.int64(5))
     failed, seeded, last = _objective(tiny).batch(trials)
-    assert "user attribute 'seed' of trial 0 must be an int of at least 0" in str(failed)
+    assert "user attribute 'seed' of trial 0 must be an int in [0, 18446744073709551615]" in str(
+        failed
+    )
     assert (type(seeded), type(last)) == (float, float)
     assert trials[1].user_attrs["seed"] == 5
 

@@ -2,8 +2,10 @@
 
 import math
 import pickle
+from decimal import Decimal
 from typing import Any
 
+import numpy as np
 import optuna
 import pytest
 from optuna import TrialPruned
@@ -50,6 +52,18 @@ def test_a_task_travels(study: optuna.Study) -> None:
     assert outcome.params == run(busy, task_of(study)).params  # the sampler's seed travels, too
 
 
+NO_NUMBER = "It returned an object of type {}, which is no number."
+FAR_TOO_LARGE = f"It returned {10**59}, which is no number."  # its first 60 digits
+
+
+class Stubborn:
+    def __float__(self) -> float:
+        raise RuntimeError
+
+    def __repr__(self) -> str:
+        raise RuntimeError
+
+
 def raising(trial: Trial) -> float:
     raise KeyError("x")
 
@@ -68,7 +82,23 @@ def pruning(trial: Trial) -> float:
         (lambda trial: "a", {"failure": "It returned 'a', which is no number."}),
         (lambda trial: (1, 2), {"failure": "It returned 2 values, not 1."}),
         (lambda trial: math.inf, {"values": (math.inf,)}),
-        (lambda trial: "2.5", {"values": (2.5,)}),
+        (lambda trial: "2.5", {"failure": "It returned '2.5', which is no number."}),
+        (lambda trial: 10**400, {"failure": FAR_TOO_LARGE}),
+        (
+            lambda trial: 10**5000,
+            {"failure": NO_NUMBER.format("int")},
+        ),
+        (
+            lambda trial: Stubborn(),
+            {"failure": NO_NUMBER.format("Stubborn")},
+        ),
+        (lambda trial: [None], {"failure": "It returned [None], which is no number."}),
+        (lambda trial: [0.5], {"values": (0.5,)}),
+        (lambda trial: True, {"values": (1.0,)}),
+        (lambda trial: Decimal("0.25"), {"values": (0.25,)}),
+        (lambda trial: np.float32(0.25), {"values": (0.25,)}),
+        (lambda trial: np.array(0.25), {"values": (0.25,)}),
+        (lambda trial: 1j, {"failure": "It returned 1j, which is no number."}),
     ],
 )
 def test_each_kind_of_result_is_an_outcome(

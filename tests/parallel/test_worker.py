@@ -7,16 +7,19 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import optuna
 import pytest
 import sqlalchemy
 from optuna.trial import TrialState
 from processes import Command, wait_until
 
-from optuna_s2e import S2ESampler, generations, open_storage
+from optuna_s2e import S2ESampler, generations, open_storage, optimize_batch
 from optuna_s2e._attributes import SEARCH_KEY, STOPPED_BY_KEY
 from optuna_s2e.analysis import Snapshot
 from optuna_s2e.cli._main import main
+from optuna_s2e.dashboard import DashboardReporter
+from optuna_s2e.history import extend_search
 from optuna_s2e.parallel._worker import load_objective, sampler_for, work
 
 OBJECTIVES = """
@@ -28,6 +31,10 @@ def slow(trial):
     open("training", "w").close()
     time.sleep(float(os.environ.get("S2E_SLEEP", "60")))
     return value
+def extending(trial):
+    if trial.number == 1:  # someone else asks for more while this worker runs its last trial
+        trial.study.set_user_attr("s2e:n_trials", 4)
+    return quick(trial)
 def failing(trial):
     quick(trial)
     raise RuntimeError("out of memory")
@@ -68,8 +75,8 @@ def test_worker_joins_a_search_with_what_came_with_it(capsys: pytest.CaptureFixt
     assert [t.state for t in study.trials] == [TrialState.COMPLETE] * 8
     assert [len(g.members) for g in generations(study)] == [0, 3, 3]
     assert "validation_error" in study.trials[-1].user_attrs
-    assert main(["worker", "--study-name", "s"]) == 0  # the search's own 4 are complete
-    assert "is complete: 4 trials" in capsys.readouterr().out
+    assert main(["worker", "--study-name", "s"]) == 0  # nothing is left of the 8
+    assert "is complete: 8 trials" in capsys.readouterr().out
     one = optuna.create_study(study_name="one", storage="sqlite:///one.db")
     assert len(one.trials) == 0
     assert main(["search", *search, "--trials", "8", "--storage", "sqlite:///one.db",
@@ -84,6 +91,13 @@ def test_worker_runs_an_objective_of_ones_own() -> None:
     argv = ["worker", "--objective", "own_objectives:Own.objective", "--trials", "7"]
     assert main(argv) == 0
     assert len(generations(study)) == 3
+
+
+def test_worker_goes_on_if_the_search_is_extended_meanwhile() -> None:
+    study = make_study()
+    extend_search(study, 2)
+    assert main(["worker", "--objective", "own_objectives:extending"]) == 0
+    assert len(study.trials) == 4
 
 
 def test_sampler_takes_the_settings_of_the_study() -> None:
@@ -183,6 +197,39 @@ def test_suspended_worker_whose_trial_was_failed_goes_on(caplog: pytest.LogCaptu
     states = [t.state for t in study.trials]
     assert states == [TrialState.FAIL] + [TrialState.COMPLETE] * 3
     assert "set to FAIL while this worker was suspended" in caplog.text
+
+
+def test_a_value_that_is_no_number_fails_its_trial_only(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    study = make_study()
+
+    def objective(trial: optuna.Trial) -> Any:
+        return [10**400, "0.5", trial.suggest_float("x", 0, 1)][min(trial.number, 2)]
+
+    assert work(study, objective, 1) is None
+    states = [t.state for t in study.trials]
+    assert states == [TrialState.FAIL, TrialState.FAIL, TrialState.COMPLETE]
+    assert "Trial 1 failed. It returned '0.5', which is no number." in caplog.text
+
+
+@pytest.mark.parametrize("n", [0, -1, 2.0, np.float64(2), float("inf"), float("nan"), True, "2"])
+def test_the_number_of_trials_means_the_same_everywhere(n: Any) -> None:
+    study, wording = make_study(), "n_trials must be an int of at least 1, but got"
+    with pytest.raises(ValueError, match=wording):
+        work(study, lambda trial: 0.0, n)
+    with pytest.raises(ValueError, match=wording):
+        optimize_batch(study, lambda trial: 0.0, n)
+    with pytest.raises(ValueError, match=wording):
+        DashboardReporter(None, n_trials=n)
+    assert study.trials == []
+
+
+def test_ints_of_numpy_are_numbers_of_trials() -> None:
+    study = make_study()
+    work(study, lambda trial: trial.suggest_float("x", 0, 1), np.int8(2))
+    optimize_batch(study, lambda trial: trial.suggest_float("x", 0, 1), np.int64(3))
+    assert len(study.trials) == 5
 
 
 def test_own_assertion_of_an_objective_is_raised() -> None:
