@@ -87,7 +87,7 @@ def run(args: argparse.Namespace) -> int:
     print(picked.text, file=told)
     folder = args.out or Path(_common.folder_name(study.study_name))
     kept = folder / "networks.jsonl"
-    with _common.naming("--out" if args.out else "The folder of the results", folder):
+    with _common.naming("--out", folder):
         folder.mkdir(parents=True, exist_ok=True)
         kept.open("a").close()  # now, rather than after the first training
     say_at_ctrl_c(f"Interrupted: networks that were trained to their end are kept in {kept}; "

@@ -88,7 +88,7 @@ def study_name(default: str = "the storage's only study") -> Options:
     return {"--study-name": option("NAME", f"name of the study (default: {default})")}
 
 
-MAX_SEED = 2**64  # that a study keeps for its workers
+MAX_SEED = 2**64 - 1  # that a study keeps for its workers
 
 SEED = whole(0, MAX_SEED)
 TRIALS = whole(1, MAX_TRIALS)
