@@ -1,11 +1,32 @@
 """The `s2e` command, one module per command.
 
-Each command is a module with `HELP` (what `s2e COMMAND --help` says), `add_options(parser)` and
-`run(args)`, which returns the exit code. The modules import PyTorch, plots and the dashboard
-inside functions: `s2e status` works where PyTorch is not installed, and `s2e --help` costs no
-more than `import optuna_s2e`.
+Each command is a module with `HELP` (what `s2e COMMAND --help` says after the summary),
+`add_options(parser)` and `run(args)`, which returns the exit code. A module is imported when its
+command is given, and imports PyTorch, plots and the dashboard inside functions: `s2e --help` is
+quick, and `s2e status` works where PyTorch is not installed.
 """
 
-from optuna_s2e.cli._main import main
+from optuna_s2e.cli import _interrupt
+
+TYPE_CHECKING = False  # true for a type checker
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 __all__ = ["main"]
+
+
+def main(argv: "Sequence[str] | None" = None) -> int:
+    """Run the command.
+
+    Args:
+        argv: Arguments without the program's name. None takes those of the process, which then
+            ends at once at Ctrl-C; with arguments, Ctrl-C makes this function return.
+
+    Returns:
+        0, or 1 (`s2e status --verify` found a difference), 2 (error), 130 (Ctrl-C), 143 (SIGTERM).
+    """
+    if argv is None:
+        _interrupt.end_process_at_ctrl_c()  # first: all that follows takes time to import
+    from optuna_s2e.cli import _main
+
+    return _main.main(argv)

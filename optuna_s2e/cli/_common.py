@@ -1,144 +1,34 @@
-"""What several commands share: options, opening a study, progress bars, and what comes next."""
+"""What several commands share: opening a study, progress bars, and what comes next."""
 
 from __future__ import annotations
 
 import argparse
+import hashlib
+import json
+import math
+import re
 import shlex
+import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from math import inf
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
 import optuna
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
-from optuna_s2e._checks import check_int, check_number
-from optuna_s2e.analysis import recommend
+from optuna_s2e.analysis import Recommendation, recommend
 from optuna_s2e.parallel import Callback, Objective, optimize_batch, work
 from optuna_s2e.schedules import Schedule
 from optuna_s2e.storages import hide_passwords, open_storage
 
 if TYPE_CHECKING:
-    from argparse import _ActionsContainer  # a parser or a group of its options
-
     from optuna_s2e.dashboard import DashboardReporter
 
-EXIT_MISMATCH, EXIT_ERROR = 1, 2
-EXIT_CODES = {"SIGINT": 130, "SIGTERM": 143}  # as shells have them
-
 HEARTBEAT = 60  # seconds between two heartbeats of a running trial
-
-
-# --- options ---------------------------------------------------------------------------------
-
-
-def add_int(
-    parser: _ActionsContainer, option: str, low: int, high: int | None = None, **settings: Any
-) -> None:
-    """Add an option that takes an int of at least `low` and, if given, at most `high`.
-
-    Args:
-        parser: A parser or a group of its options.
-        option: Name of the option, such as "--trials".
-        low: Smallest value.
-        high: Largest value. None sets no bound.
-        settings: What else `add_argument` takes.
-    """
-    _add_checked(parser, option, int, lambda value: check_int(option, value, low, high), settings)
-
-
-def add_float(
-    parser: _ActionsContainer,
-    option: str,
-    low: float,
-    high: float = inf,
-    *,
-    open_low: bool = False,
-    open_high: bool = False,
-    **settings: Any,
-) -> None:
-    """Add an option that takes a finite number; the arguments are those of `check_number`."""
-
-    def check(value: object) -> float:
-        return check_number(option, value, low, high, open_low=open_low, open_high=open_high)
-
-    _add_checked(parser, option, float, check, settings)
-
-
-def _add_checked(
-    parser: _ActionsContainer,
-    option: str,
-    kind: Callable[[str], object],
-    check: Callable[[object], object],
-    settings: dict[str, Any],
-) -> None:
-    def convert(text: str) -> object:
-        value: object = text
-        with suppress(ValueError):  # the check refuses a text
-            value = kind(text)
-        try:
-            return check(value)
-        except ValueError as error:
-            raise argparse.ArgumentTypeError(str(error)) from None
-
-    parser.add_argument(option, type=convert, **settings)
-
-
-def add_study(parser: _ActionsContainer, default: str = "the storage's only study") -> None:
-    """Add the option that names the study."""
-    parser.add_argument(
-        "--study-name", metavar="NAME", help=f"name of the study (default: {default})"
-    )
-
-
-def add_machine(parser: argparse.ArgumentParser) -> None:
-    """Add the options that say where a training runs and where its data are."""
-    machine = parser.add_argument_group("machine")
-    machine.add_argument(
-        "--data-root", type=Path, metavar="DIR",
-        help="folder of MNIST and CIFAR; data that are missing there are downloaded",
-    )  # fmt: skip
-    machine.add_argument(
-        "--device", default="auto", metavar="NAME",
-        help="cpu, cuda, cuda:1, ... (default auto: CUDA if there is a GPU, else cpu)",
-    )  # fmt: skip
-    add_int(
-        machine, "--threads", 1, default=1, metavar="N",
-        help="CPU threads of this process (default %(default)s: more do not help small networks, "
-        "and workers share the cores)",
-    )  # fmt: skip
-
-
-def add_rule(parser: argparse.ArgumentParser) -> None:
-    """Add the option that says which schedule of a search is used."""
-    parser.add_argument(
-        "--rule", default="smoothed", choices=["smoothed", "theta", "best"],
-        help="which schedule is used. smoothed (default): that of the trial that is best once "
-        "the luck of single trainings is smoothed out; theta: the mean of p_theta; best: that of "
-        "the trial with the lowest value",
-    )  # fmt: skip
-
-
-def add_reporter(parser: argparse.ArgumentParser) -> None:
-    """Add the options of what a search draws for the dashboard."""
-    shown = parser.add_argument_group("dashboard")
-    shown.add_argument(
-        "--no-dashboard", action="store_true",
-        help="draw nothing for `s2e dashboard` (default: draw if optuna-dashboard is installed)",
-    )  # fmt: skip
-    add_artifact_dir(shown)
-
-
-def add_artifact_dir(parser: _ActionsContainer) -> None:
-    """Add the option that says where the pictures are."""
-    parser.add_argument(
-        "--artifact-dir", type=Path, metavar="DIR",
-        help="folder of the trials' pictures (default: FILE.artifacts beside a database file, "
-        "s2e-artifacts for a database server)",
-    )  # fmt: skip
 
 
 # --- studies ---------------------------------------------------------------------------------
@@ -171,8 +61,16 @@ def load_study(args: argparse.Namespace, storage: BaseStorage | None = None) -> 
     return optuna.load_study(study_name=name, storage=storage)
 
 
-def pick_schedule(study: optuna.Study, rule: str) -> tuple[Schedule, str]:
-    """Return the schedule that a rule picks, and a line that says where it comes from.
+class Picked(NamedTuple):
+    """The schedule that a rule picks, where it comes from, and how good it probably is."""
+
+    schedule: Schedule
+    text: str
+    document: dict[str, Any]  # the same for JSON
+
+
+def pick_schedule(study: optuna.Study, rule: str) -> Picked:
+    """Return the schedule that a rule picks.
 
     Raises:
         ValueError: If the trials hold no schedules.
@@ -182,15 +80,52 @@ def pick_schedule(study: optuna.Study, rule: str) -> tuple[Schedule, str]:
         raise ValueError(f"The trials of study {study.study_name!r} hold no schedules.")
     source = "the mean of p_theta" if picked.trial is None else f"trial {picked.trial}"
     low, high = picked.interval
-    return picked.schedule, (
+    return Picked(
+        picked.schedule,
         f"Schedule: {source} (rule: {picked.rule}), expected {picked.expected_loss:.4f} "
-        f"[{low:.4f}, {high:.4f}]"
+        f"[{low:.4f}, {high:.4f}]",
+        recommendation_document(picked),
     )
+
+
+def recommendation_document(picked: Recommendation) -> dict[str, Any]:
+    """Return a recommendation for JSON, without its schedule."""
+    return {
+        "rule": picked.rule,
+        "trial": picked.trial,
+        "params": picked.params,
+        "expected_value": picked.expected_loss,
+        "interval": list(picked.interval),
+    }
 
 
 def n_complete(study: optuna.Study) -> int:
     """Return how many trials of a study are complete."""
     return len(study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)))
+
+
+def folder_name(study_name: str) -> str:
+    """Return a name for the folder of a study: a plain one, for any file system.
+
+    Example:
+        >>> folder_name("digits-symmetric-0.5"), folder_name("../a")
+        ('digits-symmetric-0.5', 'a-61b4c98b')
+    """
+    plain = re.sub(r"[^\w.+=@,-]+", "_", study_name)[:60].strip("-._")
+    if plain and plain == study_name:
+        return plain
+    digest = hashlib.sha256(study_name.encode(errors="replace")).hexdigest()[:8]
+    return f"{plain}-{digest}" if plain else digest  # two studies never share a folder
+
+
+@contextmanager
+def naming(option: str, path: Path) -> Iterator[None]:
+    """Let an error of the file system name the option that the path comes from."""
+    try:
+        yield
+    except OSError as error:
+        why = error.strerror or str(error)
+        raise ValueError(f"{option} must be writable, but got {str(path)!r}: {why}.") from error
 
 
 # --- running trials --------------------------------------------------------------------------
@@ -234,7 +169,7 @@ def optimize(
     Returns:
         The name of the signal that stopped it, or "" if the trials are complete.
     """
-    with _progress_bar(study, n_trials) as after_trial:
+    with _python_sigint(), _progress_bar(study, n_trials) as after_trial:
         every = [*callbacks, after_trial]
         return work(study, objective, n_trials, callbacks=every, **options) or ""
 
@@ -246,7 +181,7 @@ def optimize_in_batches(
 
     The arguments and what is returned are those of `optimize`.
     """
-    with _progress_bar(study, n_trials) as after_trial:
+    with _python_sigint(), _progress_bar(study, n_trials) as after_trial:
         try:
             while (missing := n_trials - n_complete(study)) > 0:
                 optimize_batch(study, objective, missing, callbacks=[*callbacks, after_trial])
@@ -255,6 +190,18 @@ def optimize_in_batches(
         except SystemExit:  # optimize_batch raises it at SIGTERM
             return "SIGTERM"
     return ""
+
+
+@contextmanager
+def _python_sigint() -> Iterator[None]:
+    """Let Ctrl-C raise KeyboardInterrupt, for code that tells the running trials of it."""
+    ours = signal.getsignal(signal.SIGINT)
+    if ours is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, ours)
 
 
 @contextmanager
@@ -283,7 +230,24 @@ def bar_interval() -> float:
     return 0.1 if sys.stderr.isatty() else 30.0
 
 
-# --- what comes next -------------------------------------------------------------------------
+# --- what is printed -------------------------------------------------------------------------
+
+
+def print_json(document: Mapping[str, Any]) -> None:
+    """Print a document as JSON, which knows no NaN and no infinity: they become null."""
+    print(json.dumps(_finite(document), indent=1, allow_nan=False))
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else None
+    if isinstance(value, np.integer | np.floating):
+        return _finite(value.item())
+    return value if value is None or isinstance(value, bool | int | str) else str(value)
 
 
 def study_options(args: argparse.Namespace, study: optuna.Study) -> str:

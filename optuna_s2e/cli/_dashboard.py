@@ -9,15 +9,13 @@ from typing import TYPE_CHECKING
 import optuna
 from optuna.storages import BaseStorage
 
-from optuna_s2e.cli._common import add_artifact_dir, add_int
+from optuna_s2e.cli._options import ARTIFACTS, Options, add_table, flag, option, whole
 from optuna_s2e.storages import open_storage
 
 if TYPE_CHECKING:
     from optuna_s2e.dashboard import DashboardReporter
 
 HELP = """\
-Show the searches of a storage in a browser.
-
 It starts optuna-dashboard with the schedules, theta, the generations and a
 picture of each trial. The pages follow a running search. Ctrl-C stops it.
 
@@ -31,29 +29,26 @@ Next: open the address that is printed.
 """
 
 
+OPTIONS: Options = {
+    "--host": option("HOST", "address to listen on (default %(default)s: this machine only)",
+                     "127.0.0.1"),
+    "--port": option("N", "port to listen on; 0 takes a free one", 8080, whole(0, 65535)),
+    "--read-only": flag("refuse every change"),
+    "--password": flag(
+        "ask visitors for a password, which you type first or set in the environment variable "
+        "S2E_DASHBOARD_PASSWORD"
+    ),
+    "--refresh": flag(
+        "draw all pages anew first, which is needed after a study was renamed, copied or imported"
+    ),
+    "--no-browser": flag("open no browser"),
+    **ARTIFACTS,
+}  # fmt: skip
+
+
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options that this command takes."""
-    parser.add_argument(
-        "--host", default="127.0.0.1",
-        help="address to listen on (default %(default)s: this machine only)",
-    )  # fmt: skip
-    add_int(
-        parser, "--port", 0, 65535, default=8080, metavar="N",
-        help="port to listen on; 0 takes a free one (default %(default)s)",
-    )  # fmt: skip
-    parser.add_argument("--read-only", action="store_true", help="refuse every change")
-    parser.add_argument(
-        "--password", action="store_true",
-        help="ask visitors for a password, which you type first or set in the environment "
-        "variable S2E_DASHBOARD_PASSWORD",
-    )  # fmt: skip
-    parser.add_argument(
-        "--refresh", action="store_true",
-        help="draw all pages anew first, which is needed after a study was renamed, copied or "
-        "imported",
-    )  # fmt: skip
-    parser.add_argument("--no-browser", action="store_true", help="open no browser")
-    add_artifact_dir(parser)
+    add_table(parser, OPTIONS)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -3,50 +3,74 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import optuna
+from typing import TYPE_CHECKING
 
 from optuna_s2e._attributes import OBJECTIVE_KEY
 from optuna_s2e.cli import _common
+from optuna_s2e.cli._interrupt import say_at_ctrl_c
+from optuna_s2e.cli._options import (
+    JSON,
+    MACHINE,
+    RULE,
+    SEED,
+    Options,
+    add_table,
+    number,
+    option,
+    study_name,
+    whole,
+)
 from optuna_s2e.schedules import Schedule
 
 if TYPE_CHECKING:
     from optuna_s2e.coteaching import CoteachingObjective, Evaluation
 
 HELP = """\
-Compare the schedule of a search with others on the test data.
-
 It is trained anew with fresh seeds, and so are two schedules to compare it
 with: Standard training (R = 1) and Co-teaching's fixed schedule (Eq 1 with the
-true noise rate). The search has never seen the test data. The table is
-printed; evaluation.json, evaluation.png and schedule.json are written.
+true noise rate, if that is known). The search has never seen the test data. The
+table is printed; evaluation.json, evaluation.png and schedule.json are written.
+
+Each network is kept as soon as it is trained: the same command again trains
+only what is missing.
 
     s2e evaluate
     s2e evaluate --study-name mnist-pair45 --data-root ~/data --repeats 10
+    s2e evaluate --study-name own-labels --noise-rate 0.3
 
 Next: `s2e export` writes the schedule alone, `s2e dashboard` shows the search.
 """
 
+MAX_TAU = 0.95  # of Co-teaching's schedule
+
+OPTIONS: Options = {
+    **study_name(),
+    **RULE,
+    "--repeats": option(
+        "N", "trainings per schedule, each with a seed of its own", 5, whole(1, 10_000)
+    ),
+    "--seed": option("N", "the seeds of the trainings follow from it", 0, SEED),
+    "--noise-rate": option(
+        "E",
+        f"true noise rate for Co-teaching's schedule, in [0, {MAX_TAU:g}] (default: that of the "
+        "data, if it is known)",
+        kind=number(0, MAX_TAU),
+    ),
+    "--out": option(
+        "DIR",
+        "folder that the files are written to (default: the name of the study)",
+        kind=Path,
+    ),
+    **JSON,
+}
+
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options that this command takes."""
-    _common.add_study(parser)
-    _common.add_rule(parser)
-    _common.add_int(
-        parser, "--repeats", 1, default=5, metavar="N",
-        help="trainings per schedule, each with a seed of its own (default %(default)s)",
-    )  # fmt: skip
-    _common.add_int(
-        parser, "--seed", 0, default=0, metavar="N",
-        help="the seeds of the trainings follow from it (default %(default)s)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--out", type=Path, metavar="DIR",
-        help="folder that the files are written to (default: the name of the study)",
-    )  # fmt: skip
-    _common.add_machine(parser)
+    add_table(parser, OPTIONS)
+    add_table(parser, MACHINE, "machine")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -58,16 +82,17 @@ def run(args: argparse.Namespace) -> int:
             f"Study {study.study_name!r} was not made by `s2e search`. Evaluate its schedules "
             "with optuna_s2e.coteaching.evaluate_schedules."
         )
-    searched, source = _common.pick_schedule(study, args.rule)
-    print(source)
-    _evaluate(args, study, settings, searched)
-    _common.print_next_steps(args, study, {})
-    return 0
+    picked = _common.pick_schedule(study, args.rule)
+    told = sys.stderr if args.json else sys.stdout
+    print(picked.text, file=told)
+    folder = args.out or Path(_common.folder_name(study.study_name))
+    kept = folder / "networks.jsonl"
+    with _common.naming("--out", folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        kept.open("a").close()  # now, rather than after the first training
+    say_at_ctrl_c(f"Interrupted: networks that were trained to their end are kept in {kept}; "
+                  "the same command trains the others.")  # fmt: skip
 
-
-def _evaluate(
-    args: argparse.Namespace, study: optuna.Study, settings: dict[str, Any], searched: Schedule
-) -> None:
     from optuna_s2e.coteaching import (
         CoteachingObjective,
         evaluation_table,
@@ -79,19 +104,58 @@ def _evaluate(
     objective = CoteachingObjective.from_settings(
         settings, data_root=args.data_root, device=args.device
     )
-    print(f"Data: {objective.data.describe_noise()}")
-    fixed = fixed_schedules(objective.space.n_epochs, objective.data.noise_rate or 0.0)
-    schedules = {**fixed, "searched": searched}
-    evaluations = _train(args, objective, schedules)
-    folder = args.out or Path(study.study_name.replace("/", "_"))
-    save_evaluation(folder, schedules, evaluations, settings=settings, study_name=study.study_name)
-    print(evaluation_table(evaluations))
-    print(f"Picture: {folder / 'evaluation.png'}; numbers: {folder / 'evaluation.json'}; "
-          f"schedule: {folder / 'schedule.json'}")  # fmt: skip
+    print(f"Data: {objective.data.describe_noise()}", file=told)
+    rate = objective.data.noise_rate if args.noise_rate is None else args.noise_rate
+    missing = _why_no_coteaching(rate)
+    if missing:
+        print(f"Co-teaching is left out: {missing}.", file=told)
+    fixed = fixed_schedules(objective.space.n_epochs, None if missing else rate)
+    schedules = {**fixed, "searched": picked.schedule}
+    evaluations = _train(args, objective, schedules, kept)
+    print(evaluation_table(evaluations), file=told)
+    document = save_evaluation(
+        folder, schedules, evaluations, settings=settings, study_name=study.study_name
+    )
+    files = {
+        name: str(folder / file)
+        for name, file in {
+            "picture": "evaluation.png",
+            "numbers": "evaluation.json",
+            "schedule": "schedule.json",
+            "networks": kept.name,
+        }.items()
+    }
+    if args.json:
+        left_out = {"coteaching": missing} if missing else {}
+        searched = picked.document
+        _common.print_json(
+            {**document, "searched": searched, "left_out": left_out, "files": files}
+        )
+        return 0
+    print("Files: " + "; ".join(f"{name}: {file}" for name, file in files.items()))
+    _common.print_next_steps(args, study, {})
+    return 0
+
+
+def _why_no_coteaching(noise_rate: float | None) -> str:
+    """Say why Co-teaching's schedule cannot be compared with; "" if it can."""
+    if noise_rate is None:
+        return "it needs the true noise rate, which is unknown; --noise-rate E adds it"
+    if noise_rate == 0:
+        return "the noise rate is 0, and its schedule is Standard's; --noise-rate E sets another"
+    if noise_rate > MAX_TAU:
+        return (
+            f"its schedule takes noise rates up to {MAX_TAU:g}, and the rate is {noise_rate:g}; "
+            f"--noise-rate {MAX_TAU:g} adds it"
+        )
+    return ""
 
 
 def _train(
-    args: argparse.Namespace, objective: CoteachingObjective, schedules: dict[str, Schedule]
+    args: argparse.Namespace,
+    objective: CoteachingObjective,
+    schedules: dict[str, Schedule],
+    kept: Path,
 ) -> dict[str, Evaluation]:
     """Train every schedule with every seed under a progress bar."""
     from tqdm import tqdm
@@ -113,4 +177,5 @@ def _train(
             seed=args.seed,
             device=args.device,
             progress=progress,
+            keep=kept,
         )

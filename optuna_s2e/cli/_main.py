@@ -1,23 +1,21 @@
 """The `s2e` command: reads the command line, runs one command and returns its exit code.
 
-An error that a user can mend becomes one line on stderr and exit code 2.
+An error that a user can mend becomes one line on stderr and exit code 2. What a command needs is
+imported when the command is given.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import sys
-from collections.abc import Container, Sequence
-from importlib.metadata import PackageNotFoundError, version
-from typing import Any, NoReturn, Protocol
-
-from optuna.exceptions import StorageInternalError
+from collections.abc import Sequence
+from importlib import import_module
+from typing import Any, NamedTuple, NoReturn
 
 import optuna_s2e
-from optuna_s2e.cli import _dashboard, _evaluate, _export, _search, _status, _worker
-from optuna_s2e.cli._common import EXIT_CODES, EXIT_ERROR
-from optuna_s2e.storages import hide_passwords
+from optuna_s2e.cli import _interrupt
 
 HELP = """\
 Search sample-selection schedules for learning with noisy labels.
@@ -35,46 +33,33 @@ that epoch t trains on, and finds one with a low validation error.
 """
 
 
-class Command(Protocol):
-    """What the module of a command defines.
+class Command(NamedTuple):
+    """A command; its module `_NAME` has `HELP`, `add_options(parser)` and `run(args)`.
 
     Attributes:
-        HELP: Its help text, in lines of at most 80 columns. The list of commands shows the first.
+        summary: The first line of its help.
+        at_ctrl_c: What is said at Ctrl-C, unless the module says more.
     """
 
-    HELP: str
-
-    def add_options(self, parser: argparse.ArgumentParser) -> None:
-        """Add the options that the command takes besides --storage and --traceback."""
-
-    def run(self, args: argparse.Namespace) -> int:
-        """Run the command and return its exit code; `args.argv` is the command line as given."""
+    summary: str
+    at_ctrl_c: str = _interrupt.NOTHING_DONE
 
 
-COMMANDS: dict[str, Command] = {
-    "search": _search,
-    "worker": _worker,
-    "status": _status,
-    "evaluate": _evaluate,
-    "export": _export,
-    "dashboard": _dashboard,
+_GOES_ON = "Interrupted: completed trials are kept; the same command goes on with them."
+
+COMMANDS = {
+    "search": Command("Search the schedule R(t) for data with wrong labels.", _GOES_ON),
+    "worker": Command("Join a search from any machine that reaches its storage.", _GOES_ON),
+    "status": Command("Show where a search stands."),
+    "evaluate": Command("Compare the schedule of a search with others on the test data."),
+    "export": Command("Write the schedule of a search to a JSON file."),
+    "dashboard": Command("Show the searches of a storage in a browser.", "Stopped."),
 }
-
-
-# names of arguments whose options are called otherwise
-_ALIASES = {"url": "storage", "root": "data_root", "n_epochs": "epochs", "kind": "space"}
-_MENDABLE = (ValueError, OSError, ImportError, RuntimeError, StorageInternalError)
+EXIT_ERROR = 2
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command.
-
-    Args:
-        argv: Arguments without the program's name. None takes those of the process.
-
-    Returns:
-        0, or 1 (`s2e status --verify` found a difference), 2 (error), 130 (Ctrl-C), 143 (SIGTERM).
-    """
+    """Run the command, as `optuna_s2e.cli.main` describes it."""
     argv = sys.argv[1:] if argv is None else list(argv)
     try:
         args = make_parser().parse_args(argv)
@@ -82,14 +67,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         return int(end.code or 0)
     args.argv = argv
     try:
-        return COMMANDS[args.command].run(args)
+        code: int = _module(args.command).run(args)
+        sys.stdout.flush()
+        return code
     except KeyboardInterrupt:
-        print("\nInterrupted.", file=sys.stderr)
-        return EXIT_CODES["SIGINT"]
-    except _MENDABLE as error:
-        if args.traceback:
+        return _interrupt.print_line()
+    except BrokenPipeError:  # `s2e status | head`: nobody reads on
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_ERROR
+    except Exception as error:
+        from optuna_s2e.cli._errors import MENDABLE, one_line
+
+        if args.traceback or not isinstance(error, MENDABLE):
             raise
-        print(f"s2e {args.command}: error: {_one_line(error, vars(args))}", file=sys.stderr)
+        print(f"s2e {args.command}: error: {one_line(error, vars(args))}", file=sys.stderr)
         return EXIT_ERROR
 
 
@@ -101,32 +92,47 @@ def make_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     parser.add_argument("--version", action=_Version, nargs=0, help="print versions and exit")
     commands = parser.add_subparsers(
-        title="commands", prog="s2e", dest="command", required=True, metavar="COMMAND"
-    )
+        title="commands", prog="s2e", dest="command", required=True, metavar="COMMAND",
+        parser_class=_CommandParser,
+    )  # fmt: skip
     for name, command in COMMANDS.items():
-        sub = commands.add_parser(
-            name, usage=f"s2e {name} [options]", description=command.HELP,
-            help=command.HELP.partition("\n")[0],
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )  # fmt: skip
-        sub.add_argument(
-            "--storage", default="sqlite:///s2e.db", metavar="URL",
-            help="where the study is kept (default %(default)s)",
-        )  # fmt: skip
-        command.add_options(sub)
-        sub.add_argument(
-            "--traceback", action="store_true", help="after an error, show where it came from"
-        )
+        commands.add_parser(name, help=command.summary, usage=f"s2e {name} [options]",
+                            formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
     return parser
+
+
+def _module(command: str) -> Any:
+    return import_module(f"optuna_s2e.cli._{command}")
 
 
 class _Parser(argparse.ArgumentParser):
     """A parser whose errors are one line, without the usage."""
 
     def error(self, message: str) -> NoReturn:
-        message = re.sub(r"^argument (--[\w-]+): (?=\1 )", "", message)  # it names the option
+        from optuna_s2e.storages import hide_passwords
+
+        message = re.sub(r"^argument (--[\w-]+): (?=must )", r"\1 ", message)  # a wrong number
         message = hide_passwords(message).rstrip(".")
         self.exit(EXIT_ERROR, f"{self.prog}: error: {message}. See `{self.prog} --help`.\n")
+
+
+class _CommandParser(_Parser):
+    """The parser of one command; it gets its options when the command is given."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        name = self.prog.split()[-1]
+        module, command = _module(name), COMMANDS[name]
+        _interrupt.say_at_ctrl_c(command.at_ctrl_c)
+        self.description = f"{command.summary}\n\n{module.HELP}"
+        self.add_argument(
+            "--storage", default="sqlite:///s2e.db", metavar="URL",
+            help="where the study is kept (default %(default)s)",
+        )  # fmt: skip
+        module.add_options(self)
+        self.add_argument(
+            "--traceback", action="store_true", help="after an error, show where it came from"
+        )
+        return super().parse_known_args(args, namespace)
 
 
 class _Version(argparse.Action):
@@ -140,20 +146,9 @@ class _Version(argparse.Action):
 
 def _version(distribution: str) -> str:
     """Return the version of an installed distribution, without importing it."""
+    from importlib.metadata import PackageNotFoundError, version
+
     try:
         return version(distribution)
     except PackageNotFoundError:
         return "not installed"
-
-
-def _one_line(error: Exception, options: Container[str]) -> str:
-    """Return what an error says, in the words of the command line and without passwords."""
-    text = str(error) or type(error).__name__
-    if isinstance(error, StorageInternalError) and error.__cause__:  # Optuna's text is a guess
-        text += " The storage says: " + str(error.__cause__).partition("\n")[0]
-    line = hide_passwords(" ".join(text.split()))
-    argument, _, rest = line.partition(" ")
-    option = _ALIASES.get(argument, argument)
-    if option in options:  # "noise_rate must be ..."
-        line = f"--{option.replace('_', '-')} {rest}"
-    return line.replace('on_config_change="adopt"', "--on-config-change adopt")

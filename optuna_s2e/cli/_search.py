@@ -10,22 +10,37 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import optuna
+from optuna.trial import TrialState
 
 from optuna_s2e._attributes import OBJECTIVE_KEY
 from optuna_s2e.cli import _common
+from optuna_s2e.cli._interrupt import EXIT_CODES
+from optuna_s2e.cli._options import (
+    DASHBOARD,
+    MACHINE,
+    SEED,
+    TRIALS,
+    Options,
+    add_table,
+    choice,
+    flag,
+    number,
+    option,
+    study_name,
+    whole,
+)
 from optuna_s2e.estimators import DEFAULT_ESTIMATOR, ESTIMATORS
 from optuna_s2e.label_noise import NOISES
 from optuna_s2e.parallel import Search
 from optuna_s2e.sampler import S2ESampler
 from optuna_s2e.schedules import DEFAULT_KIND, SPACES
+from optuna_s2e.storages import hide_passwords
 
 if TYPE_CHECKING:
     from optuna_s2e.coteaching import CoteachingObjective
     from optuna_s2e.dashboard import DashboardReporter
 
 HELP = """\
-Search the schedule R(t) for data with wrong labels.
-
 Each trial trains Co-teaching under one schedule and returns its validation
 error. The storage keeps everything: the same command again resumes the search,
 the same command elsewhere adds a worker, and Ctrl-C loses at most the running
@@ -42,108 +57,94 @@ Next: `s2e status` shows where the search stands, `s2e dashboard` draws it,
 
 # --- options ---------------------------------------------------------------------------------
 
+OPTIONS: dict[str, Options] = {
+    "data": {
+        "--data": option(
+            "NAME", "digits (comes with scikit-learn), mnist, cifar10, cifar100 or a FILE.npz",
+            "digits",
+        ),
+        "--noise": choice(
+            NOISES,
+            "how training labels are made wrong (default: symmetric for named data, which are "
+            "clean; none for a FILE.npz)",
+        ),
+        "--noise-rate": option(
+            "E", "probability that a label is made wrong, in [0, 1) (default: 0.5)",
+            kind=number(0, 1, open_high=True),
+        ),
+        "--published-noise": flag(
+            "take the wrong labels of the Co-teaching and S2E papers, bit for bit"
+        ),
+        "--validation": choice(
+            ["clean", "noisy"],
+            "labels of the validation data, which are split off the training data; those that a "
+            "FILE.npz holds itself are taken as they are",
+            "clean",
+        ),
+    },
+    "training": {
+        "--network": option("NAME", "mlp, cnn2, cnn7, cnn9, resnet18, ...", "mlp"),
+        "--epochs": option("T", "epochs of each training", 40, whole(2)),
+        "--batch-size": option(
+            "B", "samples per step (default: 64 for the digits, 128 for other data)",
+            kind=whole(1, 10**9),
+        ),
+        "--learning-rate": option(
+            "LR", "learning rate (default: 0.01 for the digits, 0.001 for other data)",
+            kind=number(0, open_low=True),
+        ),
+        "--metric": choice(
+            ["validation_error", "validation_loss"],
+            "what a trial returns. validation_loss is the cross-entropy; under pair noise it "
+            "prefers schedules that do not resist the noise",
+            "validation_error",
+        ),
+    },
+    "search": {
+        "--space": choice(
+            sorted(SPACES),
+            "which schedules are searched. eq1: Co-teaching's formula, 3 parameters; table1: the "
+            "paper's space, 19 parameters",
+            DEFAULT_KIND,
+        ),
+        "--trials": option(
+            "N", "stop when the study has N complete trials, earlier ones and other workers' "
+            "included", 60, TRIALS,
+        ),
+        "--population-size": option(
+            "K", "trials between two updates of theta", 6, whole(1)
+        ),
+        "--batch": flag(
+            "train the K trials of a generation together, in one process at a time; killing it "
+            "changes no theta (docs/parallel.md)"
+        ),
+        "--estimator": choice(
+            list(ESTIMATORS),
+            "how theta moves (default %(default)s). "
+            + "; ".join(f"{name}: {e.summary}" for name, e in ESTIMATORS.items()),
+            DEFAULT_ESTIMATOR,
+        ),
+        "--reuse": option(
+            "N", "earlier updates whose trials take part again; 0 in the paper (default: that of "
+            "the estimator)", kind=whole(0, 1000),
+        ),
+        "--seed": option("N", "seed of the noise, the trainings and the search", 0, SEED),
+        "--on-config-change": choice(
+            ["refuse", "adopt"],
+            "what to do if the study was searched with other settings",
+            "refuse",
+        ),
+    },
+    "machine": MACHINE,
+    "dashboard": DASHBOARD,
+}  # fmt: skip
+
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options that this command takes."""
-    _common.add_study(parser, "made from data and noise, such as digits-symmetric-0.5")
-    _add_data_options(parser)
-    _add_training_options(parser)
-    _add_search_options(parser)
-    _common.add_machine(parser)
-    _common.add_reporter(parser)
-
-
-def _add_data_options(parser: argparse.ArgumentParser) -> None:
-    data = parser.add_argument_group("data")
-    data.add_argument(
-        "--data", default="digits", metavar="NAME",
-        help="digits (comes with scikit-learn), mnist, cifar10, cifar100 or a FILE.npz (default "
-        "%(default)s)",
-    )  # fmt: skip
-    data.add_argument(
-        "--noise", choices=NOISES,
-        help="how training labels are made wrong (default: symmetric for named data, which are "
-        "clean; none for a FILE.npz)",
-    )  # fmt: skip
-    _common.add_float(
-        data, "--noise-rate", 0, 1, open_high=True, metavar="E",
-        help="probability that a label is made wrong, in [0, 1) (default: 0.5)",
-    )  # fmt: skip
-    data.add_argument(
-        "--published-noise", action="store_true",
-        help="take the wrong labels of the Co-teaching and S2E papers, bit for bit",
-    )  # fmt: skip
-    data.add_argument(
-        "--validation", default="clean", choices=["clean", "noisy"],
-        help="labels of the validation data, which are split off the training data; those that a "
-        "FILE.npz holds itself are taken as they are (default %(default)s)",
-    )  # fmt: skip
-
-
-def _add_training_options(parser: argparse.ArgumentParser) -> None:
-    training = parser.add_argument_group("training")
-    training.add_argument(
-        "--network", default="mlp", metavar="NAME",
-        help="mlp, cnn2, cnn7, cnn9, resnet18, ... (default %(default)s)",
-    )  # fmt: skip
-    _common.add_int(
-        training, "--epochs", 2, default=40, metavar="T",
-        help="epochs of each training (default %(default)s)",
-    )  # fmt: skip
-    _common.add_int(
-        training, "--batch-size", 1, metavar="B",
-        help="samples per step (default: 64 for the digits, 128 for other data)",
-    )  # fmt: skip
-    _common.add_float(
-        training, "--learning-rate", 0, open_low=True, metavar="LR",
-        help="learning rate (default: 0.01 for the digits, 0.001 for other data)",
-    )  # fmt: skip
-    training.add_argument(
-        "--metric", default="validation_error", choices=["validation_error", "validation_loss"],
-        help="what a trial returns. validation_loss is the cross-entropy; under pair noise it "
-        "prefers schedules that do not resist the noise (default %(default)s)",
-    )  # fmt: skip
-
-
-def _add_search_options(parser: argparse.ArgumentParser) -> None:
-    search = parser.add_argument_group("search")
-    search.add_argument(
-        "--space", default=DEFAULT_KIND, choices=sorted(SPACES),
-        help="which schedules are searched. eq1: Co-teaching's formula, 3 parameters; table1: "
-        "the paper's space, 19 parameters (default %(default)s)",
-    )  # fmt: skip
-    _common.add_int(
-        search, "--trials", 1, default=60, metavar="N",
-        help="stop when the study has N complete trials, earlier ones and other workers' "
-        "included (default %(default)s)",
-    )  # fmt: skip
-    _common.add_int(
-        search, "--population-size", 1, default=6, metavar="K",
-        help="trials between two updates of theta (default %(default)s)",
-    )  # fmt: skip
-    search.add_argument(
-        "--batch", action="store_true",
-        help="train the K trials of a generation together, in one process at a time; killing it "
-        "changes no theta (docs/parallel.md)",
-    )  # fmt: skip
-    search.add_argument(
-        "--estimator", default=DEFAULT_ESTIMATOR, choices=list(ESTIMATORS),
-        help="how theta moves (default %(default)s). "
-        + "; ".join(f"{name}: {e.summary}" for name, e in ESTIMATORS.items()),
-    )  # fmt: skip
-    _common.add_int(
-        search, "--reuse", 0, 1000, metavar="N",
-        help="earlier updates whose trials take part again; 0 in the paper (default: that of the "
-        "estimator)",
-    )  # fmt: skip
-    _common.add_int(
-        search, "--seed", 0, default=0, metavar="N",
-        help="seed of the noise, the trainings and the search (default %(default)s)",
-    )  # fmt: skip
-    search.add_argument(
-        "--on-config-change", default="refuse", choices=["refuse", "adopt"],
-        help="what to do if the study was searched with other settings (default %(default)s)",
-    )  # fmt: skip
+    add_table(parser, study_name("made from data and noise, such as digits-symmetric-0.5"))
+    for title, options in OPTIONS.items():
+        add_table(parser, options, title)
 
 
 # --- the search ------------------------------------------------------------------------------
@@ -164,10 +165,10 @@ def run(args: argparse.Namespace) -> int:
     by_default = args.noise is None and settings["data"]["noise"] != "none"
     hint = " Add none with --noise none." if by_default else ""
     print(f"Data: {objective.data.describe_noise()}{hint}")
+    objective.check()
     storage = _common.open_for_work(args.storage)  # last: an error writes nothing
     name = args.study_name or _study_name(**settings["data"])
     study = _open_study(storage, name, settings, sampler)
-    sampler.check(study)
     if reporter is not None:
         line = _with_option(args.argv, "--storage", args.storage)
         reporter.record_command(study, ["s2e", *line])
@@ -178,8 +179,11 @@ def run(args: argparse.Namespace) -> int:
     callbacks = [reporter] if reporter is not None else []
     optimize = _common.optimize_in_batches if args.batch else _common.optimize
     stopped = optimize(study, objective, args.trials, callbacks)
-    _print_result(study, args, bool(stopped))
-    return _common.EXIT_CODES.get(stopped, 0)
+    if stopped:
+        _print_stopped(study, args)
+    else:
+        _print_result(study, args)
+    return EXIT_CODES.get(stopped, 0)
 
 
 def _make_objective(
@@ -220,7 +224,7 @@ def _study_name(name: str, noise: str, noise_rate: float, **_: Any) -> str:
 def _open_study(
     storage: optuna.storages.BaseStorage, name: str, settings: Any, sampler: S2ESampler
 ) -> optuna.Study:
-    """Create or load a study; refuse one of another objective."""
+    """Create or load a study; refuse one of another objective, unless all its trials failed."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(
         study_name=name, storage=storage, sampler=sampler, load_if_exists=True
@@ -228,20 +232,31 @@ def _open_study(
     if study.directions != [optuna.study.StudyDirection.MINIMIZE]:
         raise ValueError(f"Study {name!r} must minimise one objective. Use another --study-name.")
     recorded = study.user_attrs.get(OBJECTIVE_KEY)
-    if recorded is None and not study.get_trials(deepcopy=False):
+    trials = study.get_trials(deepcopy=False)
+    if recorded is None and trials:
+        raise ValueError(
+            f"Study {name!r} holds trials of another objective. Use another --study-name."
+        )
+    if recorded is not None and recorded != settings:
+        changes = _differences(settings, recorded)
+        running = [t.number for t in trials if t.state == TrialState.RUNNING]
+        if running or any(t.state.is_finished() and t.state != TrialState.FAIL for t in trials):
+            raise ValueError(
+                f"Study {name!r} searches another objective: {changes}. Use another "
+                "--study-name, or the settings of the study."
+                + (f" Trial {running[0]} is RUNNING with them." if running else "")
+            )
+        print(f"Study {name!r} has no completed trial, so its settings are replaced: {changes}.")
+    sampler.check(study)
+    before = Search.read(study).settings
+    if before is not None and before != sampler.settings:
+        print(f"The search goes on with other settings from the next generation on: "
+              f"{_differences(sampler.settings, before)}.")  # fmt: skip
+    if recorded != settings:
         study.set_user_attr(OBJECTIVE_KEY, settings)
         with warnings.catch_warnings():  # the dashboard's axes get a name
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             study.set_metric_names([settings["metric"]])
-    elif recorded is None:
-        raise ValueError(
-            f"Study {name!r} holds trials of another objective. Use another --study-name."
-        )
-    elif recorded != settings:
-        raise ValueError(
-            f"Study {name!r} searches another objective: {_differences(settings, recorded)}. "
-            "Use another --study-name, or the settings of the study."
-        )
     return study
 
 
@@ -262,27 +277,28 @@ def _differences(own: dict[str, Any], recorded: Any, prefix: str = "") -> str:
 # --- what is printed -------------------------------------------------------------------------
 
 
-def _print_result(study: optuna.Study, args: argparse.Namespace, interrupted: bool) -> None:
-    """Print the best trial, or what was lost, and the commands that come next."""
-    if interrupted:
-        running = "trials are" if args.batch else "trial is"
-        print(f"Stopped; at most the running {running} lost.")
-        onward = {"resume": shlex.join(["s2e", *args.argv])}
-    else:
-        trial = study.best_trial
-        values = ", ".join(f"{n} {v:.4g}" for n, v in trial.params.items() if n != "R.n_epochs")
-        print(f"Best of {args.trials} trials: trial {trial.number}, {args.metric} "
-              f"{trial.value:.4f} ({values})")  # fmt: skip
-        line = _with_option(args.argv, "--trials", 2 * args.trials)
-        onward = {"search on": shlex.join(["s2e", *line])}
+def _print_result(study: optuna.Study, args: argparse.Namespace) -> None:
+    """Print the best trial and the commands that come next."""
+    trial = study.best_trial
+    values = ", ".join(f"{n} {v:.4g}" for n, v in trial.params.items() if n != "R.n_epochs")
+    print(f"Best of {args.trials} trials: trial {trial.number}, {args.metric} "
+          f"{trial.value:.4f} ({values})")  # fmt: skip
     which = _common.study_options(args, study)
     root = f" --data-root {shlex.quote(str(args.data_root))}" if args.data_root else ""
+    line = _with_option(args.argv, "--trials", 2 * args.trials)
     steps = {
-        **onward,
+        "search on": shlex.join(["s2e", *line]),
         "where it stands": f"s2e status {which}",
         "compare on test data": f"s2e evaluate {which}{root}",
     }
     _common.print_next_steps(args, study, steps)
+
+
+def _print_stopped(study: optuna.Study, args: argparse.Namespace) -> None:
+    """Print one line: what is kept, what is lost, and how to go on."""
+    lost = "the running trials are" if args.batch else "the running trial is"
+    print(f"Stopped: {_common.n_complete(study)} of {args.trials} trials are complete and kept; "
+          f"{lost} lost. Go on: {hide_passwords(shlex.join(['s2e', *args.argv]))}")  # fmt: skip
 
 
 def _with_option(argv: Sequence[str], option: str, value: object) -> list[str]:

@@ -10,6 +10,17 @@ import optuna
 
 from optuna_s2e._attributes import OBJECTIVE_KEY
 from optuna_s2e.cli import _common
+from optuna_s2e.cli._interrupt import EXIT_CODES
+from optuna_s2e.cli._options import (
+    DASHBOARD,
+    MACHINE,
+    TRIALS,
+    Options,
+    add_table,
+    number,
+    option,
+    study_name,
+)
 from optuna_s2e.history import extend_search
 from optuna_s2e.parallel import Objective, Search, is_complete, load_objective, sampler_for
 from optuna_s2e.storages import hide_passwords
@@ -18,8 +29,6 @@ if TYPE_CHECKING:
     from optuna_s2e.dashboard import DashboardReporter
 
 HELP = """\
-Join a search from any machine that reaches its storage.
-
 Workers come and go at any time, and there may be as many as you like. A search
 that `s2e search` began needs nothing else: its data, network and settings are
 kept with the study. An objective of your own is named with --objective.
@@ -35,25 +44,29 @@ Next: `s2e status` shows the workers and the time left.
 """
 
 
+OPTIONS: Options = {
+    **study_name(),
+    "--objective": option(
+        "MODULE:FUNCTION", "an objective of your own (default: the one that `s2e search` kept "
+        "with the study)",
+    ),
+    "--trials": option(
+        "N", "stop when the study has N complete trials, other workers' included; if the search "
+        "ends with fewer, it is extended to N (default: the number that the search ends with; "
+        "without one, go on until a signal)", kind=TRIALS,
+    ),
+    "--grace": option(
+        "S", "seconds that the running trial has after SIGTERM (default %(default)g)", 20.0,
+        number(0, 1e6),
+    ),
+}  # fmt: skip
+
+
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options that this command takes."""
-    _common.add_study(parser)
-    parser.add_argument(
-        "--objective", metavar="MODULE:FUNCTION",
-        help="an objective of your own (default: the one that `s2e search` kept with the study)",
-    )  # fmt: skip
-    _common.add_int(
-        parser, "--trials", 1, metavar="N",
-        help="stop when the study has N complete trials, other workers' included; if the search "
-        "ends with fewer, it is extended to N (default: the number that the search ends with; "
-        "without one, go on until a signal)",
-    )  # fmt: skip
-    _common.add_float(
-        parser, "--grace", 0, 1e6, default=20.0, metavar="S",
-        help="seconds that the running trial has after SIGTERM (default %(default)g)",
-    )  # fmt: skip
-    _common.add_machine(parser)
-    _common.add_reporter(parser)
+    add_table(parser, OPTIONS)
+    add_table(parser, MACHINE, "machine")
+    add_table(parser, DASHBOARD, "dashboard")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -83,7 +96,7 @@ def run(args: argparse.Namespace) -> int:
                 f"{stopped}: the worker was stopped. What is complete is kept; a trial that was "
                 f"interrupted is failed. Go on: {onward}"
             )
-            return _common.EXIT_CODES[stopped]
+            return EXIT_CODES[stopped]
         n_trials = args.trials or Search.read(study).n_trials  # it may have been extended
     begun = len(study.get_trials(deepcopy=False)) - before
     print(f"Complete: {begun} trials began meanwhile, other workers' included.")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -12,15 +14,16 @@ import torch
 from optuna_s2e._checks import check_int
 from optuna_s2e._typing import FloatArray
 from optuna_s2e.coteaching._config import TrainingConfig
+from optuna_s2e.coteaching._evaluation_rows import Row, RowFile
 from optuna_s2e.coteaching._networks import Network
-from optuna_s2e.coteaching._training import Metrics, TrainingResult, last_epochs_mean, train_batch
+from optuna_s2e.coteaching._training import Metrics, find_device, last_epochs_mean, train_batch
 from optuna_s2e.coteaching.data import NoisyData
 from optuna_s2e.schedules import Schedule, coteaching_schedule, standard_schedule
 
 EVALUATION_STREAM = 1  # spawn key; the trials of a search have stream 0, so no seed is shared
 
 
-def fixed_schedules(n_epochs: int, noise_rate: float) -> dict[str, Schedule]:
+def fixed_schedules(n_epochs: int, noise_rate: float | None) -> dict[str, Schedule]:
     """Return the baselines that need no search, by name.
 
     "standard" trains on all samples. "coteaching" is Eq 1 with the true noise rate as tau, and
@@ -28,10 +31,10 @@ def fixed_schedules(n_epochs: int, noise_rate: float) -> dict[str, Schedule]:
 
     Args:
         n_epochs: T, the number of training epochs, at least 2.
-        noise_rate: The true noise rate, in [0, 0.95].
+        noise_rate: The true noise rate, in [0, 0.95]. None if it is unknown: Co-teaching needs it.
 
     Returns:
-        Schedules by name: "standard" and "coteaching".
+        Schedules by name: "standard" and, if the noise rate is known, "coteaching".
 
     Raises:
         ValueError: If an argument is out of range.
@@ -40,10 +43,10 @@ def fixed_schedules(n_epochs: int, noise_rate: float) -> dict[str, Schedule]:
         >>> sorted(fixed_schedules(40, 0.5))
         ['coteaching', 'standard']
     """
-    return {
-        "standard": standard_schedule(n_epochs),
-        "coteaching": coteaching_schedule(n_epochs, noise_rate),
-    }
+    schedules = {"standard": standard_schedule(n_epochs)}
+    if noise_rate is not None:
+        schedules["coteaching"] = coteaching_schedule(n_epochs, noise_rate)
+    return schedules
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,6 +78,7 @@ def evaluate_schedules(
     seed: int = 0,
     device: torch.device | str = "auto",
     progress: Callable[[int, int], None] | None = None,
+    keep: str | Path | None = None,
 ) -> dict[str, Evaluation]:
     """Retrain schedules with fresh seeds and measure them on the test data.
 
@@ -92,7 +96,10 @@ def evaluate_schedules(
             those of the trials of a search.
         device: Device to train on, as in `train_batch`.
         progress: Function that is called with (epochs done, all epochs) after each epoch of each
-            training.
+            training, and first of all if some are done.
+        keep: File that keeps every training that has ended, in a folder that exists. A call with
+            the same file trains only what is missing: it goes on where another was interrupted.
+            It needs a network that has a name. None keeps nothing.
 
     Returns:
         Test results by the names of the schedules.
@@ -113,39 +120,83 @@ def evaluate_schedules(
     if len({row.shape for row in rows}) != 1:  # an empty mapping is refused, too
         shapes = dict(zip(schedules, (row.shape for row in rows), strict=True))
         raise ValueError(f"schedules must have one shape (T,), but got {shapes}.")
-    keep_rates = np.repeat(np.stack(rows), n_repeats, axis=0)
+    if data.x_test is None:
+        raise ValueError(f"An evaluation needs test data, but {data.name!r} holds none.")
+    data, config = data.to(find_device(device)), config or TrainingConfig()
+    file = None
+    if keep is not None:
+        if not isinstance(network, str):
+            raise ValueError("keep must be None for a network that is a function: it has no name.")
+        file = RowFile(Path(keep), data, network, config)
     states = np.random.SeedSequence(seed, spawn_key=(EVALUATION_STREAM,))
     seeds = [int(state) for state in states.generate_state(n_repeats)]
-    done = 0
+    # repeat by repeat: what an interrupted evaluation has trained can be compared
+    runs = [_Run(name, s, row) for s in seeds for name, row in zip(schedules, rows, strict=True)]
+    kept = {run.key: file.find(run.keep_rates, run.seed) for run in runs} if file else {}
+    found = {key: row for key, row in kept.items() if row is not None}
+    missing = [run for run in runs if run.key not in found]
+    done, total = (len(runs) - len(missing)) * len(rows[0]), len(runs) * len(rows[0])
+    if progress is not None and done:
+        progress(done, total)
 
-    def on_epoch(k: int, epoch: int, metrics: Metrics) -> None:
+    def on_epoch() -> None:
         nonlocal done
         done += 1
         if progress is not None:
-            progress(done, keep_rates.size)
+            progress(done, total)
+
+    setup = {"data": data, "network": network, "config": config, "device": device}
+    width = len(rows) if file else max(1, len(missing))  # runs that train side by side end at once
+    for start in range(0, len(missing), width):
+        group = missing[start : start + width]
+        trained = _train(group, file, on_epoch, **setup)
+        found |= {run.key: row for run, row in zip(group, trained, strict=True)}
+    return {name: _evaluation({s: found[name, s] for s in seeds}) for name in schedules}
+
+
+class _Run(NamedTuple):
+    """A schedule that is trained with a seed."""
+
+    name: str
+    seed: int
+    keep_rates: FloatArray
+
+    @property
+    def key(self) -> tuple[str, int]:
+        return self.name, self.seed
+
+
+def _train(
+    runs: Sequence[_Run], file: RowFile | None, after_epoch: Callable[[], None], **setup: Any
+) -> list[Row]:
+    """Train runs; each is written to the file when its last epoch is done."""
+    keep_rates = np.stack([run.keep_rates for run in runs])
+    curves = np.full((len(runs), len(Row._fields), keep_rates.shape[1], 2), np.nan)
+
+    def on_epoch(k: int, epoch: int, metrics: Metrics) -> None:
+        curves[k, :, epoch] = metrics.error, metrics.label_precision
+        if file is not None and epoch == keep_rates.shape[1] - 1:
+            file.add(runs[k].keep_rates, runs[k].seed, Row(*curves[k]))
+        after_epoch()
 
     results = train_batch(
-        keep_rates,
-        seeds * len(rows),
-        data=data,
-        network=network,
-        config=config,
-        device=device,
-        evaluate_on="test",
-        on_epoch=on_epoch,
+        keep_rates, [run.seed for run in runs], evaluate_on="test", on_epoch=on_epoch, **setup
     )
-    groups = [results[i : i + n_repeats] for i in range(0, len(results), n_repeats)]
-    return {name: _evaluation(group) for name, group in zip(schedules, groups, strict=True)}
-
-
-def _evaluation(results: list[TrainingResult]) -> Evaluation:
-    for result in results:
+    rows = [Row(result.curves.error, result.curves.label_precision) for result in results]
+    for run, result, row in zip(runs, results, rows, strict=True):
         if result.failure is not None and not isinstance(result.failure, FloatingPointError):
             raise result.failure
-    curves = [result.curves for result in results]
+        if file is not None and result.failure is not None:
+            file.add(run.keep_rates, run.seed, row)
+    return rows
+
+
+def _evaluation(rows: Mapping[int, Row]) -> Evaluation:
+    """Gather the rows of one schedule, by their seeds."""
+    curves = list(rows.values())
     return Evaluation(
         test_accuracy=np.stack([1.0 - curve.error.mean(axis=1) for curve in curves]),
         label_precision=np.stack([curve.label_precision.mean(axis=1) for curve in curves]),
-        seeds=tuple(result.seed for result in results),
+        seeds=tuple(rows),
         final_accuracy=np.array([1.0 - last_epochs_mean(curve.error) for curve in curves]),
     )

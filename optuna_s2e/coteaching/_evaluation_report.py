@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import platform
 from collections.abc import Mapping
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from optuna_s2e.coteaching._evaluation import Evaluation
+from optuna_s2e.coteaching._evaluation_rows import package_versions
 from optuna_s2e.schedules import Schedule
 
 TITLES = {"standard": "Standard", "coteaching": "Co-teaching", "searched": "Searched (S2E)"}
@@ -68,7 +67,7 @@ def save_evaluation(
     *,
     settings: Mapping[str, Any],
     study_name: str,
-) -> None:
+) -> dict[str, Any]:
     """Write evaluation.json, evaluation.png and schedule.json into a folder.
 
     Args:
@@ -78,6 +77,9 @@ def save_evaluation(
         settings: What `CoteachingObjective.settings` returned.
         study_name: Name of the study that found the schedule.
 
+    Returns:
+        What evaluation.json holds.
+
     Raises:
         ValueError: If no schedule is named "searched", or an evaluated schedule is missing.
         ImportError: If matplotlib is missing.
@@ -86,25 +88,25 @@ def save_evaluation(
     _check_holds("schedules", schedules, "searched", *evaluations)
     folder.mkdir(parents=True, exist_ok=True)
     schedules["searched"].save(folder / "schedule.json")
-    packages = ["optuna-s2e", "optuna", "torch", "numpy", "scipy"]
     document = {
         "study": study_name,
         "settings": dict(settings),
-        "versions": {"python": platform.python_version(), **{p: version(p) for p in packages}},
+        "versions": package_versions(),
         "methods": {
             name: {
                 "keep_rates": schedules[name].keep_rates.tolist(),
                 "params": schedules[name].params,
                 "seeds": list(evaluation.seeds),
-                "final_accuracy": np.round(evaluation.final_accuracy, 6).tolist(),
-                "test_accuracy": np.round(evaluation.test_accuracy, 5).tolist(),
-                "label_precision": _finite(evaluation.label_precision),
+                "final_accuracy": _json(evaluation.final_accuracy, 6),
+                "test_accuracy": _json(evaluation.test_accuracy, 5),
+                "label_precision": _known(evaluation.label_precision),
             }
             for name, evaluation in evaluations.items()
         },
     }
     (folder / "evaluation.json").write_text(json.dumps(document, indent=1) + "\n")
     _draw(folder / "evaluation.png", schedules, evaluations, settings)
+    return document
 
 
 def _check_holds(argument: str, mapping: Mapping[str, Any], *names: str) -> None:
@@ -113,8 +115,16 @@ def _check_holds(argument: str, mapping: Mapping[str, Any], *names: str) -> None
         raise ValueError(f"{argument} must hold {missing}, but got {list(mapping)}.")
 
 
-def _finite(curves: np.ndarray) -> list[list[float]] | None:
-    return np.round(curves, 5).tolist() if np.isfinite(curves).all() else None
+def _json(values: np.ndarray, digits: int) -> list[Any]:
+    """Return rounded numbers for JSON, which knows no NaN."""
+    rounded = np.round(values, digits).astype(object)
+    rounded[~np.isfinite(values)] = None
+    found: list[Any] = rounded.tolist()
+    return found
+
+
+def _known(curves: np.ndarray) -> list[Any] | None:
+    return _json(curves, 5) if np.isfinite(curves).any() else None
 
 
 def _draw(
@@ -143,7 +153,6 @@ def _draw(
                 axis.fill_between(
                     epochs, curves.min(axis=0), curves.max(axis=0), color=style["color"], alpha=0.2
                 )
-    data = settings["data"]
     axes[0].set(title="Schedule R(t): share trained on", ylim=(0, 1.03))
     axes[1].set(title="Test accuracy (%)")
     axes[2].set(title="Right labels among those trained on (%)")
@@ -154,7 +163,16 @@ def _draw(
     axes[0].legend(frameon=False, loc="best")
     n_repeats = len(next(iter(evaluations.values())).seeds)
     figure.suptitle(
-        f"{data['name']}, {100 * data['noise_rate']:g} % {data['noise']} noise, "
-        f"{settings['network']}: mean, minimum and maximum of {n_repeats} seeds"
+        f"{_describe(settings)}: mean, minimum and maximum of {n_repeats} seeds"
+        if n_repeats > 1
+        else f"{_describe(settings)}: one seed"
     )
     figure.savefig(path, dpi=110)
+
+
+def _describe(settings: Mapping[str, Any]) -> str:
+    """Say what was trained on: data, the noise that was added, network."""
+    data = settings["data"]
+    added = data.get("noise") not in (None, "none") and data.get("noise_rate")
+    noise = f"{100 * data['noise_rate']:g} % {data['noise']} noise" if added else "no noise added"
+    return f"{data['name']}, {noise}, {settings['network']}"

@@ -366,11 +366,17 @@ class Ledger:
         return reasons[0] if all(isinstance(r, str) for r in reasons) else None  # type: ignore[return-value]
 
     def settings_in_force(self, chain: Chain | None) -> Mapping[str, Any] | None:
-        """Return the settings that the records name last; None if there is no record."""
+        """Return the settings that the records name last; None if there is no record.
+
+        Failed trials of generation 0 do not count: nothing follows from them, and the settings may
+        be why they failed.
+        """
         if chain is not None and chain.head is not None:
             return chain.head.settings
-        first = next((d.record for d in self.draws.values() if d.record.generation == 0), None)
-        return first.settings if first is not None else None
+        for draw in self.draws.values():
+            if draw.record.generation == 0 and draw.trial.state != TrialState.FAIL:
+                return draw.record.settings
+        return None
 
     def coordinates(self, space: SearchSpace, draw: Draw) -> FloatArray | None:
         """Return x (d,) of a finished draw, or None if it is not from this space."""

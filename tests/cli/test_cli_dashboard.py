@@ -31,7 +31,7 @@ def test_dashboard_serves_the_studies_until_ctrl_c_and_warns_about_visitors(
         code, _, errors = server.stop(signal.SIGINT)
     assert code == 130
     assert "Everyone who reaches this address can read and change the studies." in errors
-    assert errors.endswith("Interrupted.\n")
+    assert errors.endswith("Stopped.\n")
 
 
 def test_empty_password_is_refused(

@@ -1,5 +1,6 @@
 """s2e export: the schedule of a search as a file."""
 
+import json
 from pathlib import Path
 
 import optuna
@@ -28,6 +29,33 @@ def test_rules_smoothed_and_best_are_the_default_and_the_best_trial(searched: Se
     assert Schedule.load("best.json") == Schedule.from_trial(study().best_trial)
 
 
+@pytest.mark.parametrize("out", [[], ["--out", "x.json"]])
+def test_json_is_one_document_with_the_schedule(
+    out: list[str], searched: Searched, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["export", "--json", *out]) == 0
+    document = json.loads(capsys.readouterr().out)
+    picked = recommend(study())
+    assert document.pop("schedule") == json.loads(picked.schedule.to_json())
+    assert document == {
+        "study": "s",
+        "rule": "smoothed",
+        "trial": picked.trial,
+        "params": picked.params,
+        "expected_value": picked.expected_loss,
+        "interval": list(picked.interval),
+        "file": out[1] if out else None,
+    }
+    assert Path("x.json").exists() == bool(out)
+
+
+def test_a_file_that_cannot_be_written_is_one_line_that_names_the_option(
+    searched: Searched, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = only_line(capsys, "export", "--out", "no/such/x.json")
+    assert "error: --out must be writable, but got 'no/such/x.json': No such file" in line
+
+
 def test_study_without_schedules_is_one_line_and_writes_nothing(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -35,4 +63,4 @@ def test_study_without_schedules_is_one_line_and_writes_nothing(
     foreign.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=1)
     assert "hold no schedules" in only_line(capsys, "export", "--out", "x.json")
     assert not Path("x.json").exists()
-    assert "required: --out" in only_line(capsys, "export")
+    assert "error: --out is needed" in only_line(capsys, "export")

@@ -2,6 +2,7 @@
 
 import contextlib
 import re
+import shlex
 import signal
 import sqlite3
 import time
@@ -12,10 +13,21 @@ from typing import Any
 import numpy as np
 import optuna
 import pytest
-from commands import DATA, K, Searched, last_line, make_arrays, only_line, search, study
+from commands import (
+    DATA,
+    EPOCHS,
+    N_SEARCHED,
+    K,
+    Searched,
+    last_line,
+    make_arrays,
+    only_line,
+    search,
+    study,
+)
 from processes import Command
 
-from optuna_s2e import generations, replay
+from optuna_s2e import S2ESampler, generations, replay
 from optuna_s2e._attributes import OBJECTIVE_KEY
 from optuna_s2e.cli import main
 from optuna_s2e.coteaching import CoteachingObjective, load_data
@@ -70,12 +82,16 @@ def test_batches_are_the_search_of_one_worker(
         assert one.user_attrs["seed"] == other.user_attrs["seed"]
 
 
+NOISE = ["--noise", "symmetric", "--noise-rate", "0.2"]
+
+
 def test_study_of_another_objective_is_refused(
     searched: Searched, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    line = only_line(capsys, *search(20, "--noise-rate", "0.2", "--learning-rate", "0.1"))
+    line = only_line(capsys, *search(20, *NOISE, "--learning-rate", "0.1"))
     assert "config.learning_rate is 0.1, there 0.001" in line
-    assert "data.noise_rate is 0.2, there 0.5" in line
+    assert "data.noise is 'symmetric', there 'none'" in line
+    assert "data.noise_rate is 0.2, there 0.0" in line
     line = only_line(capsys, *search(20, "--population-size", "4"))
     assert f"population_size is 4, was {K}" in line
     assert "--on-config-change adopt" in line
@@ -88,11 +104,71 @@ def test_study_of_another_objective_is_refused(
     assert "must minimise one objective" in only_line(capsys, *search(20, name="up"))
 
 
+def test_an_unfit_network_is_found_before_the_storage_is_touched(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    line = only_line(capsys, *search(1, "--network", "cnn2"))
+    assert "error: --network 'cnn2' needs inputs" in line
+    line = only_line(capsys, *search(1, "--learning-rate", "1e30"))
+    assert "became non-finite" in line
+    assert not Path("s2e.db").exists()
+
+
 @pytest.mark.filterwarnings("ignore:.*returns NaN", "ignore:.*trials in a row have failed")
-def test_search_that_only_fails_gives_up(capsys: pytest.CaptureFixture[str]) -> None:
-    line = last_line(capsys, *search(50, "--learning-rate", "1e30"))
+def test_worker_that_only_fails_gives_up_and_its_study_takes_new_settings(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    objective = CoteachingObjective(load_data(DATA), n_epochs=EPOCHS, learning_rate=1e30)
+    url = "sqlite:///s2e.db"
+    own = optuna.create_study(study_name="s", storage=url, sampler=S2ESampler(population_size=K))
+    own.set_user_attr(OBJECTIVE_KEY, objective.settings)
+    own.optimize(objective, n_trials=1)
+    line = last_line(capsys, "worker", "--no-dashboard", "--trials", "50")
     assert "10 trials in a row have failed" in line
-    assert len(study().trials) == 10
+    assert [t.state.name for t in study().trials] == ["FAIL"] * 11
+
+    mended = ["--space", "table1", "--population-size", "4", "--metric", "validation_loss"]
+    capsys.readouterr()
+    assert main(search(2, *mended)) == 0
+    out = capsys.readouterr().out
+    assert "Study 's' has no completed trial, so its settings are replaced: " in out
+    assert "config.learning_rate is 0.001, there 1e+30" in out
+    assert "kind is 'table1', there 'eq1'" in out
+    assert study().metric_names == ["validation_loss"]
+
+    # from now on they are the study's
+    line = only_line(capsys, *search(50, "--learning-rate", "0.1"))
+    assert "config.learning_rate is 0.1, there 0.001" in line
+    assert main(["worker", "--no-dashboard", "--trials", "3"]) == 0
+    assert main(search(9, *mended)) == 0
+    told, computed = generations(study()), replay(study())
+    assert len(told) == 3
+    assert all(np.array_equal(a.theta, b.theta) for a, b in zip(told, computed, strict=True))
+    assert all(t.value is not None for t in study().trials[11:])
+
+
+def test_settings_of_a_running_trial_are_not_replaced(capsys: pytest.CaptureFixture[str]) -> None:
+    objective = CoteachingObjective(load_data(DATA), n_epochs=2)
+    other = optuna.create_study(study_name="s", storage="sqlite:///s2e.db")
+    other.set_user_attr(OBJECTIVE_KEY, objective.settings)
+    trial = other.ask()
+    line = only_line(capsys, *search(1))
+    assert f"n_epochs is {EPOCHS}, there 2" in line
+    assert "Trial 0 is RUNNING with them." in line
+    other.tell(trial, state=optuna.trial.TrialState.FAIL)
+    assert main(search(1)) == 0
+
+
+def test_adopted_settings_are_named(
+    searched: Searched, capsys: pytest.CaptureFixture[str]
+) -> None:
+    adopt = ["--population-size", "4", "--on-config-change", "adopt"]
+    capsys.readouterr()
+    assert main(search(N_SEARCHED + 1, *adopt)) == 0
+    out = capsys.readouterr().out
+    assert f"from the next generation on: population_size is 4, there {K}." in out
+    assert main(search(N_SEARCHED + 2, *adopt)) == 0
+    assert "next generation" not in capsys.readouterr().out
 
 
 NAMES = np.array(["cat", "dog", "emu"])
@@ -212,8 +288,9 @@ def test_stopped_search_goes_on_with_the_same_command(
     code, out = stop_early(Command(*search(500)), sign, TRAINS_ONE)
     if sign == signal.SIGINT:
         assert code == 130
-        assert "at most the running trial is lost" in out
-        assert "resume:" in out
+        line = out.splitlines()[-1]  # what is kept, what is lost, how to go on
+        assert re.match(r"Stopped: \d+ of 500 trials are complete and kept; ", line)
+        assert f"the running trial is lost. Go on: {shlex.join(['s2e', *search(500)])}" in line
     else:
         assert code == -signal.SIGKILL
     states = [t.state.name for t in study().trials]
@@ -238,7 +315,7 @@ def test_stopped_batches_go_on_as_if_nothing_had_happened(
     states = [t.state.name for t in study().trials]
     if sign == signal.SIGTERM:
         assert code == 128 + signal.SIGTERM
-        assert "at most the running trials are lost" in out
+        assert "the running trials are lost. Go on: s2e search" in out.splitlines()[-1]
         assert "RUNNING" not in states
     n_trials = states.count("COMPLETE") + 3
     assert main(search(n_trials, "--batch")) == 0

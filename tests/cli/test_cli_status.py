@@ -1,9 +1,14 @@
 """s2e status: where a search stands, and whether its thetas follow from its trials."""
 
+import json
+from datetime import datetime
+
+import numpy as np
 import optuna
 import pytest
 from commands import N_SEARCHED, K, Searched, only_line, study
 
+from optuna_s2e import recommend
 from optuna_s2e._attributes import DRAW_KEY, SEARCH_KEY
 from optuna_s2e.cli import main
 
@@ -17,6 +22,52 @@ def test_status_shows_and_verifies_a_search(
     assert "verify" not in out
     assert main(["status", "--verify"]) == 0
     assert f"{N_SEARCHED // K} generations replay bit for bit" in capsys.readouterr().out
+
+
+def test_json_is_one_document_of_numbers_and_iso_times(
+    searched: Searched, capsys: pytest.CaptureFixture[str]
+) -> None:
+    capsys.readouterr()
+    assert main(["status", "--json", "--verify"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    best, picked = study().best_trial, recommend(study())
+    times = [document["first_start"], document["best"].pop("end"), document["last_end"]]
+    read = [datetime.fromisoformat(time) for time in [*times, document["time"]]]
+    assert read == sorted(read)
+    assert all(time.tzinfo is not None for time in read)
+    end = best.datetime_complete
+    assert end is not None
+    assert abs(read[1].timestamp() - end.timestamp()) < 1  # a local time
+    assert document["best"] == {"trial": best.number, "value": best.value, "params": best.params}
+    assert document["recommended"] == {
+        "rule": "smoothed",
+        "trial": picked.trial,
+        "params": picked.params,
+        "expected_value": picked.expected_loss,
+        "interval": list(picked.interval),
+    }
+    counts = dict.fromkeys(["running", "pruned", "fail", "waiting"], 0)
+    assert document["trials"] == {"complete": N_SEARCHED, **counts}
+    assert (document["study"], document["n_trials"], document["direction"]) == (
+        "s", N_SEARCHED, "minimize",
+    )  # fmt: skip
+    assert [row["opener"] for row in document["generations"]] == [None, K, 2 * K]
+    means = [
+        np.mean([t.value for t in study().trials[i : i + K]]) for i in range(0, N_SEARCHED, K)
+    ]
+    np.testing.assert_allclose([row["mean"] for row in document["generations"]], means)
+    assert document["verify"]["sound"] is True
+
+
+def test_json_of_an_empty_study_has_no_nan(capsys: pytest.CaptureFixture[str]) -> None:
+    optuna.create_study(study_name="new", storage="sqlite:///s2e.db", direction="maximize")
+    capsys.readouterr()
+    assert main(["status", "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["trials_per_minute"] is None
+    assert document["seconds_left"] is None
+    assert document["best"] is document["recommended"] is document["first_start"] is None
+    assert document["direction"] == "maximize"
 
 
 def test_verify_finds_a_changed_theta(

@@ -21,6 +21,7 @@ def test_baselines_are_standard_and_eq_1_with_the_noise_rate():
     np.testing.assert_array_equal(schedules["standard"].keep_rates, 1.0)
     expected = [1 - 0.4 * min(t / 10, 1) for t in range(20)]
     np.testing.assert_allclose(schedules["coteaching"].keep_rates, expected, rtol=1e-14)
+    assert list(fixed_schedules(20, None)) == ["standard"]  # the noise rate is unknown
 
 
 def test_each_repeat_is_a_training_of_its_own_on_test_data(tiny):

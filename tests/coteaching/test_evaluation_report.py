@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from optuna_s2e.coteaching import Evaluation, evaluation_table, fixed_schedules, save_evaluation
+from optuna_s2e.coteaching._evaluation_report import _describe
 from optuna_s2e.schedules import Schedule
 
 SETTINGS = {
@@ -80,6 +81,37 @@ def test_files_hold_all_numbers_schedules_and_settings(tmp_path, precision):
     saved = Schedule.load(folder / "schedule.json")
     np.testing.assert_array_equal(saved.keep_rates, schedules["searched"].keep_rates)
     assert (folder / "evaluation.png").read_bytes().startswith(PNG)
+
+
+@pytest.mark.parametrize(
+    ("data", "title"),
+    [
+        ({"noise": "pair", "noise_rate": 0.45}, "own.npz, 45 % pair noise, mlp"),
+        ({"noise": "none", "noise_rate": 0.5}, "own.npz, no noise added, mlp"),
+        ({"noise": "none", "noise_rate": 0.0}, "own.npz, no noise added, mlp"),
+        ({"noise": "symmetric", "noise_rate": 0.0}, "own.npz, no noise added, mlp"),
+        ({}, "own.npz, no noise added, mlp"),
+    ],
+)
+def test_the_title_names_the_noise_that_was_added(data, title):
+    assert _describe({"data": {"name": "own.npz", **data}, "network": "mlp"}) == title
+
+
+def test_the_file_is_json_also_if_a_training_failed(tmp_path):
+    schedules = {**fixed_schedules(4, None), "searched": Schedule(np.array([1, 0.9, 0.8, 0.7]))}
+    evaluation = _make_evaluation([0.6, 0.7])
+    evaluation.test_accuracy[1, 2:] = np.nan
+    evaluation.final_accuracy[1] = np.nan
+    evaluations = dict.fromkeys(schedules, evaluation)
+    document = save_evaluation(tmp_path, schedules, evaluations, settings=SETTINGS, study_name="s")
+
+    def refuse(name):
+        raise AssertionError(name)
+
+    text = (tmp_path / "evaluation.json").read_text()
+    assert json.loads(text, parse_constant=refuse) == document
+    assert document["methods"]["searched"]["final_accuracy"] == [0.6, None]
+    assert document["methods"]["searched"]["test_accuracy"][1][2:] == [None, None]
 
 
 def test_missing_schedules_are_named(tmp_path):
