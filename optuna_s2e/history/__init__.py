@@ -11,6 +11,7 @@ from optuna_s2e.history._record import (
     failed_by_objective,
     join_settings,
     own_record,
+    read_leading_tags,
     read_tags,
     split_settings,
 )
@@ -30,6 +31,7 @@ __all__ = [
     "join_settings",
     "locate",
     "own_record",
+    "read_leading_tags",
     "read_tags",
     "space_of",
     "split_settings",

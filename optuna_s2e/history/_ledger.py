@@ -13,6 +13,7 @@ Members are taken in the order (time of completion, number).
 from __future__ import annotations
 
 from bisect import insort
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -87,13 +88,14 @@ def space_of(members: Sequence[Draw], *, conditional: bool = True) -> SearchSpac
 
     Args:
         members: Completed draws of generation 0. Only parameters that were drawn count; a
-            parameter that `PartialFixedSampler` fixes was not.
+            parameter that `PartialFixedSampler` fixes was not. Tags on which they disagree, such
+            as the numbers of epochs in two branches, are left out like parameters.
         conditional: Whether parameters that only some members have count, as they do in searches
             that start with this release.
     """
-    tags = members[0].tags
-    if any(d.tags != tags for d in members):
-        return SearchSpace({}, tags)
+    named = sorted({item for d in members for item in d.tags.items()})
+    values = Counter(name for name, _ in named)
+    tags = {name: value for name, value in named if values[name] == 1}
     set_by_others = {n for d in members for n in d.trial.distributions if n not in d.uniform}
     drawn: list[Mapping[str, BaseDistribution]] = [
         {n: d.trial.distributions[n] for n in d.uniform if n not in set_by_others} for d in members
@@ -104,11 +106,11 @@ def space_of(members: Sequence[Draw], *, conditional: bool = True) -> SearchSpac
 def locate(draw: Draw, space: SearchSpace, openers: Mapping[int, Record]) -> FloatArray | str:
     """Return the coordinates x (d,) of a draw from a space, or why it is not from that space.
 
-    A parameter of the space that the objective did not ask for (another branch) was drawn, too,
-    and counts.
+    A parameter or schedule of the space that the objective did not ask for (another branch) was
+    drawn, too, and counts.
     """
     trial, record = draw.trial, draw.record
-    if draw.tags != space.tags:
+    if any(space.tags.get(n, v) != v for n, v in draw.tags.items()):
         return f"its schedule space is {dict(draw.tags)}, not {dict(space.tags)}"
     present = {n: trial.distributions[n] for n in space.names if n in trial.distributions}
     for name, d in present.items():
@@ -160,7 +162,8 @@ class Ledger:
         openers: Records of the valid openers by trial number.
         used: Numbers of the members of all valid openers, whichever chain they are on.
         slots: Draws of a search by batches: by slot, then by trial number.
-        newest_tags: The schedule space that the newest draw names; empty for other objectives.
+        newest_tags: The schedule space that the newest draw of a schedule names; empty if there is
+            none.
         later_release: Number of a trial whose record only a later release can read.
     """
 
@@ -266,12 +269,12 @@ class Ledger:
         return None
 
     def chains(self, tags: Tags) -> Iterator[Chain]:
-        """Yield the chain of each space with these tags, the newest space first.
+        """Yield the chain of each space that has these tags, the newest space first.
 
         The head is the opener with the largest generation; the lowest number wins a tie.
         """
         for space in sorted(self._heads, key=lambda s: -self._newest[s]):
-            if self._spaces[space].tags == tags:
+            if tags.items() <= self._spaces[space].tags.items():
                 yield self._chain(self._heads[space])
 
     def _lead(self, record: Record) -> None:
@@ -321,13 +324,12 @@ class Ledger:
         Args:
             population_size: K. The first generation opens on the parameters of K draws, and a
                 chain is left behind if none of the last K draws is from its space.
-            tags: The schedule space that the asking trial names. The default is that of the
-                newest draw.
+            tags: The schedule space that the asking trial names before it searches a parameter.
+                None by default.
             adopt: Whether to leave a chain that was left behind.
         """
-        tags = tags or self.newest_tags
         for chain in self.chains(tags):
-            left_behind = self._left_behind(chain, population_size)
+            left_behind = self._left_behind(chain, population_size, tags)
             if not adopt or left_behind is None:
                 assert chain.head is not None
                 pool = [
@@ -353,13 +355,13 @@ class Ledger:
                 unused.append(draw)
         return unused[::-1]
 
-    def _left_behind(self, chain: Chain, population_size: int) -> str | None:
+    def _left_behind(self, chain: Chain, population_size: int, tags: Tags) -> str | None:
         """Return why the last completed draw is not from the chain's space.
 
         Return None if one of the last K is.
         """
-        own_tags = (d for d in reversed(self.completed) if d.tags == chain.space.tags)
-        last = list(islice(own_tags, population_size))
+        own = (d for d in reversed(self.completed) if tags.items() <= d.tags.items())
+        last = list(islice(own, population_size))
         if len(last) < population_size:
             return None
         reasons = [self._locate(chain.space, d) for d in last]
@@ -438,7 +440,9 @@ class Ledger:
         pool = [
             d
             for d in self.completed
-            if d.record.generation == 0 and d.tags == tags and d.record.trial not in self.used
+            if d.record.generation == 0
+            and d.record.trial not in self.used
+            and tags.items() <= d.tags.items()
         ]
         pool = pool[-10 * population_size :]  # an objective may never repeat a parameter
         for start in range(len(pool) - population_size + 1):

@@ -18,11 +18,13 @@ seed. The key of a draw is the trial's number, or the slot and the attempt in a 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
+from itertools import takewhile
 from typing import Any, NamedTuple, TypeGuard
 
+from optuna.distributions import IntDistribution
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
@@ -30,9 +32,9 @@ from optuna_s2e import _optuna
 from optuna_s2e._attributes import DRAW_KEY, FAILED_TRIAL_KEY, FAILURE_KEY, RETRY_HISTORY_KEY
 from optuna_s2e.distributions import decode, keyed_coordinate, same_value
 from optuna_s2e.estimators import UpdateSettings
-from optuna_s2e.schedules import N_EPOCHS, PREFIX
+from optuna_s2e.schedules import N_EPOCHS, TAGS
 
-Tags = Mapping[str, Any]
+Tags = Mapping[str, int]
 
 VERSION = 1
 MAX_ATTEMPTS = 1000  # of one slot
@@ -258,10 +260,9 @@ def read_draw(trial: FrozenTrial) -> Draw | None:
     record = own_record(trial.system_attrs, trial)
     if record is None:
         return None
-    tags = read_tags(trial)
     known = record.generation == 0 and trial.state.is_finished()  # while running, more may come
     uniform = _uniform_coordinates(trial, record) if known else {}
-    return Draw(trial, record, tags, uniform)
+    return Draw(trial, record, read_tags(trial), uniform)
 
 
 def is_of_later_release(trial: FrozenTrial) -> bool:
@@ -283,15 +284,32 @@ def failed_by_objective(trial: FrozenTrial) -> bool:
     return failed and isinstance(mark, dict) and mark.get("by") == "objective"
 
 
-def read_tags(trial: FrozenTrial) -> dict[str, Any]:
-    """Return the parameters that name the schedule space of a trial: single-valued, `R.`.
+def read_tags(trial: FrozenTrial) -> dict[str, int]:
+    """Return the parameters that name the schedule spaces of a trial, as `ScheduleSpace.tags`.
 
     Return none if they are not complete: the trial ended, or is being read, amid its suggestions.
     """
+    return _complete_tags(trial, trial.distributions)
+
+
+def read_leading_tags(trial: FrozenTrial) -> dict[str, int]:
+    """Return the tags that a running trial has named before it searches any parameter.
+
+    No parameter decides whether such a schedule is drawn, so every trial must have it.
+
+    Args:
+        trial: A trial as its own process knows it. Storages may change the order of parameters.
+    """
+    single = takewhile(lambda name: trial.distributions[name].single(), trial.distributions)
+    return _complete_tags(trial, single)
+
+
+def _complete_tags(trial: FrozenTrial, names: Iterable[str]) -> dict[str, int]:
+    of = trial.distributions
     tags = {
         name: trial.params[name]
-        for name, d in trial.distributions.items()
-        if name.startswith(PREFIX) and d.single()
+        for name in names
+        if name in TAGS and isinstance(of[name], IntDistribution) and of[name].single()
     }
     return tags if N_EPOCHS in tags and len(tags) > 1 else {}
 
