@@ -34,6 +34,7 @@ from optuna_s2e.distributions import (
     union,
 )
 from optuna_s2e.history._record import Draw, Record, Rules, Tags, is_of_later_release, read_draw
+from optuna_s2e.schedules import N_EPOCHS
 
 _NO_TAGS: Tags = {}
 MAX_PENDING = 256  # looked at per draw
@@ -111,7 +112,7 @@ def locate(draw: Draw, space: SearchSpace, openers: Mapping[int, Record]) -> Flo
     """
     trial, record = draw.trial, draw.record
     if any(space.tags.get(n, v) != v for n, v in draw.tags.items()):
-        return f"its schedule space is {dict(draw.tags)}, not {dict(space.tags)}"
+        return _other_schedule(draw, space)
     present = {n: trial.distributions[n] for n in space.names if n in trial.distributions}
     for name, d in present.items():
         if d != space.distributions[name]:
@@ -134,6 +135,11 @@ def locate(draw: Draw, space: SearchSpace, openers: Mapping[int, Record]) -> Flo
         if name in present and not same_value(d, decode(c, d), trial.params[name]):
             return f"parameter {name!r} was set by someone else"  # PartialFixedSampler, an edit
     return np.array(x, dtype=np.float64)
+
+
+def _other_schedule(draw: Draw, space: SearchSpace) -> str:
+    """Say that the schedule of a draw is not that of a space."""
+    return f"its schedule space is {dict(draw.tags)}, not {dict(space.tags)}"
 
 
 def _in_cube(x: Sequence[float], space: SearchSpace) -> bool:
@@ -329,7 +335,7 @@ class Ledger:
             adopt: Whether to leave a chain that was left behind.
         """
         for chain in self.chains(tags):
-            left_behind = self._left_behind(chain, population_size, tags)
+            left_behind = self._left_behind(chain, population_size, tags, adopt)
             if not adopt or left_behind is None:
                 assert chain.head is not None
                 pool = [
@@ -355,16 +361,24 @@ class Ledger:
                 unused.append(draw)
         return unused[::-1]
 
-    def _left_behind(self, chain: Chain, population_size: int, tags: Tags) -> str | None:
+    def _left_behind(
+        self, chain: Chain, population_size: int, tags: Tags, adopt: bool
+    ) -> str | None:
         """Return why the last completed draw is not from the chain's space.
 
-        Return None if one of the last K is.
+        Return None if one of the last K is. A draw whose schedule the space does not know is not
+        from it if that is to be adopted; otherwise it counts with its other parameters.
         """
         own = (d for d in reversed(self.completed) if tags.items() <= d.tags.items())
         last = list(islice(own, population_size))
         if len(last) < population_size:
             return None
-        reasons = [self._locate(chain.space, d) for d in last]
+        reasons = [
+            _other_schedule(d, chain.space)
+            if adopt and d.tags.keys() - chain.space.tags.keys() - {N_EPOCHS}
+            else self._locate(chain.space, d)
+            for d in last
+        ]
         return reasons[0] if all(isinstance(r, str) for r in reasons) else None  # type: ignore[return-value]
 
     def settings_in_force(self, chain: Chain | None) -> Mapping[str, Any] | None:
