@@ -166,7 +166,8 @@ class Ledger:
             the last one counts.
         completed: The draws whose values count, in the order of membership.
         openers: Records of the valid openers by trial number.
-        used: Numbers of the members of all valid openers, whichever chain they are on.
+        used: Numbers of the members of all valid openers, whichever chain they are on, and the
+            fingerprint of the space in which they were last used.
         slots: Draws of a search by batches: by slot, then by trial number.
         newest_tags: The schedule space that the newest draw of a schedule names; empty if there is
             none.
@@ -181,7 +182,7 @@ class Ledger:
         self.draws: dict[int, Draw] = {}
         self.completed: list[Draw] = []
         self.openers: dict[int, Record] = {}
-        self.used: set[int] = set()
+        self.used: dict[int, str | None] = {}
         self.slots: dict[int, dict[int, Draw]] = {}
         self.newest_tags: Tags = {}
         self.later_release: int | None = None
@@ -261,7 +262,7 @@ class Ledger:
                 self._lead(record)
                 self._spaces[record.space] = space
                 self.openers[record.trial] = record
-                self.used.update(record.members)
+                self.used.update(dict.fromkeys(record.members, record.space))
                 del self._claimed[record.trial]
 
     def _first_space(self, record: Record) -> SearchSpace | None:
@@ -337,11 +338,13 @@ class Ledger:
         for chain in self.chains(tags):
             left_behind = self._left_behind(chain, population_size, tags, adopt)
             if not adopt or left_behind is None:
-                assert chain.head is not None
+                head = chain.head
+                assert head is not None
                 pool = [
                     d
                     for d in self._unused(chain)
-                    if d.record.generation <= chain.head.generation
+                    if d.record.generation <= head.generation
+                    and self.used.get(d.record.trial, head.space) == head.space
                     and self.coordinates(chain.space, d) is not None
                 ]
                 return State(chain, pool, left_behind)
