@@ -45,7 +45,7 @@ def deeply_nested() -> Any:
 DAMAGE: dict[str, Any] = {
     "no dictionary": lambda r: "import os",
     "none": lambda r: None,
-    "later version": lambda r: r | {"v": 2},
+    "later version": lambda r: r | {"v": 3},
     "other trial": lambda r: r | {"trial": 1},
     "negative trial": lambda r: r | {"trial": -1},
     "true": lambda r: r | {"generation": True},
