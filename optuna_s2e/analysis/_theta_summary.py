@@ -104,14 +104,13 @@ def keep_rate_band(
     Returns:
         The band. None if theta does not describe all searched parameters of a schedule.
     """
-    if space.tags != schedules.tags:
+    if not schedules.tags.items() <= space.tags.items():
         return None
     draws = space.distribution.sample(theta, np.random.default_rng(0), N_DRAWS)
     decoded = [space.decode(x) for x in space.coordinates(draws)]
-    searched = [n for n, d in schedules.distributions.items() if not d.single()]
-    if any(name not in decoded[0] for name in searched):  # one was fixed from the start
+    if any(name not in decoded[0] for name in schedules.searched):  # one was fixed from the start
         return None
-    rates = schedules.curves({n: [p[n] for p in decoded] for n in searched}, n_points)
+    rates = schedules.curves({n: [p[n] for p in decoded] for n in schedules.searched}, n_points)
     low, high = np.quantile(rates, [0.05, 0.95], axis=0)
     epochs = np.linspace(0.0, schedules.n_epochs - 1.0, n_points)
     return Band(epochs, rates.mean(axis=0), low, high)

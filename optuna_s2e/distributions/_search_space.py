@@ -19,6 +19,7 @@ import json
 import math
 from collections.abc import Container, Mapping
 from dataclasses import dataclass, field
+from fractions import Fraction
 from functools import cached_property
 from typing import Any, TypeVar
 
@@ -81,7 +82,7 @@ def decode(coordinate: float, distribution: BaseDistribution) -> Any:
             if log:
                 value = math.exp(_between(math.log(low - 0.5), math.log(high + 0.5), coordinate))
                 return min(max(round(value), low), high)
-            return low + step * _cell(coordinate, _n_values(distribution))
+            return _grid_int(distribution, _cell(coordinate, _n_values(distribution)))
     raise ValueError(f"Parameters of type {type(distribution).__name__} cannot be searched.")
 
 
@@ -135,8 +136,8 @@ def encode(value: Any, distribution: BaseDistribution) -> float:
         case IntDistribution(low=low, high=high, log=log, step=step):
             if log:
                 u = _share(math.log(low - 0.5), math.log(high + 0.5), math.log(internal))
-            else:
-                u = ((internal - low) // step + 0.5) / _n_values(distribution)
+            else:  # of ints, which may be beyond the floats that hold every int
+                u = (2 * ((int(value) - low) // step) + 1) / (2 * _n_values(distribution))
         case _:
             raise ValueError(
                 f"Parameters of type {type(distribution).__name__} cannot be searched."
@@ -361,12 +362,35 @@ def union(spaces: list[Mapping[str, BaseDistribution]]) -> dict[str, BaseDistrib
 
 
 def _n_values(d: FloatDistribution | IntDistribution) -> int:
+    if isinstance(d, IntDistribution):
+        return (d.high - d.low) // d.step + 1
     assert d.step is not None
     return round((d.high - d.low) / d.step) + 1
 
 
 def _cell(u: float, n: int) -> int:
-    return min(int(u * n), n - 1)
+    return min(int(u * n if n <= 2**53 else Fraction(u) * n), n - 1)
+
+
+def _grid_int(d: IntDistribution, cell: int) -> int:
+    """Return the value of a cell, counted from 0.
+
+    Storages keep values as floats. Beyond 2^53 only some ints are floats, so the nearest cell
+    below (or else above) whose value is one is taken, if there is any.
+    """
+    value = d.low + d.step * cell
+    spacing = 1 << max(0, abs(value).bit_length() - 53)  # of floats of this size
+    common = math.gcd(d.step, spacing)
+    if value % spacing == 0 or d.low % common:
+        return value
+    period = spacing // common  # of the cells whose values are floats
+    first = -d.low // common * pow(d.step // common, -1, period)
+    below = cell - (cell - first) % period
+    for other in (below, below + period):
+        found = d.low + d.step * other
+        if d.low <= found <= d.high and float(found) == found:
+            return found
+    return value
 
 
 def _between(low: float, high: float, u: _Number) -> _Number:
@@ -375,4 +399,5 @@ def _between(low: float, high: float, u: _Number) -> _Number:
 
 def _share(low: float, high: float, value: float) -> float:
     # Halved, because the width of [-1e308, 1e308] is no float.
-    return (value / 2 - low / 2) / (high / 2 - low / 2)
+    width = high / 2 - low / 2
+    return (value / 2 - low / 2) / width if width else 0.5  # logarithms of neighbours are equal

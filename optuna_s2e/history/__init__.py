@@ -14,6 +14,7 @@ from optuna_s2e.history._record import (
     failed_by_objective,
     join_settings,
     own_record,
+    read_leading_tags,
     read_tags,
     split_settings,
 )
@@ -37,6 +38,7 @@ __all__ = [
     "locate",
     "own_record",
     "planned_trials",
+    "read_leading_tags",
     "read_tags",
     "space_of",
     "split_settings",

@@ -13,6 +13,7 @@ Members are taken in the order (time of completion, number).
 from __future__ import annotations
 
 from bisect import insort
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -33,6 +34,7 @@ from optuna_s2e.distributions import (
     union,
 )
 from optuna_s2e.history._record import Draw, Record, Rules, Tags, is_of_later_release, read_draw
+from optuna_s2e.schedules import N_EPOCHS
 
 _NO_TAGS: Tags = {}
 MAX_PENDING = 256  # looked at per draw
@@ -87,13 +89,14 @@ def space_of(members: Sequence[Draw], *, conditional: bool = True) -> SearchSpac
 
     Args:
         members: Completed draws of generation 0. Only parameters that were drawn count; a
-            parameter that `PartialFixedSampler` fixes was not.
+            parameter that `PartialFixedSampler` fixes was not. Tags on which they disagree, such
+            as the numbers of epochs in two branches, are left out like parameters.
         conditional: Whether parameters that only some members have count, as they do in searches
             that start with this release.
     """
-    tags = members[0].tags
-    if any(d.tags != tags for d in members):
-        return SearchSpace({}, tags)
+    named = sorted({item for d in members for item in d.tags.items()})
+    values = Counter(name for name, _ in named)
+    tags = {name: value for name, value in named if values[name] == 1}
     set_by_others = {n for d in members for n in d.trial.distributions if n not in d.uniform}
     drawn: list[Mapping[str, BaseDistribution]] = [
         {n: d.trial.distributions[n] for n in d.uniform if n not in set_by_others} for d in members
@@ -104,12 +107,12 @@ def space_of(members: Sequence[Draw], *, conditional: bool = True) -> SearchSpac
 def locate(draw: Draw, space: SearchSpace, openers: Mapping[int, Record]) -> FloatArray | str:
     """Return the coordinates x (d,) of a draw from a space, or why it is not from that space.
 
-    A parameter of the space that the objective did not ask for (another branch) was drawn, too,
-    and counts.
+    A parameter or schedule of the space that the objective did not ask for (another branch) was
+    drawn, too, and counts.
     """
     trial, record = draw.trial, draw.record
-    if draw.tags != space.tags:
-        return f"its schedule space is {dict(draw.tags)}, not {dict(space.tags)}"
+    if any(space.tags.get(n, v) != v for n, v in draw.tags.items()):
+        return _other_schedule(draw, space)
     present = {n: trial.distributions[n] for n in space.names if n in trial.distributions}
     for name, d in present.items():
         if d != space.distributions[name]:
@@ -132,6 +135,11 @@ def locate(draw: Draw, space: SearchSpace, openers: Mapping[int, Record]) -> Flo
         if name in present and not same_value(d, decode(c, d), trial.params[name]):
             return f"parameter {name!r} was set by someone else"  # PartialFixedSampler, an edit
     return np.array(x, dtype=np.float64)
+
+
+def _other_schedule(draw: Draw, space: SearchSpace) -> str:
+    """Say that the schedule of a draw is not that of a space."""
+    return f"its schedule space is {dict(draw.tags)}, not {dict(space.tags)}"
 
 
 def _in_cube(x: Sequence[float], space: SearchSpace) -> bool:
@@ -158,9 +166,11 @@ class Ledger:
             the last one counts.
         completed: The draws whose values count, in the order of membership.
         openers: Records of the valid openers by trial number.
-        used: Numbers of the members of all valid openers, whichever chain they are on.
+        used: Numbers of the members of all valid openers, whichever chain they are on, and the
+            fingerprint of the space in which they were last used.
         slots: Draws of a search by batches: by slot, then by trial number.
-        newest_tags: The schedule space that the newest draw names; empty for other objectives.
+        newest_tags: The schedule space that the newest draw of a schedule names; empty if there is
+            none.
         later_release: Number of a trial whose record only a later release can read.
     """
 
@@ -172,7 +182,7 @@ class Ledger:
         self.draws: dict[int, Draw] = {}
         self.completed: list[Draw] = []
         self.openers: dict[int, Record] = {}
-        self.used: set[int] = set()
+        self.used: dict[int, str | None] = {}
         self.slots: dict[int, dict[int, Draw]] = {}
         self.newest_tags: Tags = {}
         self.later_release: int | None = None
@@ -252,7 +262,7 @@ class Ledger:
                 self._lead(record)
                 self._spaces[record.space] = space
                 self.openers[record.trial] = record
-                self.used.update(record.members)
+                self.used.update(dict.fromkeys(record.members, record.space))
                 del self._claimed[record.trial]
 
     def _first_space(self, record: Record) -> SearchSpace | None:
@@ -266,12 +276,12 @@ class Ledger:
         return None
 
     def chains(self, tags: Tags) -> Iterator[Chain]:
-        """Yield the chain of each space with these tags, the newest space first.
+        """Yield the chain of each space that has these tags, the newest space first.
 
         The head is the opener with the largest generation; the lowest number wins a tie.
         """
         for space in sorted(self._heads, key=lambda s: -self._newest[s]):
-            if self._spaces[space].tags == tags:
+            if tags.items() <= self._spaces[space].tags.items():
                 yield self._chain(self._heads[space])
 
     def _lead(self, record: Record) -> None:
@@ -321,19 +331,20 @@ class Ledger:
         Args:
             population_size: K. The first generation opens on the parameters of K draws, and a
                 chain is left behind if none of the last K draws is from its space.
-            tags: The schedule space that the asking trial names. The default is that of the
-                newest draw.
+            tags: The schedule space that the asking trial names before it searches a parameter.
+                None by default.
             adopt: Whether to leave a chain that was left behind.
         """
-        tags = tags or self.newest_tags
         for chain in self.chains(tags):
-            left_behind = self._left_behind(chain, population_size)
+            left_behind = self._left_behind(chain, population_size, tags, adopt)
             if not adopt or left_behind is None:
-                assert chain.head is not None
+                head = chain.head
+                assert head is not None
                 pool = [
                     d
                     for d in self._unused(chain)
-                    if d.record.generation <= chain.head.generation
+                    if d.record.generation <= head.generation
+                    and self.used.get(d.record.trial, head.space) == head.space
                     and self.coordinates(chain.space, d) is not None
                 ]
                 return State(chain, pool, left_behind)
@@ -353,16 +364,24 @@ class Ledger:
                 unused.append(draw)
         return unused[::-1]
 
-    def _left_behind(self, chain: Chain, population_size: int) -> str | None:
+    def _left_behind(
+        self, chain: Chain, population_size: int, tags: Tags, adopt: bool
+    ) -> str | None:
         """Return why the last completed draw is not from the chain's space.
 
-        Return None if one of the last K is.
+        Return None if one of the last K is. A draw whose schedule the space does not know is not
+        from it if that is to be adopted; otherwise it counts with its other parameters.
         """
-        own_tags = (d for d in reversed(self.completed) if d.tags == chain.space.tags)
-        last = list(islice(own_tags, population_size))
+        own = (d for d in reversed(self.completed) if tags.items() <= d.tags.items())
+        last = list(islice(own, population_size))
         if len(last) < population_size:
             return None
-        reasons = [self._locate(chain.space, d) for d in last]
+        reasons = [
+            _other_schedule(d, chain.space)
+            if adopt and d.tags.keys() - chain.space.tags.keys() - {N_EPOCHS}
+            else self._locate(chain.space, d)
+            for d in last
+        ]
         return reasons[0] if all(isinstance(r, str) for r in reasons) else None  # type: ignore[return-value]
 
     def settings_in_force(self, chain: Chain | None) -> Mapping[str, Any] | None:
@@ -444,7 +463,9 @@ class Ledger:
         pool = [
             d
             for d in self.completed
-            if d.record.generation == 0 and d.tags == tags and d.record.trial not in self.used
+            if d.record.generation == 0
+            and d.record.trial not in self.used
+            and tags.items() <= d.tags.items()
         ]
         pool = pool[-10 * population_size :]  # an objective may never repeat a parameter
         for start in range(len(pool) - population_size + 1):

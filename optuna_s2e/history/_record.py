@@ -13,16 +13,25 @@ A record names its own trial, so a copied record is never taken for the draw of 
 Records that do not fit are ignored, never repaired. Generation 0 is theta = 1 and needs no opener:
 its draws are independent and uniform, and each parameter can be drawn again from the recorded
 seed. The key of a draw is the trial's number, or the slot and the attempt in a search by batches.
+
+Version 2 packs long lists of an opener: members, and theta of large spaces, so that a record stays
+small. All other records are of version 1, which older releases read.
 """
 
 from __future__ import annotations
 
+import base64
 import math
-from collections.abc import Mapping
+import zlib
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
+from itertools import takewhile
 from typing import Any, NamedTuple, TypeGuard
 
+import numpy as np
+import numpy.typing as npt
+from optuna.distributions import IntDistribution
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
@@ -30,11 +39,12 @@ from optuna_s2e import _optuna
 from optuna_s2e._attributes import DRAW_KEY, FAILED_TRIAL_KEY, FAILURE_KEY, RETRY_HISTORY_KEY
 from optuna_s2e.distributions import decode, keyed_coordinate, same_value
 from optuna_s2e.estimators import UpdateSettings
-from optuna_s2e.schedules import N_EPOCHS, PREFIX
+from optuna_s2e.schedules import N_EPOCHS, TAGS
 
-Tags = Mapping[str, Any]
+Tags = Mapping[str, int]
 
-VERSION = 1
+VERSION = 2
+MAX_LISTED = 40  # members or components of theta; more are packed
 MAX_ATTEMPTS = 1000  # of one slot
 MAX_MEMBERS = 100_000
 MAX_COORDINATES = 100_000
@@ -87,7 +97,7 @@ class Record:
 
     def to_attr(self) -> dict[str, Any]:
         """Return the attribute: JSON values, without the fields that do not apply."""
-        attr: dict[str, Any] = {"v": VERSION, "trial": self.trial, "generation": self.generation}
+        attr: dict[str, Any] = {"v": 1, "trial": self.trial, "generation": self.generation}
         if self.slot is not None:
             attr |= {"slot": self.slot, "attempt": self.attempt}
         if self.generation == 0:
@@ -101,12 +111,16 @@ class Record:
                 "space": self.space,
                 "settings": self.settings,
             }
+            if len(self.members) > MAX_LISTED:  # neighbours in time have similar numbers
+                attr |= {"v": 2, "members": _pack(np.diff(self.members, prepend=0), "<i8")}
+            if len(self.theta) > MAX_LISTED:
+                attr |= {"v": 2, "theta": _pack(self.theta, "<f8")}
         return attr
 
     @classmethod
     def from_attr(cls, attr: Any) -> Record | None:
-        """Read an attribute. Return None if it is not a record of this version."""
-        if not isinstance(attr, dict) or attr.get("v") != VERSION:
+        """Read an attribute. Return None if it is no record that this release knows."""
+        if not isinstance(attr, dict) or attr.get("v") not in (1, VERSION):
             return None
         trial, generation = attr.get("trial"), attr.get("generation")
         slot, attempt = attr.get("slot"), attr.get("attempt", 0)
@@ -131,6 +145,10 @@ class Record:
     @classmethod
     def _opener_from_attr(cls, attr: Mapping[str, Any], draw: Record) -> Record | None:
         parent, members, theta = attr.get("parent"), attr.get("members"), attr["theta"]
+        if attr["v"] == VERSION and isinstance(members, str):
+            members = np.cumsum(_unpack(members, "<i8", MAX_MEMBERS)).tolist()
+        if attr["v"] == VERSION and isinstance(theta, str):
+            theta = _unpack(theta, "<f8", MAX_COORDINATES).tolist()
         fits = (
             draw.opener == draw.trial
             and ((parent is None and draw.generation == 1) or _is_number(parent))
@@ -152,6 +170,21 @@ class Record:
             theta=tuple(map(float, theta)),
             space=attr["space"],
         )
+
+
+def _pack(numbers: npt.ArrayLike, dtype: str) -> str:
+    """Return numbers of eight bytes each as compressed text."""
+    return base64.b64encode(zlib.compress(np.asarray(numbers, dtype).tobytes())).decode()
+
+
+def _unpack(text: str, dtype: str, limit: int) -> npt.NDArray[Any]:
+    """Invert `_pack`. Return no numbers if the text is damaged or holds more than the limit."""
+    try:
+        data = zlib.decompressobj().decompress(base64.b64decode(text), 8 * (limit + 1))
+        numbers = np.frombuffer(data, dtype)
+    except (ValueError, zlib.error):
+        return np.empty(0, dtype)
+    return numbers if len(numbers) <= limit else np.empty(0, dtype)
 
 
 class Slot(NamedTuple):
@@ -258,10 +291,9 @@ def read_draw(trial: FrozenTrial) -> Draw | None:
     record = own_record(trial.system_attrs, trial)
     if record is None:
         return None
-    tags = read_tags(trial)
     known = record.generation == 0 and trial.state.is_finished()  # while running, more may come
     uniform = _uniform_coordinates(trial, record) if known else {}
-    return Draw(trial, record, tags, uniform)
+    return Draw(trial, record, read_tags(trial), uniform)
 
 
 def is_of_later_release(trial: FrozenTrial) -> bool:
@@ -283,15 +315,32 @@ def failed_by_objective(trial: FrozenTrial) -> bool:
     return failed and isinstance(mark, dict) and mark.get("by") == "objective"
 
 
-def read_tags(trial: FrozenTrial) -> dict[str, Any]:
-    """Return the parameters that name the schedule space of a trial: single-valued, `R.`.
+def read_tags(trial: FrozenTrial) -> dict[str, int]:
+    """Return the parameters that name the schedule spaces of a trial, as `ScheduleSpace.tags`.
 
     Return none if they are not complete: the trial ended, or is being read, amid its suggestions.
     """
+    return _complete_tags(trial, trial.distributions)
+
+
+def read_leading_tags(trial: FrozenTrial) -> dict[str, int]:
+    """Return the tags that a running trial has named before it searches any parameter.
+
+    No parameter decides whether such a schedule is drawn, so every trial must have it.
+
+    Args:
+        trial: A trial as its own process knows it. Storages may change the order of parameters.
+    """
+    single = takewhile(lambda name: trial.distributions[name].single(), trial.distributions)
+    return _complete_tags(trial, single)
+
+
+def _complete_tags(trial: FrozenTrial, names: Iterable[str]) -> dict[str, int]:
+    of = trial.distributions
     tags = {
         name: trial.params[name]
-        for name, d in trial.distributions.items()
-        if name.startswith(PREFIX) and d.single()
+        for name in names
+        if name in TAGS and isinstance(of[name], IntDistribution) and of[name].single()
     }
     return tags if N_EPOCHS in tags and len(tags) > 1 else {}
 

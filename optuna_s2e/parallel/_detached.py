@@ -234,7 +234,10 @@ class DrawnSampler(BaseSampler):
         param_name: str,
         param_distribution: BaseDistribution,
     ) -> Any:
-        """Let the other sampler draw."""
+        """Let the other sampler draw, unless Optuna's check rounded a large int that is drawn."""
+        drawn = self._distributions.get(param_name)
+        if param_name in self._params and drawn == param_distribution:
+            return self._params[param_name]
         return self._rest.sample_independent(study, trial, param_name, param_distribution)
 
 

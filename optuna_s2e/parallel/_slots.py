@@ -210,7 +210,7 @@ def _draws_of_slot(
                 and opener is not None
                 and (opener.theta, opener.space) == (head.theta, head.space)
             )
-        if mine and draw.tags in ({}, ledger.newest_tags):
+        if mine:
             found.append(draw)
     return found
 

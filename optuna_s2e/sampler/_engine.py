@@ -41,7 +41,7 @@ from optuna_s2e.history import (
     State,
     join_settings,
     own_record,
-    read_tags,
+    read_leading_tags,
     split_settings,
 )
 from optuna_s2e.sampler._request import Drawn, Request
@@ -154,7 +154,7 @@ class Engine:
 
         Args:
             study: The study.
-            trial: A trial that may name a schedule space.
+            trial: A running trial, which may name a schedule space.
 
         Raises:
             ValueError: If the study has several objectives, another schedule space or other
@@ -181,11 +181,12 @@ class Engine:
             if ledger.later_release is not None:
                 message = _later_release(study, ledger.later_release)
                 self.warn_once("later release", f"{message} Its trials are ignored.")
-            tags = read_tags(trial) if trial is not None else {}
-            if tags and ledger.newest_tags and tags != ledger.newest_tags and not self._adopt:
+            tags = read_leading_tags(trial) if trial is not None else {}
+            newest = ledger.newest_tags
+            if newest and not tags.items() <= newest.items() and not self._adopt:
                 raise ValueError(
                     f"The schedule space is {tags}, but study {study.study_name!r} was searched "
-                    f"in {dict(ledger.newest_tags)}. Use another study name, or pass "
+                    f"in {dict(newest)}. Use another study name, or pass "
                     'on_config_change="adopt" to start anew at theta = 1.'
                 )
             state = ledger.state(self.population_size, tags=tags, adopt=self._adopt)

@@ -218,6 +218,9 @@ class S2ESampler(BaseSampler):
         self._raise_error_if_multi_objective(study)
         drawn = self._current(study, trial).drawn or self._engine.recall(study, trial)
         if drawn.chain is not None:
+            searched = drawn.chain.space.distributions.get(param_name)
+            if param_name in drawn.params and searched == param_distribution:
+                return drawn.params[param_name]  # Optuna's check of large ints rounds them
             self._warn_outside_theta(drawn.chain, trial, param_name, param_distribution)
             if self.independent_sampler is not None:
                 return self.independent_sampler.sample_independent(

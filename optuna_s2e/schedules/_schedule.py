@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,7 @@ MIN_KEEP_RATE = 1e-6  # R(t) stays positive; at least one sample is kept however
 MAX_EPOCHS = 1_000_000
 PREFIX = "R."  # of every parameter that belongs to a schedule
 N_EPOCHS = "R.n_epochs"
+TAGS = frozenset([N_EPOCHS, *(PREFIX + kind for kind in SPACES)])  # they name a space
 _FORMAT = "optuna_s2e.schedule"
 
 
@@ -285,6 +287,11 @@ class ScheduleSpace:
         tags = {name: IntDistribution(value, value) for name, value in self.tags.items()}
         return {**tags, **self._searched}
 
+    @property
+    def searched(self) -> list[str]:
+        """The names of the searched parameters."""
+        return list(self._searched)
+
     def suggest(self, trial: BaseTrial) -> Schedule:
         """Draw the schedule of a trial; call it once per trial.
 
@@ -391,3 +398,23 @@ def find_space(params: Mapping[str, Any]) -> ScheduleSpace:
             f"but got {params[f'{PREFIX}{kind}']!r}. Decode it with the release that wrote it."
         )
     return ScheduleSpace(params[N_EPOCHS], kind)
+
+
+def find_spaces(params: Mapping[str, Any]) -> list[ScheduleSpace]:
+    """Return all spaces that parameters name and this release knows, ordered by name.
+
+    Args:
+        params: Parameters by name; `R.<space>` and `R.n_epochs` are read.
+
+    Example:
+        >>> from optuna_s2e.schedules import find_spaces
+        >>> find_spaces({"R.eq1": 1, "R.n_epochs": 40}), find_spaces({"lr": 0.1})
+        ([ScheduleSpace(n_epochs=40, kind='eq1')], [])
+    """
+    found = []
+    for kind in sorted(SPACES):
+        with suppress(ValueError):
+            found.append(
+                find_space({n: params[n] for n in (PREFIX + kind, N_EPOCHS) if n in params})
+            )
+    return found

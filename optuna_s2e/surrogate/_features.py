@@ -10,7 +10,7 @@ import numpy as np
 
 from optuna_s2e._typing import BoolArray, FloatArray, IntArray
 from optuna_s2e.distributions import Categorical, SearchSpace, decode_column
-from optuna_s2e.schedules import find_space
+from optuna_s2e.schedules import ScheduleSpace, find_spaces
 
 N_POINTS = 32  # points of the grid on which schedules are compared
 
@@ -25,13 +25,11 @@ def featurize(space: SearchSpace, x: FloatArray, active: BoolArray | None = None
             no influence on the features.
 
     Returns:
-        Features, (N, n_features). If the space's tags name a schedule space, the first `N_POINTS`
-        are R on a grid, scaled so that distance is the root mean square over the grid. The other
-        parameters follow as in `SearchSpace.unit_features`. If one of the schedule's parameters is
-        fixed, and so not in the space, R is unknown and all parameters are such others.
-
-    Raises:
-        ValueError: If the tags name a schedule space that this release does not know.
+        Features, (N, n_features). For each schedule space that the space's tags name, the first
+        `N_POINTS` are R on a grid, scaled so that distance is the root mean square over the grid.
+        R is 1 where the objective asks for no such schedule. The other parameters follow as in
+        `SearchSpace.unit_features`. If one of a schedule's parameters is fixed, and so not in the
+        space, R is unknown and all its parameters are such others.
 
     Example:
         >>> import numpy as np
@@ -45,19 +43,19 @@ def featurize(space: SearchSpace, x: FloatArray, active: BoolArray | None = None
         [[0.25, 0.0, 0.71]]
     """
     active = np.ones(x.shape, dtype=bool) if active is None else active
-    own = _schedule_names(space)
-    if not own:
-        return space.unit_features(x, active)
-    schedules = find_space(space.tags)
-    columns = dict(zip(space.names, x.T, strict=True))
-    params = {n: decode_column(columns[n], space.distributions[n]) for n in own}
-    curves: FloatArray = schedules.curves(params, N_POINTS) / np.sqrt(N_POINTS)
-    others = {n: d for n, d in space.distributions.items() if n not in own}
-    if not others:
-        return curves
-    rest = SearchSpace.of(others)
-    at = [space.names.index(n) for n in rest.names]
-    return np.concatenate([curves, rest.unit_features(x[:, at], active[:, at])], axis=1)
+    blocks: list[FloatArray] = []
+    columns = {name: i for i, name in enumerate(space.names)}
+    schedules = _schedules(space)
+    for schedule, own in schedules:
+        params = {n: decode_column(x[:, columns[n]], space.distributions[n]) for n in own}
+        asked = active[:, [columns[n] for n in own]].all(axis=1, keepdims=True)
+        curves = np.where(asked, schedule.curves(params, N_POINTS), 1.0)
+        blocks.append(curves / np.sqrt(N_POINTS))
+    others = _others(space, schedules)
+    if others is not None:
+        at = [columns[n] for n in others.names]
+        blocks.append(others.unit_features(x[:, at], active[:, at]))
+    return np.concatenate(blocks, axis=1)
 
 
 def feature_groups(space: SearchSpace) -> IntArray:
@@ -79,18 +77,24 @@ def feature_groups(space: SearchSpace) -> IntArray:
         >>> feature_groups(space).tolist()
         [0, 1, 1]
     """
-    own = _schedule_names(space)
-    others = {n: d for n, d in space.distributions.items() if n not in own}
-    families = SearchSpace.of(others).distribution.families if others else ()
-    sizes = [N_POINTS] * bool(own)
+    schedules = _schedules(space)
+    others = _others(space, schedules)
+    families = others.distribution.families if others is not None else ()
+    sizes = [N_POINTS] * len(schedules)
     sizes += [f.n if isinstance(f, Categorical) else f.n_columns for f in families]
     return np.repeat(np.arange(len(sizes)), sizes)
 
 
-def _schedule_names(space: SearchSpace) -> list[str]:
-    """Return the parameters that R(t) follows from, if the space has tags and all of them."""
-    if not space.tags:
-        return []
-    searched = find_space(space.tags).distributions
-    names = [n for n, d in searched.items() if not d.single()]
-    return names if set(names) <= space.distributions.keys() else []
+def _schedules(space: SearchSpace) -> list[tuple[ScheduleSpace, list[str]]]:
+    """Return the schedule spaces of which a space has all parameters, and their names."""
+    found = [(s, s.searched) for s in find_spaces(space.tags)]
+    return [(s, names) for s, names in found if set(names) <= space.distributions.keys()]
+
+
+def _others(
+    space: SearchSpace, schedules: list[tuple[ScheduleSpace, list[str]]]
+) -> SearchSpace | None:
+    """Return the space of the parameters that belong to none of these schedules, if any."""
+    own = {name for _, names in schedules for name in names}
+    others = {n: d for n, d in space.distributions.items() if n not in own}
+    return SearchSpace.of(others) if others else None

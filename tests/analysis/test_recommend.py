@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import optuna
 import pytest
+from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.samplers import PartialFixedSampler, RandomSampler, TPESampler
 from scipy import stats
 
@@ -16,7 +17,6 @@ from optuna_s2e import (
     ScheduleSpace,
     coteaching_schedule,
     recommend,
-    surrogate,
 )
 
 TARGET = coteaching_schedule(30, 0.5, 8).keep_rates
@@ -138,48 +138,125 @@ def test_what_cannot_be_recommended_is_a_clear_error() -> None:
         recommend(study, "median")
     with pytest.raises(ValueError, match="has no theta"):
         recommend(study, "theta")
-    study.optimize(lambda trial: trial.suggest_float("y", 0, 1), n_trials=1)
+    study = optuna.create_study(sampler=RandomSampler(seed=0))
+    study.optimize(lambda trial: 1.0, n_trials=3)
     with pytest.raises(ValueError, match="must share a parameter"):
         recommend(study)
+    assert recommend(study, "best").expected_loss == 1.0
+    assert recommend(study, "best").interval == (-math.inf, math.inf)
 
 
-def test_surrogate_recovers_a_smooth_function() -> None:
-    rng = np.random.default_rng(0)
-    z = rng.random((80, 2))
-    f = np.sin(4 * z[:, 0]) + z[:, 1] ** 2
-    model = surrogate.fit(z, f + 0.1 * rng.normal(size=80))
-    mean, deviation = model.predict(z)
-    assert np.sqrt(np.mean((mean - f) ** 2)) < 0.06
-    assert np.mean(np.abs(mean - f) < 2.5 * deviation) > 0.9
-    assert 0.05 < model.noise_deviation < 0.2
+def quadratic(trial: optuna.Trial, high: float = 1.0) -> float:
+    x, y = trial.suggest_float("x", 0, high), trial.suggest_float("y", 0, 1)
+    return (x - 0.3) ** 2 + (y - 0.5) ** 2
 
 
-def test_surrogate_matches_a_literal_gaussian_process() -> None:
-    rng = np.random.default_rng(1)
-    z, y, new = rng.random((12, 3)), rng.normal(size=12), rng.random((5, 3))
-    model = surrogate.fit(z, y)
+@pytest.mark.parametrize("make", [lambda: RandomSampler(seed=0), lambda: adopting()])
+def test_after_a_change_of_a_range_the_newest_trials_count(make: Any) -> None:
+    study = optuna.create_study(sampler=make())
+    study.optimize(quadratic, n_trials=20)
+    study.add_trial(study.best_trial)  # the old range is better, and was used last
+    study.sampler = make()
+    study.optimize(lambda trial: 1.0 + quadratic(trial, 3.0), n_trials=20)
+    picked = recommend(study)
+    assert picked.trial is not None
+    assert picked.trial > 20
+    assert picked.left_out_trials == tuple(range(21))
+    assert picked.left_out_params == ()
+    assert picked.expected_loss == pytest.approx(1.0, abs=0.1)
+    best = recommend(study, "best")
+    assert (best.trial, best.params) == (study.best_trial.number, study.best_trial.params)
+    assert best.expected_loss == study.best_value
+    assert best.interval == (-math.inf, math.inf)
 
-    def kernel(a: np.ndarray, b: np.ndarray) -> float:
-        r = math.sqrt(5) * math.dist(a, b) / model.length_scale
-        return (1 - model.noise_share) * (1 + r + r * r / 3) * math.exp(-r)
 
-    median = np.median(y)
-    clipped = np.minimum(y, median + 2 * (median - y.min()))
-    standard = (clipped - clipped.mean()) / clipped.std()
-    gram = np.array([[kernel(a, b) for b in z] for a in z]) + model.noise_share * np.eye(12)
-    cross = np.array([[kernel(a, b) for b in z] for a in new])
-    expected = clipped.mean() + clipped.std() * cross @ np.linalg.solve(gram, standard)
-    np.testing.assert_allclose(model.predict(new)[0], expected, rtol=1e-6, atol=1e-8)
+def adopting() -> S2ESampler:
+    return S2ESampler(seed=0, on_config_change="adopt", warn_independent_sampling=False)
 
 
-@pytest.mark.parametrize(
-    ("features", "losses", "message"),
-    [
-        (np.zeros((3, 2)), np.zeros(2), "must have shape"),
-        (np.zeros((0, 2)), np.zeros(0), "finite number"),
-        (np.zeros((2, 2)), np.full(2, np.inf), "finite number"),
-    ],
-)
-def test_unusable_data_are_refused(features: Any, losses: Any, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        surrogate.fit(features, losses)
+UNIT, AB = FloatDistribution(0, 1), CategoricalDistribution(["a", "b"])
+ODD: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "another range": ({"x": 0.5, "c": "a"}, {"x": FloatDistribution(0, 1e9), "c": AB}),
+    "other categories": (
+        {"x": 0.5, "c": "z"}, {"x": UNIT, "c": CategoricalDistribution(["a", "b", "z"])},
+    ),
+    "another type": ({"x": "q", "c": 0.5}, {"x": CategoricalDistribution(["q"]), "c": UNIT}),
+    "other names": ({"y": 0.5}, {"y": UNIT}),
+    "no parameters": ({}, {}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", ODD)
+@pytest.mark.parametrize("n_before", [0, 10, 20])
+def test_an_odd_trial_is_left_out_and_named(case: str, n_before: int) -> None:
+    def objective(trial: optuna.Trial) -> float:
+        x = trial.suggest_float("x", 0, 1)
+        return (x - 0.3) ** 2 + (trial.suggest_categorical("c", ["a", "b"]) == "a")
+
+    study = optuna.create_study(sampler=S2ESampler(seed=0))
+    study.optimize(objective, n_trials=n_before)
+    odd, distributions = ODD[case]
+    study.add_trial(optuna.create_trial(params=odd, distributions=distributions, value=-5.0))
+    study.optimize(objective, n_trials=20 - n_before)
+    best = recommend(study, "best")
+    assert (best.trial, best.params, best.expected_loss) == (n_before, odd, -5.0)
+    assert best.left_out_trials == (n_before,)
+    for picked in (recommend(study), recommend(study, "theta")):
+        assert picked.left_out_trials == (n_before,)
+        assert picked.trial != n_before
+        assert picked.params["c"] == "b"
+        assert picked.params["x"] == pytest.approx(0.3, abs=0.15)
+        assert picked.expected_loss == pytest.approx(0.0, abs=0.1)
+
+
+def test_theta_gives_its_own_schedule_beside_a_better_trial_of_another_space() -> None:
+    study = optuna.create_study(sampler=S2ESampler(seed=0))
+    study.optimize(lambda t: distance(ScheduleSpace(30).suggest(t)), n_trials=20)
+    other = optuna.create_study(sampler=RandomSampler(seed=0))
+    other.optimize(lambda t: distance(ScheduleSpace(30, "table1").suggest(t)) - 9, n_trials=1)
+    study.add_trial(other.trials[0])
+    picked = recommend(study, "theta")
+    assert picked.schedule == Schedule.from_params(picked.params)
+    assert set(picked.params) == {"R.eq1", "R.n_epochs", "R.tau", "R.tk", "R.c"}
+    assert picked.left_out_trials == (20,)
+    assert recommend(study).params.keys() == picked.params.keys()
+
+
+@pytest.mark.parametrize("make", [lambda: RandomSampler(seed=0), lambda: adopting()])
+def test_dynamic_ranges_are_compared_on_a_range_that_covers_them(make: Any) -> None:
+    def objective(trial: optuna.Trial) -> float:
+        s0 = trial.suggest_float("s0", 0, 1)
+        s1 = trial.suggest_float("s1", s0, 1)
+        s2 = trial.suggest_float("s2", s1, 1)
+        return (s0 - 0.2) ** 2 + (s1 - 0.5) ** 2 + (s2 - 0.8) ** 2
+
+    study = optuna.create_study(sampler=make())
+    study.optimize(objective, n_trials=40)
+    picked = recommend(study)
+    assert (picked.left_out_trials, picked.left_out_params) == ((), ())
+    assert picked.params.keys() == {"s0", "s1", "s2"}
+    assert picked.trial in [t.number for t in sorted(study.trials, key=lambda t: t.value)[:4]]
+
+
+def branches(trial: optuna.Trial) -> float:
+    """Training on all samples is best; a schedule costs 0.5 more."""
+    lr = trial.suggest_float("lr", 0, 1)
+    if trial.suggest_categorical("method", ["plain", "select"]) == "plain":
+        return (lr - 0.3) ** 2
+    return (lr - 0.3) ** 2 + 0.5 + distance(ScheduleSpace(30).suggest(trial))
+
+
+@pytest.mark.parametrize("last", ["plain", "select"])
+def test_the_better_branch_is_recommended_whichever_ended_last(last: str) -> None:
+    source = optuna.create_study(sampler=S2ESampler(seed=0))
+    source.optimize(branches, n_trials=40)
+    study = optuna.create_study()
+    study.add_trials(sorted(source.trials, key=lambda t: t.params["method"] == last))
+    for rule, found in [(r, recommend(study, r)) for r in ("smoothed", "best")]:
+        assert found.params["method"] == "plain", rule
+        assert found.schedule is None
+        assert found.left_out_trials == ()
+        assert found.expected_loss == pytest.approx(0.0, abs=0.05)
+    theta = recommend(source, "theta")
+    assert theta.params.keys() == {"method", "lr"}
+    assert theta.schedule is None

@@ -81,6 +81,48 @@ def test_encoding_inverts_decoding(name: str) -> None:
             assert encode(value, d) == pytest.approx(c, abs=1e-12)
 
 
+def stepped(low: int, high: int, step: int) -> IntDistribution:
+    return IntDistribution(low, high - (high - low) % step, step=step)
+
+
+LARGE = {
+    "step": stepped(0, 2**60, step=3),
+    "even step": stepped(0, 2**60, step=10),
+    "odd start": stepped(1, 2**62, step=4),
+    "huge step": stepped(-3, 2**70, step=2**65),
+    "negative": stepped(-(2**62), 2**62, step=7),
+    "only negative": stepped(-(2**60), -(2**55), step=5),
+    "no step": IntDistribution(-(2**60), 2**60),
+    "hundreds of digits": stepped(0, 10**300, step=99),
+    "few": stepped(2**53 - 3, 2**53 + 9, step=3),
+    "log": IntDistribution(2**53 - 1, 2**60, log=True),
+    "neighbours, log": IntDistribution(2**60, 2**60 + 2, log=True),
+    "no floats between": stepped(2**60 + 1, 2**60 + 9, step=2),
+}
+
+
+@pytest.mark.parametrize("d", LARGE.values(), ids=LARGE.keys())
+def test_ints_beyond_floats_lie_on_their_grid(d: IntDistribution) -> None:
+    values = [decode(u, d) for u in [1e-6, *np.random.default_rng(0).random(200), 1 - 1e-6]]
+    n_exact = 0
+    for value in values:
+        assert type(value) is int
+        assert d.low <= value <= d.high
+        assert (value - d.low) % d.step == 0
+        n_exact += int(float(value)) == value  # as storages keep it
+        assert 0 < encode(value, d) < 1
+    if d.low not in (2**60 + 1, 1, -3):  # 1 + 4 i is no multiple of 8
+        assert n_exact >= 195
+    if not d.log:
+        low, high = values[0], values[-1]
+        width = d.high - d.low
+        assert low - d.low <= width // 1000 + 2**12 * d.step
+        assert d.high - high <= width // 1000 + 2**12 * d.step
+        cells = np.array([(v - d.low) / width for v in values[1:-1]])
+        if width // d.step > 1000:
+            assert stats.kstest(cells, "uniform").pvalue > 1e-4
+
+
 def space_with_a_simplex() -> SearchSpace:
     return SearchSpace.of(
         {

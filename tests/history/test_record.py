@@ -1,7 +1,12 @@
 """Records: what one trial says of its draw, both ways."""
 
+import base64
+import json
+import zlib
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
@@ -16,6 +21,7 @@ from optuna_s2e.history import (
     own_record,
     split_settings,
 )
+from optuna_s2e.history._record import VERSION
 
 SETTINGS = join_settings(resolve({}), False)
 RECORDS = {
@@ -43,7 +49,7 @@ def test_records_survive_the_way_through_their_attribute(record: Record) -> None
 @pytest.mark.parametrize(
     "wrong",
     [
-        {"v": 2}, {"trial": -1}, {"trial": True}, {"generation": "0"}, {"slot": -1},
+        {"v": 3}, {"trial": -1}, {"trial": True}, {"generation": "0"}, {"slot": -1},
         {"slot": "x"}, {"attempt": 10**6}, {"attempt": None},
     ],
     ids=str,
@@ -63,6 +69,63 @@ def test_damaged_attributes_are_no_records(record: Record, wrong: dict[str, Any]
 )  # fmt: skip
 def test_damaged_openers_are_no_records(wrong: dict[str, Any]) -> None:
     assert Record.from_attr(RECORDS["opens"].to_attr() | wrong) is None
+
+
+def large(n_members: int, n_theta: int) -> Record:
+    rng = np.random.default_rng(0)
+    members = 10_000 + np.arange(n_members) + rng.integers(-4, 5, n_members) * 1000
+    return replace(
+        RECORDS["opens"], trial=99_999, opener=99_999, members=tuple(members.tolist()),
+        theta=tuple((1 + 99 * rng.random(n_theta)).tolist()),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(("n_members", "n_theta"), [(41, 3), (2, 41), (100_000, 100_000)])
+def test_long_lists_are_packed_exactly_and_need_this_release(n_members: int, n_theta: int) -> None:
+    record = replace(large(n_members, n_theta), members=tuple(range(n_members)))
+    attr = json.loads(json.dumps(record.to_attr()))
+    assert Record.from_attr(attr) == record
+    assert attr["v"] == VERSION == 2
+    assert isinstance(attr["members"], str) == (n_members > 40)
+    assert isinstance(attr["theta"], str) == (n_theta > 40)
+    assert Record.from_attr(attr | {"v": 1}) is None
+
+
+def test_short_lists_are_written_as_the_first_release_reads_them() -> None:
+    attr = replace(large(40, 40), members=tuple(range(40))).to_attr()
+    assert attr["v"] == 1
+    assert (len(attr["members"]), len(attr["theta"])) == (40, 40)
+
+
+def test_an_opener_of_200_members_in_any_order_and_36_thetas_is_small() -> None:
+    order = np.random.default_rng(0).permutation(np.arange(90_000, 90_200)).tolist()
+    record = replace(large(200, 36), members=tuple(order), x=tuple(np.linspace(0.1, 0.9, 19)))
+    assert Record.from_attr(record.to_attr()) == record
+    assert len(json.dumps(record.to_attr())) < 2000
+
+
+def test_theta_of_3000_categories_fits_the_smallest_storage() -> None:
+    """MySQL keeps 65,535 bytes of an attribute."""
+    assert len(json.dumps(large(6, 3000).to_attr())) < 35_000
+    rare = [1.0] * 2900 + (1 + np.random.default_rng(0).random(100)).tolist()
+    mostly_equal = replace(large(6, 3000), theta=tuple(rare))
+    assert len(json.dumps(mostly_equal.to_attr())) < 2500
+
+
+@pytest.mark.parametrize("field", ["members", "theta"])
+@pytest.mark.parametrize(
+    "packed",
+    [
+        "", "x", "!!!!", "AAAA",
+        base64.b64encode(zlib.compress(b"123")).decode(),  # no eight bytes
+        base64.b64encode(zlib.compress(b"\xff" * 80)).decode(),  # NaN, and members -1, -2, ...
+        base64.b64encode(zlib.compress(bytes(10**8))).decode(),  # too many
+        base64.b64encode(zlib.compress(np.full(50, 2**63 - 1).tobytes())).decode(),  # overflows
+    ],
+    ids=lambda text: text[:8],
+)  # fmt: skip
+def test_damaged_packed_lists_are_no_records(field: str, packed: str) -> None:
+    assert Record.from_attr(large(41, 41).to_attr() | {field: packed}) is None
 
 
 @pytest.mark.parametrize("attr", [None, 3, "x", [], {}])

@@ -9,7 +9,7 @@ import optuna
 import pytest
 from searches import K, assert_replays, make_study, quadratic, record, schedule_objective
 
-from optuna_s2e import S2ESampler, generations, replay
+from optuna_s2e import S2ESampler, generations, optimize_batch, replay
 from optuna_s2e._attributes import DRAW_KEY
 from optuna_s2e.analysis import Snapshot, verify
 
@@ -45,7 +45,7 @@ def deeply_nested() -> Any:
 DAMAGE: dict[str, Any] = {
     "no dictionary": lambda r: "import os",
     "none": lambda r: None,
-    "later version": lambda r: r | {"v": 2},
+    "later version": lambda r: r | {"v": 3},
     "other trial": lambda r: r | {"trial": 1},
     "negative trial": lambda r: r | {"trial": -1},
     "true": lambda r: r | {"generation": True},
@@ -137,6 +137,31 @@ def test_values_that_storages_round_are_draws() -> None:
     study.optimize(objective, n_trials=4 * K)
     assert len(generations(study)) == 4
     assert generations(study)[0].theta.shape == (4,)
+    assert_replays(study)
+
+
+@pytest.mark.parametrize("run", [lambda s, f, n: s.optimize(f, n), optimize_batch])
+@pytest.mark.parametrize(
+    ("low", "high", "step"),
+    [(0, 2**60 - 1, 3), (1, 2**60 - 5, 10), (-(2**62), 2**62 - 1, 7), (0, 2**62, 1)],
+)
+def test_steps_of_ints_beyond_floats_are_searched(
+    run: Any, low: int, high: int, step: int
+) -> None:
+    seen = []
+
+    def objective(trial: optuna.Trial) -> float:
+        seen.append(trial.suggest_int("i", low, high, step=step))
+        return abs(seen[-1] / 2**60 - 0.3)
+
+    study = make_study()
+    run(study, objective, 6 * K)
+    assert all(low <= v <= high and (v - low) % step == 0 for v in seen)
+    assert [n for g in generations(study) for n in g.members] == list(range(5 * K))
+    space = Snapshot.of(study).space
+    assert space is not None
+    for trial in study.trials[K:]:  # what theta draws is what the objective gets
+        assert seen[trial.number] == space.decode(np.array(record(trial)["x"]))["i"]
     assert_replays(study)
 
 

@@ -182,7 +182,7 @@ def test_study_of_a_later_release_is_refused_or_warned_about() -> None:
     study = make_study()
     study.optimize(quadratic, n_trials=K)
     trials = study.trials
-    trials[2].system_attrs[DRAW_KEY] = record(trials[2]) | {"v": 2}
+    trials[2].system_attrs[DRAW_KEY] = record(trials[2]) | {"v": 3}
     later = optuna.create_study(study_name="later")
     later.add_trials(trials)
     later.sampler = S2ESampler(population_size=K, seed=0)

@@ -43,10 +43,40 @@ def test_other_parameters_follow_the_curve() -> None:
     np.testing.assert_array_equal(z[:, :-1], featurize(alone, alone.encode(params)[None]))
 
 
-def test_unknown_schedules_are_refused() -> None:
-    space = SearchSpace.of({"x": FloatDistribution(0, 1)}, {"R.spline": 1, "R.n_epochs": 9})
-    with pytest.raises(ValueError, match="must name one schedule space"):
-        featurize(space, np.array([[0.5]]))
+@pytest.mark.parametrize(
+    "tags", [{"R.spline": 1, "R.n_epochs": 9}, {"R.eq1": 2, "R.n_epochs": 9}, {"R.eq1": 1}]
+)
+def test_parameters_of_unknown_schedules_are_like_others(tags: dict[str, int]) -> None:
+    known = space_with_schedules()
+    space = SearchSpace.of(known.distributions, tags)
+    x = np.full((1, 3), 0.5)
+    np.testing.assert_array_equal(featurize(space, x), x)
+    assert feature_groups(space).tolist() == [0, 1, 2]
+
+
+def test_schedules_of_two_branches_have_curves_of_their_own() -> None:
+    spaces = [ScheduleSpace(30), ScheduleSpace(30, "table1")]
+    space = SearchSpace.of(
+        {**spaces[0].distributions, **spaces[1].distributions, "lr": FloatDistribution(0, 1)},
+        {**spaces[0].tags, **spaces[1].tags},
+    )
+    params = [
+        {"R.tau": 0.5, "R.tk": 9.0, "R.c": 1.0, "lr": 0.25},
+        {**dict.fromkeys(spaces[1].searched, 0.5), "lr": 0.25},
+        {"lr": 0.25},
+    ]
+    active = np.array([space.active(p) for p in params])
+    z = featurize(space, np.array([space.encode(p) for p in params]), active)
+    assert z.shape == (3, 2 * N_POINTS + 1)
+    curves = z[:, :-1].reshape(3, 2, N_POINTS) * np.sqrt(N_POINTS)
+    grid = np.linspace(0, 29, N_POINTS)
+    expected = np.interp(grid, [0, 9, 29], [1.0, 0.5, 0.5])
+    np.testing.assert_allclose(curves[0, 0], expected, rtol=1e-12)
+    np.testing.assert_allclose(
+        curves[1, 1], spaces[1].curves({n: [0.5] for n in spaces[1].searched})[0]
+    )
+    assert (curves[[0, 1, 2, 2], [1, 0, 0, 1]] == 1).all()  # no such schedule: R = 1
+    assert feature_groups(space).tolist() == [0] * N_POINTS + [1] * N_POINTS + [2]
 
 
 def test_a_parameter_is_one_group_of_features() -> None:

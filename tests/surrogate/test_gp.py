@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 from scipy import optimize, stats
@@ -79,6 +81,32 @@ def test_posterior_is_that_of_full_inverses() -> None:
     np.testing.assert_allclose(gp.mean(new), found[0], rtol=1e-12)
     noise = deviation * np.sqrt(variance * gp.noise_share)
     assert gp.noise_deviation == pytest.approx(noise)
+
+
+def test_a_smooth_function_is_recovered_from_noisy_losses() -> None:
+    rng = np.random.default_rng(0)
+    z = rng.random((80, 2))
+    f = np.sin(4 * z[:, 0]) + z[:, 1] ** 2
+    gp = surrogate.fit(z, f + 0.1 * rng.normal(size=80))
+    mean, deviation = gp.predict(z)
+    assert np.sqrt(np.mean((mean - f) ** 2)) < 0.06
+    assert np.mean(np.abs(mean - f) < 2.5 * deviation) > 0.9
+    assert 0.05 < gp.noise_deviation < 0.2
+
+
+def test_mean_is_that_of_a_kernel_written_out_point_by_point() -> None:
+    rng = np.random.default_rng(1)
+    z, losses, new = rng.random((12, 3)), rng.normal(size=12), rng.random((5, 3))
+    gp, (y, mean, deviation) = surrogate.fit(z, losses), clip_and_standardize(losses)
+
+    def kernel(a: np.ndarray, b: np.ndarray) -> float:
+        r = math.sqrt(5) * math.dist(a, b) / gp.length_scale
+        return (1 - gp.noise_share) * (1 + r + r * r / 3) * math.exp(-r)
+
+    gram = np.array([[kernel(a, b) for b in z] for a in z]) + gp.noise_share * np.eye(12)
+    cross = np.array([[kernel(a, b) for b in z] for a in new])
+    expected = mean + deviation * cross @ np.linalg.solve(gram, y)
+    np.testing.assert_allclose(gp.predict(new)[0], expected, rtol=1e-6, atol=1e-8)
 
 
 def test_deviation_after_pending_draws_is_that_of_a_model_that_knows_them() -> None:
