@@ -8,6 +8,7 @@ All functions here are pure: they take a ledger that has read the trials, and it
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -158,7 +159,8 @@ def generation_rows(
         best, mean = None, None
         if losses.size:
             sign = -1.0 if maximize else 1.0
-            best, mean = sign * float(losses.min()), sign * float(losses.mean())
+            best = sign * float(losses.min())
+            mean = sign * statistics.mean(losses.tolist())  # no sum overflows
         rows.append(GenerationRow(g.index, g.opener, len(g.trials), losses.size, best, mean))
     return rows
 

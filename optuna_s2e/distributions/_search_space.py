@@ -154,7 +154,8 @@ def same_value(distribution: BaseDistribution, a: Any, b: Any) -> bool:
         b: Another one.
 
     Returns:
-        Whether they differ by at most 1e-9 of their size, or by at most 1e-12.
+        Whether they differ by at most 1e-9 of the range, and also by at most 1e-9 of their size or
+        by at most 1e-12.
 
     Example:
         >>> from optuna.distributions import FloatDistribution
@@ -164,7 +165,10 @@ def same_value(distribution: BaseDistribution, a: Any, b: Any) -> bool:
     """
     # Internal values: the index of a category (which may be NaN), ints as the storage keeps them.
     x, y = distribution.to_internal_repr(a), distribution.to_internal_repr(b)
-    return math.isclose(x, y, rel_tol=1e-9, abs_tol=1e-12)
+    close = math.isclose(x, y, rel_tol=1e-9, abs_tol=1e-12)
+    if isinstance(distribution, FloatDistribution | IntDistribution):  # the range may be narrow
+        close = close and abs(x - y) <= 1e-9 * (distribution.high - distribution.low)
+    return close
 
 
 @dataclass(frozen=True)
@@ -398,6 +402,7 @@ def _between(low: float, high: float, u: _Number) -> _Number:
 
 
 def _share(low: float, high: float, value: float) -> float:
-    # Halved, because the width of [-1e308, 1e308] is no float.
-    width = high / 2 - low / 2
-    return (value / 2 - low / 2) / width if width else 0.5  # logarithms of neighbours are equal
+    if math.isinf(high - low):  # the width of [-1e308, 1e308] is no float
+        return (value / 2 - low / 2) / (high / 2 - low / 2)
+    # A logarithmic range may be so narrow that the logarithms of its ends are equal.
+    return (value - low) / (high - low) if low < high else 0.5

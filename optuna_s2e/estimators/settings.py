@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any, NamedTuple
 
 from optuna_s2e._checks import check_choice, check_int, check_number
@@ -135,6 +135,16 @@ class UpdateSettings:
         """Whether the estimator needs an estimate of the Hessian."""
         return ESTIMATORS[self.estimator].needs_hessian
 
+    @property
+    def without_effect(self) -> list[str]:
+        """Names of settings that differ from their defaults and that no update reads."""
+        unread: set[str] = set() if self.needs_hessian else {"curvature_bounds"}
+        if self.direction is None or self.reuse == 0:  # no draw has an importance weight
+            unread.add("max_weight")
+        return [
+            f.name for f in fields(self) if f.name in unread and getattr(self, f.name) != f.default
+        ]
+
     def to_dict(self) -> dict[str, Any]:
         """Return the settings as JSON values (tuples as lists)."""
         return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
@@ -150,7 +160,7 @@ def resolve(options: Mapping[str, Any]) -> UpdateSettings:
         Full settings.
 
     Raises:
-        ValueError: If a value is out of range.
+        ValueError: If a value is out of range, or theta could never move.
         TypeError: If a name is unknown.
 
     Example:
@@ -163,7 +173,14 @@ def resolve(options: Mapping[str, Any]) -> UpdateSettings:
     name = check_choice("estimator", options.get("estimator", DEFAULT_ESTIMATOR), ESTIMATORS)
     estimator = ESTIMATORS[name]
     defaults = {"estimator": name, "step_size": estimator.step_size, "reuse": estimator.reuse}
-    return UpdateSettings(**{**defaults, **options})
+    settings = UpdateSettings(**{**defaults, **options})
+    if settings.population_size == 1 and settings.reuse == 0:
+        raise ValueError(
+            "population_size=1 and reuse=0 must not come together: an update would see a single "
+            "loss, with no other to compare it with, and theta would never move. Use "
+            f"population_size of at least 2, or the default reuse of {estimator.reuse}."
+        )
+    return settings
 
 
 def _bounds(name: str, value: object) -> tuple[float, float]:

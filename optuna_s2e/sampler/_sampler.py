@@ -7,6 +7,7 @@ arguments that users give, and which trial a thread samples.
 from __future__ import annotations
 
 import threading
+import warnings
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -86,8 +87,9 @@ class S2ESampler(BaseSampler):
         warn_independent_sampling: Whether to warn if a parameter is drawn outside of theta.
 
     Raises:
-        ValueError: If an argument is out of range; when sampling, if the study has several
-            objectives or other settings.
+        ValueError: If an argument is out of range, or `population_size` is 1 and `reuse` 0, so
+            that theta never moves; when sampling, if the study has several objectives or other
+            settings.
 
     Example:
         >>> import optuna
@@ -131,8 +133,15 @@ class S2ESampler(BaseSampler):
             "reuse": reuse,
         }
         check_choice("on_config_change", on_config_change, ("refuse", "adopt"))
+        settings = resolve({name: value for name, value in asked.items() if value is not None})
+        for name in settings.without_effect:
+            warnings.warn(
+                f"{name} has no effect with estimator={settings.estimator!r} and "
+                f"reuse={settings.reuse}. Leave it out, or change these.",
+                stacklevel=2,
+            )
         self._engine = Engine(
-            resolve({name: value for name, value in asked.items() if value is not None}),
+            settings,
             consider_pruned=bool(consider_pruned_trials),
             seed=None if seed is None else check_int("seed", seed, 0),
             adopt=on_config_change == "adopt",

@@ -23,6 +23,10 @@ draws are known, so the draws of one generation differ. Exploration decays with 
 :math:`\kappa_m = \max(3 / \sqrt{m}, 1/2)`: a budget of sixty trainings is spent first on finding
 the good region and then in it.
 
+Equal losses. If the model has seen nothing but equal losses, every candidate is as good as any
+other, and a draw of p_theta is trained. What is least certain then lies in the corners, where a
+small region of low losses would be found later than by random search.
+
 Failures. A failed draw teaches no loss, so a region where the objective raises would be drawn
 from again and again. Where some of the five nearest draws have failed, the largest loss of the
 model therefore replaces that share of the bound.
@@ -100,13 +104,18 @@ def propose(
     x = _candidates(theta, model, rng)
     known = model.featurize(pending) if len(pending) else None
     z = model.featurize(x)
-    mean, deviation = model.gp.predict(z, known)
-    change = deviation**2 / np.hypot(deviation, model.gp.noise_deviation)
+    unit = model.gp.unit  # no square overflows
+    mean, deviation = (v / unit for v in model.gp.predict(z, known))
+    if not np.ptp(mean) and not len(failed):
+        flat: FloatArray = x[0]
+        return flat
+    observed = np.hypot(deviation, model.gp.noise_deviation / unit)
+    change = deviation**2 / np.maximum(observed, np.finfo(np.float64).tiny)
     bound = mean - exploration(generation) * change
     if len(failed):
         completed = model.gp.features
         risk = share_failed(z, completed, model.featurize(failed))
-        bound = (1.0 - risk) * bound + risk * model.gp.mean(completed).max()
+        bound = (1.0 - risk) * bound + risk * (model.gp.mean(completed).max() / unit)
     chosen: FloatArray = x[int(np.argmin(bound))]
     return chosen
 

@@ -12,7 +12,8 @@ marginal likelihood under a weak normal prior on log l, centred on the median di
 points. The variance has a closed form.
 
 Losses far above the median say that a point is bad, not how bad: under label noise bad schedules
-are also the noisiest. Such losses are clipped.
+are also the noisiest. Such losses are clipped. Losses may be of any size: all is computed in units
+of a power of two near them, so no square overflows and no digit changes.
 
 References:
     Rasmussen and Williams, "Gaussian Processes for Machine Learning", MIT Press 2006, 2.2 and 5.4.
@@ -32,7 +33,7 @@ from optuna_s2e._typing import FloatArray
 LENGTH_SCALES = np.geomspace(0.1, 6.0, 9)  # in units of the median distance
 LENGTH_SCALE_SPREAD = 1.5  # prior standard deviation of log l
 NOISE_SHARES = np.array([0.003, 0.03, 0.1, 0.2, 0.35, 0.5, 0.7, 0.9])
-LARGEST = 1e100  # largest loss used: its square is still a number
+LARGEST = float(np.finfo(np.float64).max)
 MAX_POINTS = 500  # points to fit at most: the cubic cost is about half a second
 
 
@@ -44,21 +45,23 @@ class GaussianProcess:
         features: Z, the points that it was fitted to, (N, d).
         length_scale: l, in units of the features.
         noise_share: s, in (0, 1).
+        unit: A power of two near the losses.
     """
 
     features: FloatArray
     length_scale: float
     noise_share: float
+    unit: float
     _cholesky: FloatArray
     _weights: FloatArray
     _scale: float  # prior standard deviation of an observation, standardised
-    _shift: float
-    _unit: float
+    _shift: float  # mean and deviation of the losses, in units
+    _deviation: float
 
     @property
     def noise_deviation(self) -> float:
         """Standard deviation of one observation around f, in units of the losses."""
-        return float(np.sqrt(self.noise_share)) * self._scale * self._unit
+        return float(np.sqrt(self.noise_share)) * self._scale * self._deviation * self.unit
 
     def mean(self, features: FloatArray) -> FloatArray:
         """Return the posterior mean of f.
@@ -69,7 +72,8 @@ class GaussianProcess:
         Returns:
             Expected losses without noise, (M,).
         """
-        return self._shift + self._unit * (self._kernel(features, self.features) @ self._weights)
+        mean = self._kernel(features, self.features) @ self._weights
+        return self._in_losses(self._shift + self._deviation * mean)
 
     def predict(
         self, features: FloatArray, pending: FloatArray | None = None
@@ -96,7 +100,13 @@ class GaussianProcess:
             u = _whitened(linalg.cholesky(among, lower=True), between)
             variance -= (u * u).sum(axis=0)
         deviation = self._scale * np.sqrt(np.maximum(variance, 0.0))
-        return self._shift + self._unit * mean, self._unit * deviation
+        mean = self._shift + self._deviation * mean
+        return self._in_losses(mean), self._in_losses(self._deviation * deviation)
+
+    def _in_losses(self, values: FloatArray) -> FloatArray:
+        """Return numbers in units of the losses, at most the largest float."""
+        with np.errstate(over="ignore"):
+            return np.clip(values * self.unit, -LARGEST, LARGEST)
 
     def _kernel(self, a: FloatArray, b: FloatArray) -> FloatArray:
         return (1.0 - self.noise_share) * _matern(_distances(a, b) / self.length_scale)
@@ -107,8 +117,7 @@ def fit(features: FloatArray, losses: FloatArray) -> GaussianProcess:
 
     Args:
         features: Z, finite, (N, d).
-        losses: Losses at these points, (N,). Infinite losses count as the largest (smallest)
-            finite one, and losses beyond 1e100 as 1e100.
+        losses: Losses at these points, (N,), as in `clip_and_standardize`.
 
     Returns:
         The fitted regression.
@@ -127,7 +136,8 @@ def fit(features: FloatArray, losses: FloatArray) -> GaussianProcess:
     if features.ndim != 2:
         raise ValueError(f"features must have shape (N, d), but got {features.shape}.")
     check_shape("losses", losses, "(N,)", (len(features),))
-    y, shift, unit = clip_and_standardize(losses)
+    y, mean, deviation = clip_and_standardize(losses)
+    unit = _power_of_two(max(abs(mean), deviation))
     distances = _distances(features, features)
     typical = float(np.median(distances[distances > 0])) if np.any(distances > 0) else 1.0
     best: tuple[float, float, float, FloatArray, FloatArray, float] | None = None
@@ -151,7 +161,10 @@ def fit(features: FloatArray, losses: FloatArray) -> GaussianProcess:
                 )  # fmt: skip
     assert best is not None
     _, length_scale, share, cholesky, weights, scale = best
-    return GaussianProcess(features, length_scale, share, cholesky, weights, scale, shift, unit)
+    return GaussianProcess(
+        features, length_scale, share, unit,
+        cholesky, weights, scale, mean / unit, deviation / unit,
+    )  # fmt: skip
 
 
 class StandardizedLosses(NamedTuple):
@@ -160,7 +173,8 @@ class StandardizedLosses(NamedTuple):
     Attributes:
         y: Losses of mean 0 and standard deviation 1 (all 0 if they are equal), (N,).
         mean: Mean of the clipped losses.
-        deviation: Standard deviation of the clipped losses; 1 if they are equal.
+        deviation: Standard deviation of the clipped losses; if they are equal, the power of two
+            below them.
     """
 
     y: FloatArray
@@ -171,13 +185,16 @@ class StandardizedLosses(NamedTuple):
 def clip_and_standardize(losses: FloatArray) -> StandardizedLosses:
     """Clip losses from above, and standardise them.
 
-    They are clipped twice as far above the median as the lowest loss is below it.
+    They are clipped twice as far above the median as the lowest loss is below it. If more than
+    half of the losses tie at the lowest one, the median is that of the others: it says how much
+    worse a loss is if it is worse.
 
     Args:
-        losses: Losses, (N,). Infinite losses count as the largest (smallest) finite one.
+        losses: Losses, (N,). +inf counts as the largest loss that is not clipped, -inf as the
+            smallest finite one.
 
     Returns:
-        The standardised losses, and the mean and the deviation that were taken out.
+        The standardised losses, and what was taken out of them.
 
     Raises:
         ValueError: If there is no finite loss.
@@ -189,18 +206,27 @@ def clip_and_standardize(losses: FloatArray) -> StandardizedLosses:
         >>> (mean + deviation * y).tolist()
         [1.0, 2.0, 4.0]
     """
-    finite = np.clip(losses[np.isfinite(losses)], -LARGEST, LARGEST)
+    finite = losses[np.isfinite(losses)]
     if not finite.size:
         raise ValueError("losses must hold a finite number, but got none.")
-    y = np.clip(losses, finite.min(), _ceiling(finite))
-    mean, deviation = float(np.mean(y)), float(np.std(y)) or 1.0
-    return StandardizedLosses((y - mean) / deviation, mean, deviation)
+    low = float(finite.min())
+    above = finite[finite > low]
+    if not above.size:  # their mean may be rounded, so that it differs from them
+        return StandardizedLosses(np.zeros(len(losses)), low, _power_of_two(low))
+    ordinary = above if 2 * len(above) < len(finite) else finite
+    middle = float(np.sort(ordinary)[len(ordinary) // 2])
+    unit = _power_of_two(max(abs(low), abs(middle)))
+    with np.errstate(over="ignore"):  # losses so far above are clipped
+        scaled, above, ordinary = losses / unit, above / unit, ordinary / unit
+    low, median = low / unit, float(np.median(ordinary))
+    y = np.clip(scaled, low, max(median + 2.0 * (median - low), float(above.min())))
+    mean, deviation = float(np.mean(y)), float(np.std(y))
+    return StandardizedLosses((y - mean) / deviation, mean * unit, deviation * unit)
 
 
-def _ceiling(finite: FloatArray) -> float:
-    """Return the loss at which losses are clipped."""
-    median = float(np.median(finite))
-    return median + 2.0 * (median - float(finite.min()))
+def _power_of_two(size: float) -> float:
+    """Return the power of two next below |size|, a divisor that changes no digit; 1 for 0."""
+    return float(np.ldexp(1.0, np.frexp(size)[1] - 1)) if size else 1.0
 
 
 def _whitened(cholesky: FloatArray, values: FloatArray) -> FloatArray:

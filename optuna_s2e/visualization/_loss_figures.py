@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Mapping
 
 import numpy as np
@@ -93,12 +94,12 @@ def _mean_and_best(snapshot: Snapshot) -> list[p.Trace]:
     indices = sorted(values)
     sign = -1.0 if snapshot.maximize else 1.0
     best = sign * np.minimum.accumulate([min(sign * v for v in values[m]) for m in indices])
-    means = np.array([np.mean(values[m]) for m in indices])
+    means = np.array([statistics.mean(values[m]) for m in indices])  # no sum overflows
     shown = p.thinned(len(indices), p.MAX_GENERATIONS)
     x = np.array(indices)[shown]
-    so_far = p.line(x, best[shown], p.BEST, 2, "best so far", digits=5)
+    so_far = p.line(x, best[shown], p.BEST, 2, "best so far", digits=None)
     so_far["line"]["shape"] = "hv"
-    return [p.line(x, means[shown], p.COLORS[3], 2, "mean", digits=5), so_far]
+    return [p.line(x, means[shown], p.COLORS[3], 2, "mean", digits=None), so_far]
 
 
 def _recommended_point(picked: Recommendation, generation: int) -> p.Trace:
@@ -139,12 +140,13 @@ def _curves_of_panel(
     same = [c.values[name] for c in curves.values() if np.array_equal(c.epochs, newest)]
     shown = p.thinned(len(newest), p.MAX_POINTS)
     t = newest[shown]
-    low, middle, high = np.quantile(np.array(same)[:, shown], [0.1, 0.5, 0.9], axis=0)
+    halves = np.array(same)[:, shown] / 2  # whose differences do not overflow
+    low, middle, high = 2 * np.quantile(halves, [0.1, 0.5, 0.9], axis=0)
     axis = {"yaxis": p.axis_name("y", k)}
     legend = {"showlegend": k == 1}
     group = {"legendgroup": "all"}
-    median = p.line(t, middle, p.TEXT, 1.5, f"all {len(same)}: median, 80 %")
-    band = p.filled_band(t, low, high, p.FAINT, digits=4)
+    median = p.line(t, middle, p.TEXT, 1.5, f"all {len(same)}: median, 80 %", digits=None)
+    band = p.filled_band(t, low, high, p.FAINT, digits=None)
     traces = [band | group | axis, median | group | axis | legend]
     for label, trial, color, width, dash in p.highlights(snapshot):
         if trial.number in curves:
@@ -152,7 +154,7 @@ def _curves_of_panel(
             some = p.thinned(len(own.epochs), p.MAX_POINTS)
             trace = p.line(
                 own.epochs[some], own.values[name][some], color, min(width, 3), label,
-                dash=dash, digits=4,
+                dash=dash, digits=None,
             )  # fmt: skip
             traces.append(trace | axis | legend | {"legendgroup": label})
     return traces

@@ -8,6 +8,7 @@ thinned, so that a figure stays below about 25 kB however long the search was.
 from __future__ import annotations
 
 import html
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -28,6 +29,7 @@ COLORS = ("#4f86f7", "#ef8a2c", "#22a06b", "#b04fc8", "#d8504d", "#17a2b8", "#a0
 MAX_POINTS = 40  # points of one curve
 MAX_GENERATIONS = 60  # points along the generations
 MAX_LABEL = 40  # characters of a name of the study
+LARGEST_INT = 1e15  # larger whole numbers are shorter as floats
 
 
 class Highlight(NamedTuple):
@@ -142,9 +144,9 @@ def line(
     name: str,
     *,
     dash: str | None = None,
-    digits: int = 3,
+    digits: int | None = 3,
 ) -> Trace:
-    """Return a line whose values are rounded to so many digits."""
+    """Return a line whose values are rounded as by `rounded`."""
     style: dict[str, Any] = {"color": color, "width": width}
     if dash is not None:
         style["dash"] = dash
@@ -159,7 +161,12 @@ def line(
 
 
 def filled_band(
-    x: npt.ArrayLike, low: npt.ArrayLike, high: npt.ArrayLike, color: str, *, digits: int = 3
+    x: npt.ArrayLike,
+    low: npt.ArrayLike,
+    high: npt.ArrayLike,
+    color: str,
+    *,
+    digits: int | None = 3,
 ) -> Trace:
     """Return the area between two curves, without a border or a text at the mouse."""
     return {
@@ -185,15 +192,22 @@ def thinned(n: int, at_most: int) -> npt.NDArray[np.int64]:
     return np.unique(np.linspace(0, n - 1, at_most).round().astype(np.int64))
 
 
-def rounded(values: npt.ArrayLike, digits: int) -> list[float | int]:
-    """Return plain numbers; whole ones as ints, which are shorter."""
-    numbers = np.round(np.asarray(values, dtype=np.float64), digits).tolist()
-    return [int(v) if v == int(v) else v for v in numbers]
+def rounded(values: npt.ArrayLike, digits: int | None) -> list[float | int]:
+    """Return numbers with so many decimals, or with five significant digits if `digits` is None.
+
+    Whole numbers become ints, which are shorter. Python's `round`, unlike NumPy's, does not
+    overflow.
+    """
+    exact = np.asarray(values, dtype=np.float64).tolist()
+    numbers = [short_number(v) if digits is None else round(v, digits) for v in exact]
+    return [int(v) if v.is_integer() and abs(v) < LARGEST_INT else v for v in numbers]
 
 
 def short_number(value: float | None) -> float:
-    """Return a number with five significant digits."""
-    return float(f"{value or 0.0:.5g}")
+    """Return a number with five significant digits, unless it is then too large for a float."""
+    exact = float(value or 0.0)
+    short = float(f"{exact:.5g}")
+    return short if math.isfinite(short) else exact
 
 
 def short_text(value: object) -> str:

@@ -82,6 +82,11 @@ def test_rows_count_finite_losses_in_units_of_the_value(
     assert empty.best is empty.mean is None
 
 
+def test_the_mean_of_the_largest_losses_is_a_number() -> None:
+    (row,) = generation_rows([make_generation(0, [1.7e308, 1.6e308])])
+    assert row.mean == pytest.approx(1.65e308)
+
+
 def closers(study: optuna.Study) -> list[int]:
     trials = study.trials
     ledger = Ledger(Rules.of(study)).read(trials)

@@ -1,6 +1,7 @@
 """Which point is recommended, and how well its loss is foretold."""
 
 import math
+import sys
 from functools import cache
 from typing import Any
 
@@ -121,6 +122,32 @@ def test_losses_that_are_infinite_or_equal_do_no_harm() -> None:
     study.optimize(lambda t: math.inf if t.suggest_float("x", 0, 1) > 0.5 else 1.0, n_trials=20)
     assert recommend(study).params["x"] <= 0.5
     assert recommend(study).expected_loss == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("direction", ["minimize", "maximize"])
+def test_the_interval_scales_with_the_values(direction: str) -> None:
+    def recommended(scale: float) -> Any:
+        study = optuna.create_study(sampler=S2ESampler(seed=1), direction=direction)
+        study.optimize(
+            lambda t: scale * (1 + (t.suggest_float("x", 0, 1) - 0.3) ** 2), n_trials=14
+        )
+        return recommend(study)
+
+    plain = recommended(1.0)
+    assert plain.interval[1] - plain.interval[0] < 0.1
+    for scale in (2.0**-1000, 2.0**-600, 2.0**400, 2.0**1022):
+        found = recommended(scale)
+        assert found.params == plain.params
+        assert found.expected_loss == scale * plain.expected_loss
+        assert found.interval == tuple(scale * v for v in plain.interval)
+
+
+@pytest.mark.parametrize("value", [1e-300, 0.1, sys.float_info.max])
+def test_the_interval_of_equal_values_is_near_them(value: float) -> None:
+    study = optuna.create_study(sampler=RandomSampler(seed=0))
+    study.optimize(lambda t: value + 0 * t.suggest_float("x", 0, 1), n_trials=9)
+    low, high = recommend(study).interval
+    assert 0.9 * value < low <= value <= high < 1.1 * value or high == sys.float_info.max
 
 
 def test_one_trial_is_recommended() -> None:

@@ -190,7 +190,7 @@ def timed_ask(study: optuna.Study) -> float:
 
 def many_generations(n: int, n_asks: int) -> dict[str, Any]:
     """Measure a study in memory in which every trial opened a generation."""
-    sampler = S2ESampler(population_size=1, estimator="newton", reuse=0, seed=0)
+    sampler = S2ESampler(population_size=1, estimator="newton", reuse=1, seed=0)
     trials = made_up_trials(n, sampler)
     start = time.process_time()
     chain = Ledger(Rules()).read(trials).state(1).chain

@@ -16,7 +16,14 @@ from scipy import stats
 
 from optuna_s2e.distributions import _simplex as simplex
 from optuna_s2e.distributions._keyed_random import keyed_coordinate, keyed_rng
-from optuna_s2e.distributions._search_space import SearchSpace, decode, encode, intersection, union
+from optuna_s2e.distributions._search_space import (
+    SearchSpace,
+    decode,
+    encode,
+    intersection,
+    same_value,
+    union,
+)
 
 DISTRIBUTIONS: dict[str, BaseDistribution] = {
     "unit": FloatDistribution(0, 1),
@@ -121,6 +128,32 @@ def test_ints_beyond_floats_lie_on_their_grid(d: IntDistribution) -> None:
         cells = np.array([(v - d.low) / width for v in values[1:-1]])
         if width // d.step > 1000:
             assert stats.kstest(cells, "uniform").pvalue > 1e-4
+NARROW: dict[str, tuple[Any, Any, Any]] = {
+    "tiny": (FloatDistribution(1e-14, 1e-13), 5e-14, 6e-14),
+    "tiny log": (FloatDistribution(1e-15, 1e-13, log=True), 1e-14, 2e-14),
+    "far from 0": (FloatDistribution(1e6, 1e6 + 1e-8), 1e6 + 3e-9, 1e6 + 5e-9),
+    "two floats": (FloatDistribution(1.0, math.nextafter(1.0, 2)), 1.0, math.nextafter(1.0, 2)),
+    "two floats, log": (FloatDistribution(1e300, 1e300 * (1 + 2e-16), log=True), 1e300,
+                        1e300 * (1 + 2e-16)),
+    "denormal": (FloatDistribution(0.0, 5e-324), 0.0, 5e-324),
+    "large ints": (IntDistribution(10**12, 10**12 + 3), 10**12 + 1, 10**12 + 2),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NARROW)
+def test_values_of_narrow_ranges_differ(name: str) -> None:
+    d, a, b = NARROW[name]
+    assert d.low <= a < b <= d.high
+    assert same_value(d, a, a)
+    assert not same_value(d, a, b)
+    assert all(d.low <= decode(encode(v, d), d) <= d.high for v in (a, b))
+
+
+def test_rounding_does_not_make_values_differ() -> None:
+    assert same_value(FloatDistribution(0, 1), 0.3, 0.1 + 0.2)
+    assert same_value(FloatDistribution(1e-5, 1, log=True), 1e-5, 1e-5 * (1 + 1e-12))
+    assert same_value(FloatDistribution(-1.7e308, 1.7e308), 1e300, 1e300 * (1 + 1e-12))
+    assert not same_value(FloatDistribution(-1.7e308, 1.7e308), 1e300, 1.1e300)
 
 
 def space_with_a_simplex() -> SearchSpace:

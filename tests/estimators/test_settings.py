@@ -82,6 +82,34 @@ def test_settings_refuse_values_outside_their_range(name, value, message):
     assert str(caught.value).startswith(message)
 
 
+@pytest.mark.parametrize("name", ESTIMATORS)
+def test_settings_with_which_theta_never_moves_are_refused(name):
+    with pytest.raises(ValueError, match="population_size=1 and reuse=0 must not come together"):
+        resolve({"estimator": name, "population_size": 1, "reuse": 0})
+    assert resolve({"estimator": name, "population_size": 2, "reuse": 0}).population_size == 2
+    assert resolve({"estimator": name, "population_size": 1, "reuse": 1}).population_size == 1
+    UpdateSettings(estimator=name, population_size=1, step_size=1.0, reuse=0)  # as recorded before
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, []),
+        ({"max_weight": 3.0}, ["max_weight"]),
+        ({"estimator": "newton", "max_weight": 3.0}, []),
+        ({"estimator": "newton", "max_weight": 3.0, "reuse": 0}, ["max_weight"]),
+        ({"estimator": "cubic", "curvature_bounds": (1.0, 2.0)}, []),
+        ({"estimator": "natural", "curvature_bounds": (1.0, 2.0)}, ["curvature_bounds"]),
+        (
+            {"estimator": "gradient", "curvature_bounds": (1, 2), "max_weight": 3, "reuse": 0},
+            ["curvature_bounds", "max_weight"],
+        ),
+    ],
+)
+def test_settings_that_no_update_reads_are_named(options, expected):
+    assert resolve(options).without_effect == expected
+
+
 def test_an_unknown_option_is_refused():
     with pytest.raises(TypeError, match="rho"):
         resolve({"rho": 1.0})

@@ -121,7 +121,7 @@ def test_reading_many_generations_takes_work_in_proportion() -> None:
 
     def count_calls(n: int) -> int:
         study = optuna.create_study(
-            sampler=S2ESampler(population_size=1, estimator="newton", reuse=0, seed=0)
+            sampler=S2ESampler(population_size=1, estimator="newton", reuse=1, seed=0)
         )
         study.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=n)
         n_calls = 0

@@ -250,6 +250,7 @@ def test_schedules_can_be_searched_with_every_sampler(name: str, kind: str) -> N
             {"on_config_change": "ignore"},
             "on_config_change must be one of 'refuse', 'adopt', but got 'ignore'",
         ),
+        ({"population_size": 1, "reuse": 0}, "population_size=1 and reuse=0 must not"),
         ({"seed": -1}, "seed must be an int of at least 0"),
         ({"seed": 1.5}, "seed must be an int of at least 0"),
         ({"theta_bounds": (1.0, 1e10)}, r"theta_bounds\[1\] must be at most 1e\+09"),
@@ -258,6 +259,19 @@ def test_schedules_can_be_searched_with_every_sampler(name: str, kind: str) -> N
 def test_bad_arguments_are_refused(kwargs: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         S2ESampler(**kwargs)
+
+
+def test_an_argument_without_effect_is_named() -> None:
+    with pytest.warns(UserWarning, match="max_weight has no effect with estimator='surrogate'"):
+        S2ESampler(max_weight=3.0)
+
+
+@pytest.mark.parametrize("estimator", ["surrogate", "natural", "newton", "cubic", "gradient"])
+@pytest.mark.parametrize("options", [{"population_size": 1}, {"population_size": 2, "reuse": 0}])
+def test_small_populations_move_theta(estimator: str, options: dict[str, Any]) -> None:
+    study = make_study(estimator=estimator, **options)
+    study.optimize(quadratic, n_trials=9)
+    assert np.ptp(generations(study)[-1].theta) > 0
 
 
 def test_first_generation_is_uniform_under_many_seeds() -> None:

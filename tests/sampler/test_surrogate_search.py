@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from typing import Any
 
 import numpy as np
 import optuna
 import pytest
-from optuna.samplers import PartialFixedSampler, TPESampler
+from optuna.samplers import PartialFixedSampler, RandomSampler, TPESampler
 
 from optuna_s2e import (
     S2ESampler,
@@ -147,6 +148,36 @@ def test_search_where_few_of_many_parameters_matter() -> None:
         [last_mean(make(seed=seed)) for seed in range(3)] for make in (S2ESampler, TPESampler)
     )
     assert np.median(ours) < np.median(theirs) / 3  # without ARD: twice theirs
+
+
+def plateau(trial: optuna.Trial) -> float:
+    return max(0.0, trial.suggest_float("x", 0, 1) - 0.6) + max(
+        0.0, trial.suggest_float("y", 0, 1) - 0.8
+    )
+
+
+def errors(trial: optuna.Trial) -> float:
+    return math.floor(4 * (trial.suggest_float("x", 0, 1) + trial.suggest_float("y", 0, 1)))
+
+
+def rare_error(trial: optuna.Trial) -> float:
+    return float(trial.suggest_categorical("c", "abcdefghij") == "j")
+
+
+@pytest.mark.parametrize("objective", [plateau, errors, rare_error])
+def test_losses_that_tie_are_searched_better_than_at_random(objective: Any) -> None:
+    """Half of them are 0, few values are possible, nine of ten are 0."""
+
+    def late(sampler: optuna.samplers.BaseSampler) -> float:
+        study = optuna.create_study(sampler=sampler)
+        study.optimize(objective, n_trials=36)
+        return float(np.mean([t.value for t in study.trials[18:]]))
+
+    seeds = range(8)
+    ours = np.array([late(S2ESampler(seed=s)) for s in seeds])
+    random = np.array([late(RandomSampler(seed=s)) for s in seeds])
+    assert np.all(ours <= random)
+    assert ours.mean() < random.mean() / 4
 
 
 def branches(trial: optuna.Trial) -> float:

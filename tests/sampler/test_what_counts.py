@@ -197,6 +197,18 @@ def test_fixed_parameter_stays_outside_of_theta() -> None:
     assert {t.params["x1"] for t in study.trials} == {0.9}
 
 
+@pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
+@pytest.mark.parametrize("log", [False, True])
+def test_a_parameter_that_is_fixed_in_a_tiny_range_stays_outside_of_theta(log: bool) -> None:
+    study = make_study()
+    study.sampler = PartialFixedSampler({"tiny": 5e-14}, study.sampler)
+    study.optimize(
+        lambda t: quadratic(t) + t.suggest_float("tiny", 1e-14, 1e-13, log=log), n_trials=2 * K
+    )
+    assert generations(study)[1].theta.shape == (6,)  # x0, x1 and x2
+    assert_replays(study)
+
+
 @pytest.mark.parametrize("estimator", ["surrogate", "natural"])
 def test_theta_describes_the_parameters_of_all_branches_that_the_first_draws_took(
     estimator: str,

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution
+from scipy import stats
 from scipy.spatial.distance import cdist
 
 from optuna_s2e.distributions import SearchSpace
@@ -93,6 +94,13 @@ def test_proposal_has_the_lowest_bound_of_what_a_loss_would_teach(n: int, seed: 
     of_f = int(np.argmin(mean - 3.0 * deviation))
     assert grid[of_f] > 0.99
     assert np.mean(expected < expected[of_f]) > 0.04  # so the test tells the two apart
+
+
+def test_after_equal_losses_a_draw_of_p_theta_is_proposed() -> None:
+    """The least certain points, by contrast, are the corners."""
+    found = proposals(model_of(lambda x: np.full(len(x), 0.1), 12), 150, generation=2)
+    for column in found.T:
+        assert stats.kstest(column, "uniform").pvalue > 1e-3
 
 
 def test_exploration_decays_to_a_half() -> None:

@@ -129,9 +129,72 @@ def test_losses_are_clipped_above_the_median_and_standardised() -> None:
     assert (mean, deviation) == (pytest.approx(np.mean(clipped)), pytest.approx(np.std(clipped)))
 
 
-def test_equal_and_huge_losses_are_no_trouble() -> None:
-    assert clip_and_standardize(np.full(3, 7.0)) == (pytest.approx(np.zeros(3)), 7.0, 1.0)
-    assert np.isfinite(clip_and_standardize(np.array([1e308, -1e308, 0.0])).y).all()
+@pytest.mark.parametrize(
+    ("losses", "clipped"),
+    [
+        ([0, 0, 0, 0, 0, 1, 2, 50], [0, 0, 0, 0, 0, 1, 2, 6]),  # median of 1, 2, 50
+        ([3, 3, 3, 8], [3, 3, 3, 8]),
+        ([1, 1, 1, 0], [1, 1, 1, 0]),
+        ([0, 0, 4, 9], [0, 0, 4, 6]),  # half of them only: the median of all is 2
+        ([-5, -5, -5, math.inf, -4], [-5, -5, -5, -2, -4]),
+    ],
+)
+def test_losses_that_tie_at_the_lowest_one_leave_the_others_above(
+    losses: list[float], clipped: list[float]
+) -> None:
+    y, mean, deviation = clip_and_standardize(np.array(losses, dtype=float))
+    np.testing.assert_allclose(y, stats.zscore(clipped), atol=1e-15)
+    assert (mean, deviation) == (pytest.approx(np.mean(clipped)), pytest.approx(np.std(clipped)))
+
+
+def test_neighbouring_floats_are_two_losses() -> None:
+    """Their median is rounded to the lower one."""
+    y = clip_and_standardize(np.array([1.0, math.nextafter(1, 2)])).y
+    assert y[1] - y[0] >= 1
+    assert np.isfinite(y).all()
+
+
+def test_the_size_of_losses_does_not_matter() -> None:
+    """Powers of two change no digit, up to the largest and down to the smallest floats."""
+    z, losses = observations(20, 0.1, 0)
+    losses[3] = 90.0
+    gp, new = surrogate.fit(z, losses), np.random.default_rng(1).uniform(size=(7, 3))
+    for exponent in (-1000, -540, 540, 1015):
+        scale = 2.0**exponent
+        scaled = surrogate.fit(z, scale * losses)
+        for plain, found in zip(gp.predict(new), scaled.predict(new), strict=True):
+            assert np.array_equal(scale * plain, found)
+        assert np.array_equal(scale * gp.mean(new), scaled.mean(new))
+        assert scaled.noise_deviation == scale * gp.noise_deviation
+
+
+def test_an_enormous_penalty_counts_like_a_large_one() -> None:
+    z, losses = observations(20, 0.1, 0)
+    losses[3] = 90.0
+    found = surrogate.fit(z, np.where(losses == 90.0, 1e300, losses))
+    assert np.array_equal(found.mean(z), surrogate.fit(z, losses).mean(z))
+
+
+@pytest.mark.parametrize("largest", [1.7e308, 5e-324, 1e-310])
+def test_the_largest_and_the_smallest_losses_can_be_told_apart(largest: float) -> None:
+    z = np.linspace(0, 1, 21)[:, None]
+    losses = np.where(z[:, 0] < 0.5, -largest, largest)
+    mean, deviation = surrogate.fit(z, losses).predict(np.array([[0.1], [0.9]]))
+    np.testing.assert_allclose(mean / largest, [-1, 1], atol=0.1)
+    assert np.isfinite(deviation).all()
+
+
+@pytest.mark.parametrize(
+    ("loss", "size"), [(7.0, 4.0), (0.1, 0.0625), (1e-300, 2.0**-997), (0, 1)]
+)
+def test_equal_losses_are_all_0_and_deviate_as_much_as_they_are_large(
+    loss: float, size: float
+) -> None:
+    y, mean, deviation = clip_and_standardize(np.full(3, loss))
+    assert (y.tolist(), mean, deviation) == ([0, 0, 0], loss, size)
+
+
+def test_equal_points_are_no_trouble() -> None:
     same = surrogate.fit(np.full((4, 2), 0.5), np.arange(4.0))
     assert np.isfinite(same.predict(np.array([[0.5, 0.5], [0.1, 0.9]]))).all()
 

@@ -201,6 +201,26 @@ def test_infinite_and_failed_trials_are_left_out():
         json.dumps(draw(Snapshot.of(study)), allow_nan=False)
 
 
+@pytest.mark.parametrize("scale", [1.7e308, 1.0, 1e-200])
+def test_losses_of_any_size_are_drawn(scale):
+    def objective(trial):
+        loss = scale if trial.suggest_float("x", 0, 1) > 0.5 else -scale
+        for epoch in range(3):
+            trial.report(loss, epoch)
+        return loss
+
+    study = searched(objective, n_trials=12, sampler=S2ESampler(population_size=3, seed=0))
+    figure = plot_generations(study)
+    (mean,), (best,) = traces(figure, "mean"), traces(figure, "best so far")
+    expected = [sum(study.trials[n].value / 3 for n in g.trials) for g in generations(study)]
+    np.testing.assert_allclose(mean.y, expected, rtol=1e-4)
+    np.testing.assert_allclose(best.y, -scale, rtol=1e-4)
+    (curve,) = traces(plot_learning_curves(study), "best")
+    np.testing.assert_allclose(curve.y, -scale, rtol=1e-4)
+    for draw in (figures.generations, figures.learning_curves):
+        json.dumps(draw(Snapshot.of(study)), allow_nan=False)
+
+
 def test_names_of_a_study_are_inert_text():
     name = "x<a href='http://evil'>y</a>\n‮" + "z" * 100
     study = searched(lambda t: t.suggest_float(name, 0, 1))
