@@ -22,13 +22,13 @@ from __future__ import annotations
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from optuna_s2e._checks import check_choice, check_int, check_shape
 from optuna_s2e._typing import FloatArray
@@ -71,6 +71,8 @@ class TrainingResult:
         failure: Why the training failed, or None. It is a FloatingPointError if a loss became NaN
             or infinite, else the exception that the training raised, with its traceback as a
             note.
+        networks: The two trained networks, on the CPU and in evaluation mode, if `train_batch`
+            was asked to keep them and the training did not fail; else None.
     """
 
     seed: int
@@ -78,6 +80,7 @@ class TrainingResult:
     n_epochs: int
     seconds: float
     failure: Exception | None
+    networks: tuple[nn.Module, nn.Module] | None = field(default=None, repr=False)
 
 
 def last_epochs_mean(curve: FloatArray) -> float:
@@ -111,6 +114,7 @@ def train_batch(
     on_epoch: OnEpoch | None = None,
     backend: str = "auto",
     fused_width: int | None = None,
+    keep_networks: bool = False,
 ) -> list[TrainingResult]:
     """Train K trials, each of them two networks under its own schedule.
 
@@ -148,6 +152,7 @@ def train_batch(
         fused_width: Largest number of fused trials side by side, at least 1. The default depends
             on the size of the networks. If a group runs out of memory, it is trained again in
             halves.
+        keep_networks: Whether the results hold the trained networks.
 
     Returns:
         K results, in the order of `seeds`. If the loss of a trial becomes non-finite or its
@@ -169,7 +174,7 @@ def train_batch(
     evaluation = _evaluation_data(data, evaluate_on)
     setup = TrainingSetup(data, network, config or TrainingConfig(), evaluation)
     own_labels = data.noisy_labels if labels is None else _checked_labels(labels, rates, data)
-    run = _Run(rates, checked_seeds, own_labels, setup, on_epoch)
+    run = _Run(rates, checked_seeds, own_labels, setup, on_epoch, keep_networks)
     return run.train(find_backend(backend, setup, fused_width))
 
 
@@ -209,9 +214,10 @@ class _Run:
         labels: Tensor,
         setup: TrainingSetup,
         on_epoch: OnEpoch | None,
+        keep_networks: bool,
     ) -> None:
         self._rates, self._seeds, self._labels = keep_rates, seeds, labels
-        self._setup, self._on_epoch = setup, on_epoch
+        self._setup, self._on_epoch, self._keeps = setup, on_epoch, keep_networks
         n_trials, n_epochs = keep_rates.shape
         self._plan = list(
             zip(
@@ -224,6 +230,7 @@ class _Run:
         self._done = [0] * n_trials
         self._seconds = [0.0] * n_trials
         self._failures: list[Exception | None] = [None] * n_trials
+        self._networks: list[tuple[nn.Module, nn.Module] | None] = [None] * n_trials
 
     def train(self, backend: Backend) -> list[TrainingResult]:
         """Train all trials, at most `backend.width` side by side."""
@@ -239,8 +246,9 @@ class _Run:
                 groups = [unfinished[:half], unfinished[half:], *groups]
         return [
             TrainingResult(
-                seed, Metrics(*self._curves[k]), self._done[k], self._seconds[k], self._failures[k]
-            )
+                seed, Metrics(*self._curves[k]), self._done[k], self._seconds[k],
+                self._failures[k], self._networks[k],
+            )  # fmt: skip
             for k, seed in enumerate(self._seeds)
         ]
 
@@ -271,6 +279,11 @@ class _Run:
                 for position, k in enumerate(group)
                 if self._record(k, epoch, Metrics(*measured[:, position]), seconds)
             ]
+            is_last = epoch + 1 == len(self._plan)
+            for position, k in enumerate(group if self._keeps else ()):
+                if self._failures[k] is None and (is_last or position not in going_on):
+                    first, second = trainer.networks(position)
+                    self._networks[k] = first.cpu().eval(), second.cpu().eval()
             if not going_on:
                 break
             if len(going_on) < len(group):

@@ -370,3 +370,61 @@ def test_wrong_logits_and_shared_modules_are_named(tiny):
     module = nn.Linear(5, 3)
     (shared,) = _train(tiny, network=lambda shape, c: module)
     assert "must make a new module at each call" in str(shared.failure)
+
+
+def _cnn(input_shape, n_classes):
+    return nn.Sequential(
+        nn.Conv2d(input_shape[0], 4, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(),
+        nn.Linear(16, n_classes),
+    )  # fmt: skip
+
+
+def _cnn_with_statistics(input_shape, n_classes):
+    return nn.Sequential(
+        nn.Conv2d(input_shape[0], 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(),
+        nn.Linear(16, n_classes),
+    )  # fmt: skip
+
+
+def _mlp(input_shape, n_classes):
+    return nn.Sequential(nn.Flatten(), nn.Linear(16, 7), nn.ReLU(), nn.Linear(7, n_classes))
+
+
+@pytest.mark.parametrize(
+    ("backend", "network"),
+    [("loop", _mlp), ("rows", _cnn), ("fused", _mlp), ("fused", _cnn),
+     ("fused", _cnn_with_statistics), ("fused", lambda shape, c: nn.Sequential(
+         nn.Flatten(), nn.Linear(16, 5), nn.Tanh(), nn.Linear(5, c)))],
+    ids=["loop", "rows", "mlp", "cnn", "batch norm", "vmap"],
+)  # fmt: skip
+def test_kept_networks_are_those_that_were_evaluated_last(backend, network):
+    rng = np.random.default_rng(3)
+    x, y = rng.normal(size=(40, 1, 4, 4)).astype(np.float32), np.arange(40) % 3
+    data = NoisyData.from_arrays(x[:30], y[:30], x[30:], y[30:])
+    results = train_batch(
+        np.broadcast_to(RATES, (3, 6)), [0, 1, 2], data=data, network=network, config=CONFIG,
+        device="cpu", backend=backend, keep_networks=True,
+        on_epoch=lambda k, epoch, metrics: (k, epoch) == (1, 2),
+    )  # fmt: skip
+    assert [result.n_epochs for result in results] == [6, 3, 6]
+    for result in results:
+        for i, net in enumerate(result.networks):
+            assert not net.training
+            with torch.no_grad():
+                logits = net(data.x_val.double())
+            loss = nn.functional.cross_entropy(logits, data.y_val).item()
+            last = result.n_epochs - 1
+            assert loss == pytest.approx(result.curves.loss[last, i], abs=1e-12)
+            error = (logits.argmax(dim=1) != data.y_val).double().mean().item()
+            assert error == pytest.approx(result.curves.error[last, i], abs=1e-12)
+    first, second = results[0].networks
+    assert any((a != b).any() for a, b in zip(first.parameters(), second.parameters(), strict=True))
+
+
+def test_networks_are_kept_on_request_and_of_trainings_that_did_not_fail(tiny):
+    (result,) = _train(tiny)
+    assert result.networks is None
+    diverging = replace(CONFIG, learning_rate=1e308)
+    (failed,) = _train(tiny, config=diverging, keep_networks=True)
+    assert isinstance(failed.failure, FloatingPointError)
+    assert failed.networks is None

@@ -82,6 +82,9 @@ class Trainer(Protocol):
     def evaluate(self) -> Tensor:
         """Return cross-entropy and error on the evaluation data, (2, K, 2)."""
 
+    def networks(self, position: int) -> tuple[nn.Module, nn.Module]:
+        """Return the two networks of a trial that is trained no further."""
+
     def keep_trials(self, positions: Sequence[int]) -> None:
         """Drop all trials but those at these positions, which are then numbered in this order."""
 

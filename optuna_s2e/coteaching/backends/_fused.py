@@ -16,6 +16,7 @@ the device within an epoch.
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 
@@ -79,6 +80,7 @@ class FusedTrainer(ABC):
         if len(set(parameters)) < len(parameters):
             raise UnsuitableNetwork("networks must not share parameters.")
         self._parameters, self._buffers = self._join(networks)
+        self._template = networks[0]
         self._optimizer = setup.config.make_optimizer(
             self._parameters, capturable=run_steps is not run_eagerly and self._x.is_cuda
         )
@@ -90,6 +92,10 @@ class FusedTrainer(ABC):
         Raises:
             UnsuitableNetwork: If they cannot be joined.
         """
+
+    @abstractmethod
+    def _copy_to(self, network: nn.Module, m: int) -> None:
+        """Give a network, which has the shape of all, the weights and buffers of network m."""
 
     @abstractmethod
     def _logits(self, x: Tensor, masks: Sequence[Tensor] | None) -> Tensor:
@@ -159,6 +165,14 @@ class FusedTrainer(ABC):
             totals[0] += losses.to(self._sum_dtype).sum(dim=1)
             totals[1] += (logits.max(dim=1).indices != labels).sum(dim=1)
         return (totals / len(x)).view(2, -1, 2)
+
+    @torch.no_grad()
+    def networks(self, position: int) -> tuple[nn.Module, nn.Module]:
+        """Return the networks of a trial as modules of their own (see `Trainer`)."""
+        first, second = copy.deepcopy(self._template), copy.deepcopy(self._template)
+        for i, network in enumerate((first, second)):
+            self._copy_to(network, 2 * position + i)
+        return first, second
 
     def keep_trials(self, positions: Sequence[int]) -> None:
         """Drop all trials but those at these positions (see `Trainer`)."""

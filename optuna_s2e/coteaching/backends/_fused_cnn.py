@@ -92,6 +92,13 @@ class FusedCnnTrainer(FusedTrainer):
         )
         return parameters, statistics
 
+    def _copy_to(self, network: nn.Module, m: int) -> None:
+        joint = zip(network.children(), self._parameters_of, self._statistics_of, strict=True)
+        for module, parameters, statistics in joint:
+            for name, values in (parameters | statistics).items():
+                own = module.state_dict(keep_vars=True)[name]
+                own.copy_(values.view(2 * self._n_trials, *own.shape)[m])
+
     def keep_trials(self, positions: Sequence[int]) -> None:
         """Drop all trials but those at these positions (see `Trainer`)."""
         super().keep_trials(positions)

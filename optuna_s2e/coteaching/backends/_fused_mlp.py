@@ -106,6 +106,12 @@ class FusedMlpTrainer(FusedTrainer):
         self._optimizer.step()
         return losses, logits.max(dim=1).indices == y.squeeze(1), kept
 
+    def _copy_to(self, network: nn.Module, m: int) -> None:
+        layers = [module for module in network.children() if isinstance(module, nn.Linear)]
+        for layer, weights, biases in zip(layers, self._weights_of, self._biases, strict=True):
+            layer.weight.copy_(weights[m])
+            layer.bias.copy_(biases[m, 0])
+
     def _logits(self, x: Tensor, masks: Sequence[Tensor] | None) -> Tensor:
         return self._activations(x.flatten(2).expand(self._n_trials, -1, -1))[1]
 

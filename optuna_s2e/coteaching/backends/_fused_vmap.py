@@ -59,6 +59,11 @@ class FusedVmapTrainer(FusedTrainer):
         self._network = networks[0]
         self._parameters_of, self._buffers_of = stack_module_state(networks)
 
+    def _copy_to(self, network: nn.Module, m: int) -> None:
+        for name, values in (self._parameters_of | self._buffers_of).items():
+            own = network.get_parameter(name) if name in self._parameters_of else None
+            (network.get_buffer(name) if own is None else own).copy_(values[m])
+
     @torch.no_grad()
     def _check(self, networks: list[nn.Module]) -> None:
         """Compare the logits of one mini-batch with those of each network alone.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from optuna_s2e._typing import FloatArray
@@ -95,6 +95,10 @@ class LoopTrainer:
                 totals[0, 0, i] += F.cross_entropy(logits[i], labels, reduction="sum")
                 totals[1, 0, i] += (logits[i].argmax(dim=1) != labels).sum()
         return totals / len(x)
+
+    def networks(self, position: int) -> tuple[nn.Module, nn.Module]:
+        """Return the networks of the only trial (see `Trainer`)."""
+        return self._networks
 
     def keep_trials(self, positions: Sequence[int]) -> None:
         """Do nothing: the only trial is kept."""
