@@ -16,6 +16,7 @@ from optuna_s2e.coteaching._config import TrainingConfig
 from optuna_s2e.coteaching._evaluation import Evaluation, evaluate_schedules, fixed_schedules
 from optuna_s2e.coteaching._evaluation_report import evaluation_table, save_evaluation
 from optuna_s2e.coteaching._networks import NETWORKS, make_network
+from optuna_s2e.coteaching._noise_estimate import NoiseEstimate, estimate_noise
 from optuna_s2e.coteaching._objective import CoteachingObjective
 from optuna_s2e.coteaching._training import Metrics, TrainingResult, last_epochs_mean, train_batch
 from optuna_s2e.coteaching.data import DATA_SETS, NoisyData, load_data
@@ -26,9 +27,11 @@ __all__ = [
     "CoteachingObjective",
     "Evaluation",
     "Metrics",
+    "NoiseEstimate",
     "NoisyData",
     "TrainingConfig",
     "TrainingResult",
+    "estimate_noise",
     "evaluate_schedules",
     "evaluation_table",
     "fixed_schedules",

@@ -246,9 +246,13 @@ class _Run:
                 groups = [unfinished[:half], unfinished[half:], *groups]
         return [
             TrainingResult(
-                seed, Metrics(*self._curves[k]), self._done[k], self._seconds[k],
-                self._failures[k], self._networks[k],
-            )  # fmt: skip
+                seed,
+                Metrics(*self._curves[k]),
+                self._done[k],
+                self._seconds[k],
+                self._failures[k],
+                self._networks[k],
+            )
             for k, seed in enumerate(self._seeds)
         ]
 

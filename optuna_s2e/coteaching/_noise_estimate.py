@@ -1,0 +1,380 @@
+r"""How many labels are wrong: the noise rate and the transition matrix, estimated from data.
+
+Notation
+    x, y        a training sample and its given label                                (N,)
+    z           true class of a sample, unknown
+    P           transition matrix, P[i, j] = P(y = j | z = i)                         (C, C)
+    pi          shares of the true classes                                           (C,)
+    odds        log-probabilities of networks that were not trained on the sample,
+                less their mean over the classes                                     (N, C)
+    q           P(z = i | odds), what they say of the true class                     (N, C)
+    epsilon     noise rate, 1 - sum_i pi_i P[i, i]                                    scalar
+
+Networks are trained on folds of the data, as they are, and predict the samples of the other fold.
+A label's error is assumed to depend on its true class alone, so given labels follow
+P(y | odds) = sum_i q_i P[i, y].
+
+With clean validation labels, q is a multinomial logistic regression of these labels on the odds:
+it takes the networks' own errors, and what they learned of the wrong labels, out again. P then
+maximises the likelihood of the given labels, which is concave in P; EM finds the maximum.
+
+Without any clean label, q is unknown. The samples of each class on whose predictions the networks
+are surest are taken as samples of that class ("anchor points"). Where networks are wrong even
+then, their errors count as wrong labels: the estimate is an upper bound rather than the truth.
+
+References:
+    Patrini et al., "Making Deep Neural Networks Robust to Label Noise: a Loss Correction
+    Approach", CVPR 2017 (anchor points). Dawid and Skene, "Maximum Likelihood Estimation of
+    Observer Error-Rates Using the EM Algorithm", Applied Statistics 1979. Rubin, "The Bayesian
+    Bootstrap", Annals of Statistics 1981.
+"""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from scipy.optimize import minimize
+from scipy.special import log_softmax, softmax
+from torch import Tensor, nn
+
+from optuna_s2e._blas import one_blas_thread
+from optuna_s2e._checks import check_int
+from optuna_s2e._typing import FloatArray, IntArray
+from optuna_s2e.coteaching._config import DTYPES, TrainingConfig
+from optuna_s2e.coteaching._networks import Network
+from optuna_s2e.coteaching._training import train_batch
+from optuna_s2e.coteaching.data import NoisyData, to_input
+from optuna_s2e.schedules import standard_schedule
+
+N_FOLDS = 3
+PRIOR = 10.0  # precision of the normal prior on the regression's weights: few validation labels
+ANCHORS = 0.2  # share of the samples of a predicted class that count as anchor points
+FEWEST_ANCHORS = 5
+N_REPLICATES = 16  # of the bootstrap
+MAX_STEPS, TOLERANCE = 1000, 1e-5  # of EM
+MAX_SAMPLES = 20_000  # whose labels enter one replicate: more do not narrow it
+_BATCH = 1024
+
+
+@dataclass(frozen=True, eq=False)
+class NoiseEstimate:
+    """How many labels are wrong, and which are taken for which.
+
+    Attributes:
+        noise_rate: Estimated share of wrong labels, in [0, 1].
+        interval: 95 % interval of the noise rate.
+        transition_matrix: Estimated P, rows sum to 1, (C, C).
+        deviations: Standard deviations of P's entries, (C, C).
+        used_clean_labels: Whether clean validation labels were used. If not, the noise rate is
+            an upper bound where the network makes many errors of its own.
+    """
+
+    noise_rate: float
+    interval: tuple[float, float]
+    transition_matrix: FloatArray
+    deviations: FloatArray
+    used_clean_labels: bool
+
+    def __str__(self) -> str:
+        """Return the estimate as a sentence."""
+        low, high = self.interval
+        source = "with" if self.used_clean_labels else "without"
+        return (
+            f"{100 * self.noise_rate:.0f} % of the labels are wrong "
+            f"({100 * low:.0f} to {100 * high:.0f} %, estimated {source} clean labels)"
+        )
+
+
+def estimate_noise(
+    data: NoisyData,
+    *,
+    network: Network = "mlp",
+    config: TrainingConfig | None = None,
+    n_epochs: int = 20,
+    clean_validation: bool = True,
+    device: torch.device | str = "auto",
+    seed: int = 0,
+) -> NoiseEstimate:
+    """Estimate how many training labels are wrong.
+
+    Three pairs of networks are trained, each on two thirds of the data, without selection. That
+    costs as much as `2 * n_epochs` epochs of one Co-teaching training. The estimate depends little
+    on `n_epochs`.
+
+    Args:
+        data: Data whose training labels are partly wrong.
+        network: Name or function, as in `make_network`.
+        config: Optimiser and mini-batches. The default is `TrainingConfig()`.
+        n_epochs: Epochs of each training, at least 1.
+        clean_validation: Whether the validation labels are right. If they have errors of their
+            own, say False: no label counts as right then.
+        device: As in `train_batch`.
+        seed: Seed of the folds, the networks and the interval, a non-negative int.
+
+    Returns:
+        The estimate. The same arguments give the same numbers on the same device.
+
+    Raises:
+        ValueError: If an argument is out of range, a class has fewer than three samples, or a
+            training fails.
+
+    Example:
+        >>> from optuna_s2e.coteaching import estimate_noise, load_data
+        >>> data = load_data("digits", noise="pair", noise_rate=0.3, seed=0)
+        >>> estimate = estimate_noise(data, device="cpu")
+        >>> abs(estimate.noise_rate - 0.3) < 0.05
+        True
+    """
+    check_int("n_epochs", n_epochs, 1)
+    seed = check_int("seed", seed, 0)
+    rng = np.random.default_rng([seed, 0])
+    given = data.noisy_labels.cpu().numpy()
+    folds = _folds(given, rng)
+    out_of_fold = np.empty((len(given), data.n_classes))
+    on_validation = []
+    for number in range(N_FOLDS):
+        held_out = folds == number
+        networks = _train(data, ~held_out, network, config, n_epochs, device, [seed, number])
+        dtype = DTYPES[(config or TrainingConfig()).dtype]
+        out_of_fold[held_out] = _log_odds(networks, data.x[torch.from_numpy(held_out)], dtype)
+        on_validation.append(_log_odds(networks, data.x_val, dtype))
+    if not clean_validation:
+        return _by_anchors(out_of_fold, given, rng)
+    validation = np.stack(on_validation)
+    _warn_if_noisy(validation, data.y_val.cpu().numpy(), out_of_fold, given)
+    return _by_clean_labels(out_of_fold, given, validation, data.y_val.cpu().numpy(), rng)
+
+
+# --- predictions of networks that have not seen the samples ---
+
+
+def _folds(labels: IntArray, rng: np.random.Generator) -> IntArray:
+    """Return the fold of each sample, (N,); the folds share each class equally."""
+    folds = np.empty(len(labels), dtype=np.int64)
+    for label, count in zip(*np.unique(labels, return_counts=True), strict=True):
+        if count < N_FOLDS:
+            raise ValueError(
+                f"y must hold at least {N_FOLDS} samples of each class that it holds, but got "
+                f"{count} of class {label}. Drop that class, or merge it with another."
+            )
+        folds[labels == label] = rng.permutation(np.arange(count) % N_FOLDS)
+    return folds
+
+
+def _train(
+    data: NoisyData,
+    kept: npt.NDArray[np.bool_],
+    network: Network,
+    config: TrainingConfig | None,
+    n_epochs: int,
+    device: torch.device | str,
+    seed: list[int],
+) -> tuple[nn.Module, nn.Module]:
+    """Train two networks on some of the samples, without selection."""
+    index = torch.from_numpy(np.flatnonzero(kept)).to(data.x.device)
+    part = replace(data, x=data.x[index], noisy_labels=data.noisy_labels[index], clean_labels=None)
+    (result,) = train_batch(
+        standard_schedule(n_epochs).keep_rates[None],
+        np.random.SeedSequence(seed).generate_state(1).tolist(),
+        data=part, network=network, config=config, device=device, keep_networks=True,
+    )  # fmt: skip
+    if result.networks is None:
+        raise ValueError(f"A training failed: {result.failure}") from result.failure
+    return result.networks
+
+
+@torch.no_grad()
+def _log_odds(networks: tuple[nn.Module, nn.Module], x: Tensor, dtype: torch.dtype) -> FloatArray:
+    """Return the mean log-probabilities of the networks, less their mean over classes, (N, C)."""
+    parts = []
+    for inputs in torch.split(x.cpu(), _BATCH):
+        logits = [net(to_input(inputs, dtype).clone()).double() for net in networks]
+        parts.append(torch.stack(logits).log_softmax(dim=2).mean(dim=0))
+    log_p = torch.cat(parts)
+    return np.asarray((log_p - log_p.mean(dim=1, keepdim=True)).numpy())
+
+
+# --- with clean labels ---
+
+
+class _Solution(NamedTuple):
+    """P (C, C) and pi (C,)."""
+
+    matrix: FloatArray
+    shares: FloatArray
+
+    @property
+    def noise_rate(self) -> float:
+        return float(1.0 - self.shares @ np.diag(self.matrix))
+
+
+@one_blas_thread()
+def _by_clean_labels(
+    odds: FloatArray,
+    given: IntArray,
+    odds_val: FloatArray,
+    y_val: IntArray,
+    rng: np.random.Generator,
+) -> NoiseEstimate:
+    """Estimate from odds (N, C) and from odds_val (folds, N_val, C), whose labels are right.
+
+    The bootstrap gives the deviations and the bias, which is taken off.
+    """
+    order = np.argsort(given, kind="stable")
+    odds, given = odds[order], given[order]
+    found = _solve(odds, given, odds_val, y_val, np.ones(len(odds)), np.ones(len(y_val)))
+    replicates = []
+    for _ in range(N_REPLICATES):
+        some = np.sort(rng.permutation(len(odds))[:MAX_SAMPLES])
+        weights = rng.exponential(size=len(some)), rng.exponential(size=len(y_val))
+        replicates.append(_solve(odds[some], given[some], odds_val, y_val, *weights))
+    rates = np.array([r.noise_rate for r in replicates])
+    matrices = np.array([r.matrix for r in replicates])
+    bias = float(rates.mean()) - found.noise_rate
+    rate = float(np.clip(found.noise_rate - bias, 0.0, 1.0))
+    matrix = np.clip(2.0 * found.matrix - matrices.mean(axis=0), 0.0, None)
+    spread = 1.96 * float(np.hypot(rates.std(ddof=1), bias))
+    return NoiseEstimate(
+        noise_rate=rate,
+        interval=(max(rate - spread, 0.0), min(rate + spread, 1.0)),
+        transition_matrix=matrix / matrix.sum(axis=1, keepdims=True),
+        deviations=matrices.std(axis=0, ddof=1),
+        used_clean_labels=True,
+    )
+
+
+def _solve(
+    odds: FloatArray,
+    given: IntArray,
+    odds_val: FloatArray,
+    y_val: IntArray,
+    weights: FloatArray,
+    weights_val: FloatArray,
+) -> _Solution:
+    """Return P and pi for samples with these weights, ordered by their given labels."""
+    n_folds, _, n_classes = odds_val.shape
+    slopes, intercepts = _regression(
+        odds_val.reshape(-1, n_classes),
+        np.tile(y_val, n_folds),
+        np.tile(weights_val, n_folds) / n_folds,
+    )
+    return _maximize_likelihood(softmax(odds @ slopes + intercepts, axis=1), given, weights)
+
+
+def _regression(
+    odds: FloatArray, y: IntArray, weights: FloatArray
+) -> tuple[FloatArray, FloatArray]:
+    """Return slopes (C, C) and intercepts (C,) of a multinomial logistic regression of y on odds.
+
+    Slopes off a multiple of the identity, and intercepts, have a normal prior around 0: without
+    evidence, the regression sharpens or flattens the networks' probabilities and no more.
+    """
+    n_classes = odds.shape[1]
+    eye, rows = np.eye(n_classes), np.arange(len(y))
+
+    def loss(v: FloatArray) -> tuple[float, FloatArray]:
+        slopes, intercepts = v[:-n_classes].reshape(n_classes, -1), v[-n_classes:]
+        log_q = log_softmax(odds @ slopes + intercepts, axis=1)
+        off = slopes - eye * np.trace(slopes) / n_classes
+        penalty = 0.5 * PRIOR * ((off**2).sum() + intercepts @ intercepts)
+        by_logits = (np.exp(log_q) - eye[y]) * weights[:, None]
+        gradient = [odds.T @ by_logits + PRIOR * off, by_logits.sum(axis=0) + PRIOR * intercepts]
+        return (
+            float(penalty - weights @ log_q[rows, y]),
+            np.concatenate([gradient[0].ravel(), gradient[1]]),
+        )
+
+    start = np.concatenate([eye.ravel(), np.zeros(n_classes)])
+    v = minimize(loss, start, jac=True, method="L-BFGS-B").x
+    return v[:-n_classes].reshape(n_classes, -1), v[-n_classes:]
+
+
+def _maximize_likelihood(q: FloatArray, given: IntArray, weights: FloatArray) -> _Solution:
+    """Return P and pi that maximise the likelihood of given labels, by EM.
+
+    Args:
+        q: P(z = i | odds) of samples that are ordered by their given labels, (N, C).
+        given: Their labels, (N,).
+        weights: Their weights, (N,).
+    """
+    n_classes = q.shape[1]
+    labels, starts = np.unique(given, return_index=True)
+    matrix = np.full((n_classes, n_classes), 0.1 / (n_classes - 1))
+    np.fill_diagonal(matrix, 0.9)
+    for _ in range(MAX_STEPS):
+        joint = q * matrix[:, given].T  # P(z = i, y = given | odds)
+        joint *= (weights / np.maximum(joint.sum(axis=1), 1e-300))[:, None]
+        counts = np.zeros((n_classes, n_classes))
+        counts[:, labels] = np.add.reduceat(joint, starts, axis=0).T
+        before, matrix = matrix, (counts + 1e-9) / (counts + 1e-9).sum(axis=1, keepdims=True)
+        if np.abs(matrix - before).max() < TOLERANCE:
+            break
+    return _Solution(matrix, counts.sum(axis=1) / counts.sum())
+
+
+# --- without clean labels ---
+
+
+def _by_anchors(odds: FloatArray, given: IntArray, rng: np.random.Generator) -> NoiseEstimate:
+    """Estimate from samples on whose predictions odds (N, C) the networks are surest."""
+    anchors = _anchors(odds)
+    found = _from_anchors(anchors, given, np.ones(len(odds)), odds)
+    replicates = [
+        _from_anchors(anchors, given, rng.exponential(size=len(odds)), odds)
+        for _ in range(N_REPLICATES)
+    ]
+    spread = 1.96 * float(np.std([r.noise_rate for r in replicates], ddof=1))
+    return NoiseEstimate(
+        noise_rate=found.noise_rate,
+        interval=(max(found.noise_rate - spread, 0.0), min(found.noise_rate + spread, 1.0)),
+        transition_matrix=found.matrix,
+        deviations=np.std([r.matrix for r in replicates], axis=0, ddof=1),
+        used_clean_labels=False,
+    )
+
+
+def _anchors(odds: FloatArray) -> list[IntArray]:
+    """Return the anchor points of each class as sample numbers."""
+    predicted, log_p = odds.argmax(axis=1), log_softmax(odds, axis=1)
+    anchors = []
+    for i in range(odds.shape[1]):
+        of_class = np.flatnonzero(predicted == i)
+        n = max(FEWEST_ANCHORS, int(ANCHORS * len(of_class)))
+        anchors.append(of_class[np.argsort(-log_p[of_class, i], kind="stable")[:n]])
+    return anchors
+
+
+def _from_anchors(
+    anchors: list[IntArray], given: IntArray, weights: FloatArray, odds: FloatArray
+) -> _Solution:
+    n_classes = odds.shape[1]
+    eye = np.eye(n_classes)
+    matrix = np.array([
+        np.average(eye[given[a]], axis=0, weights=weights[a]) if len(a) else eye[i]
+        for i, a in enumerate(anchors)
+    ])  # fmt: skip
+    shares = np.bincount(odds.argmax(axis=1), weights, minlength=n_classes) / weights.sum()
+    return _Solution(matrix, shares)
+
+
+def _warn_if_noisy(
+    odds_val: FloatArray, y_val: IntArray, odds: FloatArray, given: IntArray
+) -> None:
+    """Warn if the validation labels look no cleaner than the training labels."""
+    flat = odds_val.reshape(-1, odds_val.shape[2])
+    rate = _from_anchors(_anchors(odds), given, np.ones(len(odds)), odds).noise_rate
+    labels = np.tile(y_val, len(odds_val))
+    rate_val = _from_anchors(_anchors(flat), labels, np.ones(len(flat)), flat).noise_rate
+    if rate > 0.1 and rate_val > 0.6 * rate:
+        warnings.warn(
+            f"The validation labels look as wrong as the training labels: networks contradict "
+            f"{100 * rate_val:.0f} % and {100 * rate:.0f} % of them where they are surest. If "
+            "they are not clean, pass clean_validation=False; the estimate is too low otherwise.",
+            UserWarning,
+            stacklevel=3,
+        )

@@ -1,0 +1,141 @@
+"""Estimates of the noise against labels whose noise is known."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from optuna_s2e.coteaching import NoisyData, estimate_noise, load_data
+from optuna_s2e.coteaching._noise_estimate import (
+    _by_anchors,
+    _by_clean_labels,
+    _maximize_likelihood,
+)
+from optuna_s2e.label_noise import flip_labels, transition_matrix
+
+CLASS_DEPENDENT = np.array([[0.9, 0.1, 0.0], [0.0, 0.6, 0.4], [0.25, 0.25, 0.5]])
+
+
+def _predictions(
+    rng: np.random.Generator, n: int, sharpness: float = 2.0, n_classes: int = 3
+) -> tuple[np.ndarray, np.ndarray]:
+    """Draw true classes (n,) and log-odds (n, C) that name class 0 too often."""
+    z = rng.integers(0, n_classes, n)
+    odds = sharpness * np.eye(n_classes)[z] + rng.normal(size=(n, n_classes))
+    odds[:, 0] += 1.0
+    return z, odds - odds.mean(axis=1, keepdims=True)
+
+
+def test_em_finds_the_matrix_that_made_the_labels() -> None:
+    rng = np.random.default_rng(0)
+    q = rng.dirichlet([0.3, 0.3, 0.3], size=40_000)
+    z = (q.cumsum(axis=1) < rng.random(len(q))[:, None]).sum(axis=1)
+    y = flip_labels(z, CLASS_DEPENDENT, rng)
+    order = np.argsort(y, kind="stable")
+    found = _maximize_likelihood(q[order], y[order], np.ones(len(y)))
+    np.testing.assert_allclose(found.matrix, CLASS_DEPENDENT, atol=0.02)
+    np.testing.assert_allclose(found.shares, np.bincount(z) / len(z), atol=0.01)
+    assert found.noise_rate == pytest.approx((y != z).mean(), abs=0.01)
+
+
+def test_weights_count_like_repeated_samples() -> None:
+    rng = np.random.default_rng(1)
+    q = rng.dirichlet([0.3, 0.3, 0.3], size=200)
+    y, weights = np.sort(rng.integers(0, 3, 200)), rng.integers(0, 3, 200)
+    weighted = _maximize_likelihood(q, y, weights.astype(float))
+    repeated = _maximize_likelihood(
+        q.repeat(weights, axis=0), y.repeat(weights), np.ones(sum(weights))
+    )
+    np.testing.assert_allclose(weighted.matrix, repeated.matrix, atol=1e-9)
+    np.testing.assert_allclose(weighted.shares, repeated.shares, atol=1e-9)
+
+
+def test_errors_of_the_networks_do_not_count_as_wrong_labels() -> None:
+    rng = np.random.default_rng(2)
+    z, odds = _predictions(rng, 3000)
+    y = flip_labels(z, CLASS_DEPENDENT, rng)
+    z_val, odds_val = _predictions(rng, 600)
+    found = _by_clean_labels(odds, y, odds_val[None], z_val, rng)
+    rate = (y != z).mean()
+    assert (odds.argmax(axis=1) != z).mean() > 0.15
+    assert (odds.argmax(axis=1) != y).mean() > rate + 0.07
+    assert found.noise_rate == pytest.approx(rate, abs=0.03)
+    np.testing.assert_allclose(found.transition_matrix.sum(axis=1), 1.0)
+    assert (np.abs(found.transition_matrix - CLASS_DEPENDENT) < 4 * found.deviations + 0.01).all()
+    assert found.used_clean_labels
+
+
+def test_intervals_hold_the_rate_as_often_as_they_say() -> None:
+    held, widths = 0, []
+    for seed in range(40):
+        rng = np.random.default_rng([3, seed])
+        z, odds = _predictions(rng, 1000)
+        y = flip_labels(z, CLASS_DEPENDENT, rng)
+        z_val, odds_val = _predictions(rng, 200)
+        low, high = _by_clean_labels(odds, y, odds_val[None], z_val, rng).interval
+        held += low <= (y != z).mean() <= high
+        widths.append(high - low)
+    assert held >= 34  # 38 on average, if 95 % hold it
+    assert np.median(widths) < 0.25
+
+
+def test_anchor_points_give_the_matrix_or_an_upper_bound() -> None:
+    rng = np.random.default_rng(4)
+    z, sharp = _predictions(rng, 5000, sharpness=6.0)
+    y = flip_labels(z, CLASS_DEPENDENT, rng)
+    rate = (y != z).mean()
+    found = _by_anchors(sharp, y, rng)
+    assert found.noise_rate == pytest.approx(rate, abs=0.03)
+    np.testing.assert_allclose(found.transition_matrix, CLASS_DEPENDENT, atol=0.06)
+    assert not found.used_clean_labels
+    z, blunt = _predictions(rng, 5000, sharpness=1.0)
+    y = flip_labels(z, transition_matrix("symmetric", 0.3, 3), rng)
+    assert _by_anchors(blunt, y, rng).noise_rate > 0.35
+
+
+@pytest.mark.parametrize(("noise", "rate"), [("none", 0.0), ("symmetric", 0.5), ("pair", 0.4)])
+def test_the_noise_of_the_digits_is_found(noise: str, rate: float) -> None:
+    data = load_data("digits", noise=noise, noise_rate=rate, seed=1)
+    assert data.clean_labels is not None
+    true = (data.noisy_labels != data.clean_labels).double().mean().item()
+    found = estimate_noise(data, device="cpu")
+    assert found.noise_rate == pytest.approx(true, abs=0.03)
+    assert found.interval[0] - 0.01 <= true <= found.interval[1] + 0.01
+    matrix = transition_matrix(noise, rate, 10)
+    assert np.abs(found.transition_matrix - matrix).mean() < 0.03
+    unaided = estimate_noise(data, device="cpu", clean_validation=False)
+    assert unaided.noise_rate == pytest.approx(true, abs=0.12)
+    assert str(unaided).endswith("estimated without clean labels)")
+
+
+def test_the_same_seed_gives_the_same_numbers() -> None:
+    data = load_data("digits", noise="pair", noise_rate=0.3, seed=0)
+    first, again, other = (
+        estimate_noise(data, n_epochs=3, device="cpu", seed=seed) for seed in (0, 0, 1)
+    )
+    assert (first.noise_rate, first.interval) == (again.noise_rate, again.interval)
+    np.testing.assert_array_equal(first.transition_matrix, again.transition_matrix)
+    assert first.noise_rate != other.noise_rate
+
+
+def test_noisy_validation_labels_are_noticed() -> None:
+    data = load_data("digits", noise="symmetric", noise_rate=0.4, seed=0, validation="noisy")
+    with pytest.warns(UserWarning, match="validation labels look as wrong as the training"):
+        estimate_noise(data, device="cpu")
+
+
+def test_a_class_that_no_fold_can_share_is_refused() -> None:
+    x, y = np.eye(8, dtype=np.float32), np.array([0, 0, 0, 1, 1, 1, 2, 2])
+    data = NoisyData.from_arrays(x, y, x, y)
+    with pytest.raises(ValueError, match=r"at least 3 samples of each class .* got 2 of class 2"):
+        estimate_noise(data, device="cpu")
+
+
+def test_a_training_that_fails_says_why(tiny: NoisyData) -> None:
+    def network(input_shape: tuple[int, ...], n_classes: int) -> nn.Module:
+        layer = nn.Linear(input_shape[0], n_classes)
+        layer.weight.data.fill_(torch.inf)
+        return layer
+
+    with pytest.raises(ValueError, match=r"A training failed: .* non-finite"):
+        estimate_noise(tiny, network=network, device="cpu")
