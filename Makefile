@@ -1,5 +1,6 @@
 # make demo    search a schedule on the digits with 50 % wrong labels, compare it on test data
 # make test    all tests that this machine can run
+# make readme  README's blocks as printed, in order, with the package from its wheel
 # make lint    ruff, mypy --strict, import-linter
 # make hooks   the same and a few more checks before each of your commits
 # make ray     optimize_batch on a local Ray cluster that loses a node (installs Ray, 200 MB)
@@ -12,10 +13,10 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
-PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
+PIP := $(BIN)/python -m pip --disable-pip-version-check install -c constraints.txt
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test lint hooks ray bench bench-scale faults optuna48 audit clean
+.PHONY: demo test readme lint hooks ray bench bench-scale faults optuna48 audit clean
 
 FAULT_SECONDS ?= 600
 FAULT_EXAMPLES ?= 300
@@ -32,6 +33,9 @@ demo: .venv/.demo
 
 test: .venv/.test
 	$(BIN)/python -m pytest -q -n auto --dist loadfile
+
+readme: .venv/.test
+	$(BIN)/python tests/readme_blocks.py
 
 lint: .venv/.dev
 	$(BIN)/ruff check .

@@ -35,7 +35,7 @@ def commands(block: str) -> list[str]:
 
 
 def make_environment(folder: Path) -> Path:
-    """Install the wheel beside the dependencies of this interpreter; return the scripts' folder."""
+    """Install the wheel beside this interpreter's dependencies; return the folder of scripts."""
     subprocess.run(
         [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "-w", folder, ROOT],
         check=True,
