@@ -93,13 +93,13 @@ def _array(name: str, x: Any) -> np.ndarray[Any, Any]:
         ) from error
     kind = array.dtype.kind
     if kind == "f" and array.dtype.itemsize > 4:
-        return array.astype(np.float64)
+        return array.astype(np.float64, copy=False)
     if kind in "fb" or array.dtype == np.uint8 or kind == "c":
         return array.astype(array.dtype.newbyteorder("="), copy=False)
     if kind in "iu":
         if kind == "u" and array.size and int(array.max()) > np.iinfo(np.int64).max:
             raise ValueError(f"{name} must hold ints below 2^63, but got {array.max()}.")
-        return array.astype(np.int64)
+        return array.astype(np.int64, copy=False)
     if not given.ndim or not given.size:
         raise ValueError(f"{name} must have shape (N, ...), but got {type(x).__name__}.")
     values = np.ndenumerate(given.astype(object))

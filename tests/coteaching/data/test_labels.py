@@ -165,6 +165,9 @@ def test_data_keep_the_classes_and_turn_numbers_back_into_labels():
     np.testing.assert_array_equal(data.clean_labels, NUMBERS[::-1])
     np.testing.assert_array_equal(data.decode(data.noisy_labels), NAMES)
     np.testing.assert_array_equal(data.to("cpu").decode([[0], [2]]), [["cat"], ["emu"]])
+    for wrong in ([0, -1], [3], [0.5], ["cat"]):
+        with pytest.raises(ValueError, match=re.escape("numbers must be ints in [0, 3), but got")):
+            data.decode(wrong)
 
 
 def test_columns_of_pandas_are_labels():
