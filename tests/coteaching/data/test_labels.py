@@ -90,6 +90,7 @@ def test_equal_numbers_of_several_types_are_one_class():
         (Column(["a", "b", None]), "but 1 of 3 are missing, the first is y[2] = None."),
         (np.array(["a", "", "b"]), "y[1] = ''. Drop those samples, or rename the class if it is"),
         (np.array(["nan", "a", "b"]), "y[0] = 'nan'. Drop those samples, or rename the class"),
+        (np.array(["a", "b", None]).astype("S"), "y[2] = b'None'. Drop those samples, or rename"),
         (np.ma.masked_equal([0, 1, 1], 1), "but 2 of 3 are missing, the first is y[1] = nan."),
         ([0, 0.5], "must hold class labels (whole numbers, strings or bytes), but y[1] is 0.5."),
         ([0, float("inf")], "but y[1] is inf."),
