@@ -21,6 +21,7 @@ N = 12
 X = np.random.default_rng(0).normal(size=(N, 4))
 Y = np.arange(N) % 3
 IDS = np.random.default_rng(1).integers(0, 30, (N, 8))
+RAGGED = torch.nested.nested_tensor([torch.ones(2), torch.ones(3)], layout=torch.jagged)
 
 
 class Frame:
@@ -125,6 +126,7 @@ def test_images_with_channels_last_are_turned():
         (np.ma.masked_less(X, 0), "x must hold all values, but some are masked."),
         ([[1.0], [1.0, 2.0]], "x must hold samples of one shape, but they differ. Pad or"),
         ([torch.zeros(2), torch.zeros(3)], "x must hold samples of one shape, but they differ."),
+        (RAGGED, "x must hold samples of one shape, but they differ. Pad or resize them."),
         (scipy.sparse.csr_matrix(X), "x must be dense, but is sparse. Take x.toarray()."),
         (torch.tensor(X).to_sparse(), "x must be dense, but is sparse. Take x.to_dense()."),
         (np.full((2, 2), 2**64 - 1, dtype=np.uint64), "x must hold ints below 2^63, but got 1844"),

@@ -90,6 +90,7 @@ def test_equal_numbers_of_several_types_are_one_class():
         (Column(["a", "b", None]), "but 1 of 3 are missing, the first is y[2] = None."),
         (np.array(["a", "", "b"]), "y[1] = ''. Drop those samples, or rename the class if it is"),
         (np.array(["nan", "a", "b"]), "y[0] = 'nan'. Drop those samples, or rename the class"),
+        (np.array(["a", "b", None]).astype("S"), "y[2] = b'None'. Drop those samples, or rename"),
         (np.ma.masked_equal([0, 1, 1], 1), "but 2 of 3 are missing, the first is y[1] = nan."),
         ([0, 0.5], "must hold class labels (whole numbers, strings or bytes), but y[1] is 0.5."),
         ([0, float("inf")], "but y[1] is inf."),
@@ -165,6 +166,9 @@ def test_data_keep_the_classes_and_turn_numbers_back_into_labels():
     np.testing.assert_array_equal(data.clean_labels, NUMBERS[::-1])
     np.testing.assert_array_equal(data.decode(data.noisy_labels), NAMES)
     np.testing.assert_array_equal(data.to("cpu").decode([[0], [2]]), [["cat"], ["emu"]])
+    for wrong in ([0, -1], [3], [0.5], ["cat"]):
+        with pytest.raises(ValueError, match=re.escape("numbers must be ints in [0, 3), but got")):
+            data.decode(wrong)
 
 
 def test_columns_of_pandas_are_labels():

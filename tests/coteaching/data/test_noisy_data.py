@@ -167,6 +167,17 @@ def test_damaged_and_missing_npz_files_are_named(tmp_path):
     (tmp_path / "e.npz").write_bytes(b"PK\x03\x04 not a zip")
     with pytest.raises(ValueError, match=r"e\.npz' is not a \.npz file"):
         load_data(str(tmp_path / "e.npz"))
+    with (tmp_path / "g.npz").open("wb") as stream:
+        np.save(stream, X)
+    with pytest.raises(ValueError, match=r"g\.npz' is not a \.npz file of plain arrays"):
+        load_data(str(tmp_path / "g.npz"))
+    np.savez_compressed(tmp_path / "h.npz", x=X, y=Y, x_val=X, y_val=Y, names=np.array([{}]))
+    assert load_data(str(tmp_path / "h.npz")).n_classes == 3  # what is not needed is not read
+    raw = bytearray((tmp_path / "h.npz").read_bytes())
+    raw[100:110] = bytes(10)
+    (tmp_path / "h.npz").write_bytes(raw)
+    with pytest.raises(ValueError, match=r"h\.npz' is not a \.npz file of plain arrays"):
+        load_data(str(tmp_path / "h.npz"))
     with pytest.raises(FileNotFoundError, match=r"There is no file .*f\.npz"):
         load_data(str(tmp_path / "f.npz"))
 
