@@ -116,10 +116,11 @@ class SharingGuard:
             if not each.changed:
                 self._constants.append(each)
                 continue
-            _note_trained(each.held)
             if each.is_shared:
                 shared.append(each)
-            if each.copy is not None:
+            if each.copy is None:
+                _note_trained(each.held)
+            else:
                 each.held.tensor.copy_(each.copy)
         if shared:
             name = shared[0].held.name
