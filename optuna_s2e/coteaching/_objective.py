@@ -20,7 +20,7 @@ from optuna_s2e._checks import check_choice, check_int
 from optuna_s2e._optuna import first_try_number, set_running_trial_attr
 from optuna_s2e._typing import FloatArray
 from optuna_s2e.coteaching._config import TrainingConfig
-from optuna_s2e.coteaching._networks import Network, find_network
+from optuna_s2e.coteaching._networks import Network, find_network, make_network
 from optuna_s2e.coteaching._training import (
     Metrics,
     TrainingResult,
@@ -106,7 +106,8 @@ class CoteachingObjective:
             `optuna_s2e.dashboard.DashboardReporter`. It changes no number.
 
     Raises:
-        ValueError: If an argument is out of range.
+        ValueError: If an argument is out of range, or a network of that name does not fit the
+            data. `check` tries a network function.
 
     Example:
         >>> import optuna
@@ -139,6 +140,8 @@ class CoteachingObjective:
         check_choice("metric", metric, _METRICS)
         check_choice("backend", backend, BACKENDS)
         find_network(network)
+        if isinstance(network, str):  # a function may be slow: `check` calls it
+            make_network(network, data.input_shape, data.n_classes, seed=0)
         overrides: dict[str, Any] = {"learning_rate": learning_rate, "batch_size": batch_size}
         config = config or PRESETS.get(data.name, TrainingConfig())
         self.config = replace(config, **{k: v for k, v in overrides.items() if v is not None})
