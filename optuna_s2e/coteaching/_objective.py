@@ -272,17 +272,18 @@ class CoteachingObjective:
             device=self.device,
             backend=self.backend,
         )
-        for result in results:
-            if isinstance(result.failure, ValueError):  # it names the network already
-                raise result.failure
-            if result.failure is not None:
-                what = f"network {self.network!r}" if isinstance(self.network, str) else "network"
-                why = " ".join(str(result.failure).split())
-                raise ValueError(
-                    f"{what} must train on inputs of shape {self.data.input_shape} and "
-                    f"{self.data.n_classes} classes, but a first step on {len(few.x)} samples "
-                    f"failed: {type(result.failure).__name__}: {why}"
-                ) from result.failure
+        failure = next((result.failure for result in results if result.failure), None)
+        if failure is None:
+            return
+        why = " ".join(str(failure).split())
+        if not isinstance(failure, ValueError):  # else it names the network already
+            what = f"network {self.network!r}" if isinstance(self.network, str) else "network"
+            why = (
+                f"{what} must train on inputs of shape {self.data.input_shape} and "
+                f"{self.data.n_classes} classes, but a first step on {len(few.x)} samples "
+                f"failed: {type(failure).__name__}: {why}"
+            )
+        raise ValueError(why) from failure
 
     @property
     def settings(self) -> dict[str, Any] | None:

@@ -76,9 +76,7 @@ def _in_worker(n_weights: int) -> tuple[set[int], int]:
 
 
 @pytest.mark.parametrize(("omp", "threads"), [(None, 1), ("3", 3)])
-def test_in_a_pool_large_networks_take_one_thread_unless_told_otherwise(
-    monkeypatch, omp, threads
-):
+def test_in_a_pool_large_networks_take_one_thread_unless_told_otherwise(monkeypatch, omp, threads):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     if omp is not None:
         monkeypatch.setenv("OMP_NUM_THREADS", omp)

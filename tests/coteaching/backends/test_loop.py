@@ -25,9 +25,7 @@ def _data(kind: str) -> tuple[NoisyData, list[torch.Tensor]]:
     else:
         x = x.astype(kind)
     mine = [torch.from_numpy(part) for part in (x[:40], x[40:60], x[60:])]
-    data = NoisyData.from_arrays(
-        mine[0], y[:40], mine[1], y[40:60], x_test=mine[2], y_test=y[60:]
-    )
+    data = NoisyData.from_arrays(mine[0], y[:40], mine[1], y[40:60], x_test=mine[2], y_test=y[60:])
     return data, mine
 
 

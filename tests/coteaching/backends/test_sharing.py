@@ -1,4 +1,4 @@
-"""Networks that share memory: refused where training changes it, within a trial and among trials."""
+"""Networks that share memory: refused where training changes it, within and among trials."""
 
 import gc
 from collections.abc import Callable
@@ -37,6 +37,7 @@ class _Tokens(nn.Module):
 
 
 VECTORS = torch.linspace(-1, 1, 16).view(8, 2)
+ARRAY = VECTORS.numpy()
 SHARED: dict[str, Callable[[], Callable[..., nn.Module]]] = {
     "a layer": lambda: _head(nn.Linear(5, 6)),
     "a deep layer": lambda: _head(nn.Sequential(nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 6))),
@@ -44,7 +45,7 @@ SHARED: dict[str, Callable[[], Callable[..., nn.Module]]] = {
     "a weight": lambda: _with_weight(nn.Linear(5, 6).weight.detach()),
     "a part of a weight": lambda: _with_weight(torch.rand(9, 5)[2:8]),
     "a table of a tensor": lambda: _with_table(lambda: VECTORS),
-    "a table of an array": lambda: _with_table(lambda v=VECTORS.numpy(): torch.from_numpy(v)),
+    "a table of an array": lambda: _with_table(lambda: torch.from_numpy(ARRAY)),
 }
 
 
