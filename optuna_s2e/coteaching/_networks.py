@@ -10,6 +10,7 @@ References:
 from __future__ import annotations
 
 import math
+import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -30,6 +31,15 @@ Network = str | NetworkFunction
 _GENERATOR_LOCK = threading.RLock()
 
 
+def _renew_lock() -> None:
+    global _GENERATOR_LOCK
+    _GENERATOR_LOCK = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):  # another thread may hold the lock while this one forks
+    os.register_at_fork(after_in_child=_renew_lock)
+
+
 def make_network(network: Network, input_shape: Shape, n_classes: int, *, seed: int) -> nn.Module:
     """Make a network on the CPU. Its weights depend on the seed alone.
 
@@ -38,7 +48,9 @@ def make_network(network: Network, input_shape: Shape, n_classes: int, *, seed: 
 
     Args:
         network: The name of a network, or a function (input_shape, n_classes) ->
-            `torch.nn.Module` that returns a new network with C logits at each call. Names:
+            `torch.nn.Module` that returns a new network with C logits at each call: whatever
+            training changes must be made or copied within the function, only frozen weights and
+            constant buffers may be shared. Names:
             "mlp" (in-256-ReLU-C; 203,530 parameters on MNIST);
             "cnn2" (two convolutions of 5 x 5, each with ReLU and max-pooling, then 120-84-C;
             62,006 parameters on CIFAR-10);

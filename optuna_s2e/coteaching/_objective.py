@@ -20,7 +20,7 @@ from optuna_s2e._checks import check_choice, check_int
 from optuna_s2e._optuna import first_try_number, set_running_trial_attr
 from optuna_s2e._typing import FloatArray
 from optuna_s2e.coteaching._config import TrainingConfig
-from optuna_s2e.coteaching._networks import Network, check_inputs, find_network
+from optuna_s2e.coteaching._networks import Network, check_inputs, find_network, make_network
 from optuna_s2e.coteaching._training import (
     Metrics,
     TrainingResult,
@@ -106,7 +106,8 @@ class CoteachingObjective:
             `optuna_s2e.dashboard.DashboardReporter`. It changes no number.
 
     Raises:
-        ValueError: If an argument is out of range.
+        ValueError: If an argument is out of range, or a network of that name does not fit the
+            data. `check` tries a network function.
 
     Example:
         >>> import optuna
@@ -140,6 +141,8 @@ class CoteachingObjective:
         check_choice("backend", backend, BACKENDS)
         find_network(network)
         check_inputs(network, data.x.dtype)
+        if isinstance(network, str):  # a function may be slow: `check` calls it
+            make_network(network, data.input_shape, data.n_classes, seed=0)
         overrides: dict[str, Any] = {"learning_rate": learning_rate, "batch_size": batch_size}
         config = config or PRESETS.get(data.name, TrainingConfig())
         self.config = replace(config, **{k: v for k, v in overrides.items() if v is not None})
@@ -270,17 +273,18 @@ class CoteachingObjective:
             device=self.device,
             backend=self.backend,
         )
-        for result in results:
-            if isinstance(result.failure, ValueError):  # it names the network already
-                raise result.failure
-            if result.failure is not None:
-                what = f"network {self.network!r}" if isinstance(self.network, str) else "network"
-                why = " ".join(str(result.failure).split())
-                raise ValueError(
-                    f"{what} must train on inputs of shape {self.data.input_shape} and "
-                    f"{self.data.n_classes} classes, but a first step on {len(few.x)} samples "
-                    f"failed: {type(result.failure).__name__}: {why}"
-                ) from result.failure
+        failure = next((result.failure for result in results if result.failure), None)
+        if failure is None:
+            return
+        why = " ".join(str(failure).split())
+        if not isinstance(failure, ValueError):  # else it names the network already
+            what = f"network {self.network!r}" if isinstance(self.network, str) else "network"
+            why = (
+                f"{what} must train on inputs of shape {self.data.input_shape} and "
+                f"{self.data.n_classes} classes, but a first step on {len(few.x)} samples "
+                f"failed: {type(failure).__name__}: {why}"
+            )
+        raise ValueError(why) from failure
 
     @property
     def settings(self) -> dict[str, Any] | None:

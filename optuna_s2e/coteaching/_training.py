@@ -34,6 +34,7 @@ from optuna_s2e._checks import check_choice, check_int, check_shape
 from optuna_s2e._typing import FloatArray
 from optuna_s2e.coteaching._config import TrainingConfig
 from optuna_s2e.coteaching._networks import Network, seeded_generators
+from optuna_s2e.coteaching._threads import suitable_threads
 from optuna_s2e.coteaching.backends import Backend, Trainer, TrainingSetup, find_backend
 from optuna_s2e.coteaching.data import NoisyData
 
@@ -120,13 +121,19 @@ def train_batch(
 
     A trial's numbers depend on its own schedule, seed and labels, never on the other trials.
 
+    Small networks are trained on one CPU thread, which is faster, and so is every network in a
+    process of a pool (`multiprocessing`), unless OMP_NUM_THREADS is set there. The process has
+    its threads back after each epoch. Large networks are trained on as many threads as the
+    process has (`torch.set_num_threads`); their last digits may depend on that number.
+
     Args:
         keep_rates: R(t) of each trial, (K, T), in (0, 1].
         seeds: Seed of each trial, non-negative ints, (K,).
         data: Data to train on.
         network: Name or function, as in `make_network`.
         config: Optimiser and mini-batches. The default is `TrainingConfig()`.
-        device: "auto" (CUDA if there is any, else the CPU), "cpu", "cuda", "cuda:1", ...
+        device: "auto" (CUDA if there is any, else the CPU), "cpu", "cuda", "cuda:1", or another
+            that torch computes on, such as "mps" or "xpu" (never tried).
         evaluate_on: "validation", or "test" when nothing is left to choose.
         labels: Noisy labels of each trial as class numbers, integers (K, N), which replace those
             of `data`. With them, trials under different noise train in one call. None takes those
@@ -182,26 +189,40 @@ def find_device(device: torch.device | str) -> torch.device:
     """Return the torch device; "auto" is CUDA if there is any, else the CPU.
 
     Raises:
-        ValueError: If torch does not know the device, or it is a CUDA device that is missing.
+        ValueError: If torch does not know the device, or cannot compute on it here.
     """
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         found = torch.device(device)
-    except RuntimeError as error:
-        raise ValueError(f"device must be one that torch knows, but got {device!r}.") from error
-    if found.type == "cuda" and not torch.cuda.is_available():
+    except (RuntimeError, TypeError) as error:
         raise ValueError(
-            f"device must be one that torch finds, but got {str(device)!r}: torch finds no CUDA. "
+            f"device must be one that torch knows, but got {device!r}. Take 'auto', 'cpu', 'cuda' "
+            "or 'cuda:1', for example."
+        ) from error
+    missing = _why_missing(found)
+    if missing is not None:
+        raise ValueError(
+            f"device must be one that torch finds, but got {str(device)!r}: {missing}. "
             "Take 'auto'."
         )
-    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
-        count = torch.cuda.device_count()
-        raise ValueError(
-            f"device must be one that torch finds, but got {str(device)!r}: torch finds {count} "
-            "CUDA devices."
-        )
     return found
+
+
+def _why_missing(device: torch.device) -> str | None:
+    """Say why torch cannot compute on a device; return None if it can."""
+    if device.type == "cuda":
+        if not torch.cuda.is_available():
+            return "torch finds no CUDA"
+        count = torch.cuda.device_count()
+        return f"torch finds {count} CUDA devices" if (device.index or 0) >= count else None
+    if device.type == "cpu":
+        return "there is one CPU, 'cpu'" if device.index else None
+    try:
+        torch.ones(1, device=device).tolist()
+    except Exception:  # each device has errors of its own
+        return f"torch {torch.__version__} cannot compute on it here"
+    return None
 
 
 class _Run:
@@ -269,9 +290,10 @@ class _Run:
                 if trainer is None:
                     seeds = [self._seeds[k] for k in group]
                     trainer = backend.make_trainer(self._setup, seeds, self._labels_of(group))
-                trained = trainer.train_epoch(self._rates[group, epoch], *plan)
-                # (5, K, 2): the only transfer from the device in this epoch
-                measured = torch.cat([trainer.evaluate(), trained]).cpu().numpy()
+                with suitable_threads(is_small=trainer.is_small):
+                    trained = trainer.train_epoch(self._rates[group, epoch], *plan)
+                    # (5, K, 2): the only transfer from the device in this epoch
+                    measured = torch.cat([trainer.evaluate(), trained]).cpu().numpy()
             except Exception as error:
                 if len(group) > 1:
                     return group

@@ -1,6 +1,8 @@
 """Networks: sizes of the published ones, and weights that depend on the seed alone."""
 
+import os
 import re
+import signal
 import threading
 
 import numpy as np
@@ -130,3 +132,26 @@ def test_shapes_seeds_and_classes_may_be_numbers_of_numpy():
     for seed in (-1, 2**64, 0.0):
         with pytest.raises(ValueError, match="seed must be an int in"):
             make_network("mlp", (5,), 2, seed=seed)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the system has no fork")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_fork_while_another_thread_makes_a_network_leaves_a_child_that_can():
+    making, forked = threading.Event(), threading.Event()
+
+    def slow(input_shape, n_classes):
+        making.set()
+        forked.wait()
+        return nn.Linear(2, n_classes)
+
+    thread = threading.Thread(target=make_network, args=(slow, (2,), 2), kwargs={"seed": 0})
+    thread.start()
+    making.wait()
+    child = os.fork()
+    if child == 0:
+        signal.alarm(20)  # ends a child that waits for ever
+        make_network(lambda shape, c: nn.Linear(2, c), (2,), 2, seed=0)
+        os._exit(0)
+    forked.set()
+    thread.join()
+    assert os.waitpid(child, 0)[1] == 0

@@ -307,6 +307,11 @@ def test_check_finds_an_unfit_network_before_there_is_a_study(tiny):
     def wrong_logits(input_shape, n_classes):
         return torch.nn.Linear(input_shape[0], n_classes + 1)
 
+    part = torch.nn.Linear(5, 4)
+
+    def shared(input_shape, n_classes):
+        return torch.nn.Sequential(part, torch.nn.Tanh(), torch.nn.Linear(4, n_classes))
+
     def check(network, **options):
         with pytest.raises(ValueError, match=r".") as caught:
             _objective(tiny, network=network, **options).check()
@@ -318,7 +323,7 @@ def test_check_finds_an_unfit_network_before_there_is_a_study(tiny):
     assert found.startswith(f"{inputs}8 samples failed: RuntimeError: mat1 and mat2 shapes cannot")
     assert f"{inputs}4 samples failed: Fl" in check(infinite, batch_size=4)
     assert "logits of shape (B, C) = (8, 3), but got (8, 4)" in check(wrong_logits)
-    assert "'cnn2' needs inputs (channels, height, width)" in check("cnn2")
+    assert "new weights at each call, but '0.weight' is the same memory" in check(shared)
     assert "backend 'graphs' needs a CUDA device" in check("mlp", backend="graphs")
 
 
@@ -431,6 +436,7 @@ def test_damaged_settings_are_refused(settings, message):
     ("options", "message"),
     [
         ({"network": "vgg"}, "network must be one of ['cnn2', 'cnn7', "),
+        ({"network": "cnn2"}, "network 'cnn2' needs inputs (channels, height, width) of at least"),
         ({"backend": "gpu"}, "backend must be one of 'auto', 'loop', 'rows', 'fused', 'graphs'"),
         ({"metric": "accuracy"}, "metric must be one of 'validation_error', 'validation_loss'"),
         ({"seed": -1}, "seed must be an int of at least 0, but got -1"),

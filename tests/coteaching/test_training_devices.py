@@ -1,11 +1,13 @@
 """Devices: which one "auto" takes, which ones are refused, CUDA against the CPU."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from optuna_s2e.coteaching import TrainingConfig, train_batch
+from optuna_s2e.coteaching import CoteachingObjective, TrainingConfig, train_batch
 from optuna_s2e.coteaching._training import find_device
 
 RATES = np.array([[1.0, 0.9, 0.62, 0.5, 0.5, 0.4]])
@@ -41,6 +43,26 @@ def test_a_gpu_that_is_not_there_is_one_clear_error(tiny, monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     with pytest.raises(ValueError, match=r"but got 'cuda:2': torch finds 2 CUDA devices"):
         _train_on(tiny, "cuda:2")
+
+
+@pytest.mark.parametrize(
+    ("device", "message"),
+    [
+        ("xpu", "device must be one that torch finds, but got 'xpu': torch "),
+        ("mps", "device must be one that torch finds, but got 'mps': torch "),
+        ("meta", "device must be one that torch finds, but got 'meta': torch "),
+        ("cpu:1", "but got 'cpu:1': there is one CPU, 'cpu'. Take 'auto'."),
+        ("gpu", "device must be one that torch knows, but got 'gpu'. Take 'auto', 'cpu', "),
+        (None, "device must be one that torch knows, but got None. "),
+        (1.5, "device must be one that torch knows, but got 1.5. "),
+    ],
+)
+def test_a_device_that_cannot_compute_is_one_clear_line(tiny, device, message):
+    for use in (find_device, lambda device: CoteachingObjective(tiny, device=device)):
+        with pytest.raises(ValueError, match=re.escape(message)) as caught:
+            use(device)
+        assert "\n" not in str(caught.value)
+    assert find_device("cpu:0").type == "cpu"
 
 
 @pytest.mark.gpu

@@ -8,6 +8,7 @@ Notation
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple, Protocol
@@ -15,11 +16,16 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from optuna_s2e._typing import FloatArray
 from optuna_s2e.coteaching._config import DTYPES, TrainingConfig
 from optuna_s2e.coteaching._networks import Network, make_network
 from optuna_s2e.coteaching.data import NoisyData
+
+# Products of a step of one network with its weights: the MLP of MNIST has 3e7, "cnn2" at most 4e8
+# (both are faster on one thread: docs/speed.md), "cnn7" has 7e10.
+_SMALL_STEP = 10**9
 
 
 class TrainingSetup(NamedTuple):
@@ -59,13 +65,32 @@ class TrainingSetup(NamedTuple):
         """B, or the number of samples if the data are smaller than that."""
         return min(self.config.batch_size, len(self.data.x))
 
+    def is_small(self, network: nn.Module) -> bool:
+        """Whether a training step of such networks gains nothing from a second CPU thread.
+
+        It counts products with weights, as if convolutions were applied at every pixel of the
+        input, and layers of networks on tokens at every token.
+        """
+        shape, is_float = self.data.input_shape, self.data.x.is_floating_point()
+        pixels = math.prod(shape[1:])
+        tokens = 1 if is_float or self.data.x.dtype == torch.uint8 else math.prod(shape)
+        weights = [w for w in network.parameters() if not is_lazy(w)]
+        products = sum(w.numel() * max(tokens, pixels if w.ndim > 2 else 1) for w in weights)
+        return products * self.batch_size < _SMALL_STEP
+
 
 class UnsuitableNetwork(TypeError):
     """A backend cannot train these networks."""
 
 
 class Trainer(Protocol):
-    """Trains K trials side by side. No trial changes the numbers of another."""
+    """Trains K trials side by side. No trial changes the numbers of another.
+
+    Attributes:
+        is_small: Whether the networks are small (`TrainingSetup.is_small`).
+    """
+
+    is_small: bool
 
     def train_epoch(self, keep_rates: FloatArray, learning_rate: float, beta1: float) -> Tensor:
         """Train all trials for one epoch.

@@ -76,6 +76,7 @@ class FusedTrainer(ABC):
         self._n_trials = len(seeds)
         self._orders = DataOrders(setup, seeds)
         networks = [net for seed in seeds for net in make_networks(setup, seed)]
+        self.is_small = setup.is_small(networks[0])
         parameters = [id(p) for net in networks for p in net.parameters()]
         if len(set(parameters)) < len(parameters):
             raise UnsuitableNetwork("networks must not share parameters.")

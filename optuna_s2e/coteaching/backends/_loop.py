@@ -42,6 +42,7 @@ class LoopTrainer:
         self._setup, self._labels = setup, labels.view(-1)
         self._networks = make_networks(setup, seed)
         self._guard = SharingGuard(self._networks)
+        self.is_small = setup.is_small(self._networks[0])
         # one optimiser for both: it treats each weight alone, and one call is cheaper than two
         parameters = dict.fromkeys(p for net in self._networks for p in net.parameters())
         self._optimizer = setup.config.make_optimizer(list(parameters))

@@ -116,17 +116,19 @@ class SharingGuard:
             if not each.changed:
                 self._constants.append(each)
                 continue
-            _note_trained(each.held)
             if each.is_shared:
                 shared.append(each)
-            if each.copy is not None:
+            if each.copy is None:
+                _note_trained(each.held)
+            else:
                 each.held.tensor.copy_(each.copy)
         if shared:
+            name = shared[0].held.name
             raise ValueError(
-                f"network must make new buffers at each call, but {shared[0].held.name!r} is the "
-                f"same memory in both networks of a trial, and the training changed it. {_REMEDY}. "
-                "Batch normalisation changes its statistics also if its weights are frozen, "
-                "unless the network keeps it in evaluation mode."
+                f"network must make new buffers at each call, but {name!r} is the same memory in "
+                f"both networks of a trial, and the training changed it. {_REMEDY}. Batch "
+                "normalisation changes its statistics also if its weights are frozen, unless the "
+                "network keeps it in evaluation mode."
             )
 
 
@@ -138,7 +140,7 @@ def _held_by(network: nn.Module) -> Iterator[_Held]:
         elif tensor.layout == torch.strided and tensor.numel():
             # not the address of the tensor itself: not every device has addresses to count with
             place = tensor.device, tensor.untyped_storage().data_ptr()
-            first, size = tensor.storage_offset(), tensor.itemsize
+            first, size = int(tensor.storage_offset()), tensor.itemsize
             steps = zip(tensor.shape, tensor.stride(), strict=True)
             last = first + sum((length - 1) * stride for length, stride in steps)
             yield _Held(name, tensor, place, (first * size, (last + 1) * size))
@@ -146,7 +148,7 @@ def _held_by(network: nn.Module) -> Iterator[_Held]:
 
 def _refuse_trained(held: Sequence[_Held]) -> None:
     for key, earlier in list(_trained.items()):
-        if earlier.storage.expired():
+        if earlier.storage.expired():  # type: ignore[no-untyped-call]
             _trained.pop(key, None)
             continue
         for each in held:
@@ -159,7 +161,8 @@ def _refuse_trained(held: Sequence[_Held]) -> None:
 
 def _note_trained(held: _Held) -> None:
     if not is_lazy(held.tensor):
-        trained = _Trained(StorageWeakRef(held.tensor.untyped_storage()), held.place, held.span)
+        storage = StorageWeakRef(held.tensor.untyped_storage())  # type: ignore[no-untyped-call]
+        trained = _Trained(storage, held.place, held.span)
         _trained[id(trained)] = trained
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from optuna_s2e.coteaching import NoisyData, TrainingConfig
+from optuna_s2e.coteaching import NoisyData, TrainingConfig, train_batch
 from optuna_s2e.coteaching.backends import BACKENDS, TrainingSetup, find_backend
 from optuna_s2e.coteaching.backends._base import UnsuitableNetwork
 from optuna_s2e.coteaching.backends._choice import Backend
@@ -160,3 +160,92 @@ def test_one_trial_that_a_trainer_cannot_train_goes_to_the_loop_and_a_group_does
     assert type(backend.make_trainer(setup, [0], labels)) is LoopTrainer
     with pytest.raises(UnsuitableNetwork):
         backend.make_trainer(setup, [0, 1], labels)
+
+
+class _Standardised(nn.Conv2d):
+    """Computes with other weights than those that it holds."""
+
+    def forward(self, x):
+        weight = self.weight - self.weight.mean(dim=(1, 2, 3), keepdim=True)
+        return nn.functional.conv2d(x, weight, self.bias)
+
+
+class _Swish(nn.ReLU):
+    def forward(self, x):
+        return x * torch.sigmoid(x)
+
+
+def _with_subclass(net):
+    net[0] = _Standardised(1, net[0].out_channels, 3)
+
+
+def _with_swish(net):
+    net[1] = _Swish()
+
+
+def _with_parametrization(net):
+    nn.utils.parametrizations.weight_norm(net[0])
+
+
+def _with_tied_weights(net):
+    net[4].weight = net[2].weight
+
+
+def _with_hook_of_a_weight(net):
+    net[0].weight.register_hook(lambda gradient: gradient * 0)
+
+
+def _with_hook_after_a_weight(net):
+    def forget(parameter):
+        parameter.grad = None
+
+    net[0].weight.register_post_accumulate_grad_hook(forget)
+
+
+def _with_lazy_layer(net):
+    net[0] = nn.LazyConv2d(net[0].out_channels, 3)
+
+
+def _with_frozen_statistics(net):
+    norm = nn.BatchNorm2d(net[0].out_channels)
+    norm.train = lambda mode=True: nn.BatchNorm2d.train(norm, False)
+    net.insert(1, norm)
+
+
+@pytest.mark.parametrize("n_channels", [2, 30])  # those of "auto": grouped channels, kept rows
+@pytest.mark.parametrize(
+    "change",
+    [
+        _with_subclass,
+        _with_swish,
+        _with_parametrization,
+        _with_tied_weights,
+        _with_hook_of_a_weight,
+        _with_hook_after_a_weight,
+        _with_lazy_layer,
+        _with_frozen_statistics,
+    ],
+)
+def test_layers_that_are_not_what_they_seem_are_trained_by_autograd(change, n_channels):
+    def network(shape, n_classes):
+        c = n_channels
+        net = nn.Sequential(
+            *(nn.Conv2d(1, c, 3), nn.ReLU(), nn.Conv2d(c, c, 3), nn.ReLU()),
+            *(nn.Conv2d(c, c, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * c, n_classes)),
+        )
+        change(net)
+        return net
+
+    rng = np.random.default_rng(0)
+    y = np.arange(60) % 3
+    x = rng.normal(size=(60, 1, 8, 8)).astype(np.float32)
+    data = NoisyData.from_arrays(x, y, x, y)
+    loop, auto = (
+        train_batch(
+            [[1.0, 0.6]], [3], data=data, network=network, config=TrainingConfig(20, 0.01),
+            device="cpu", backend=backend,
+        )[0]
+        for backend in ("loop", "auto")
+    )  # fmt: skip
+    assert (loop.failure, auto.failure) == (None, None)
+    np.testing.assert_array_equal(auto.curves.loss, loop.curves.loss)
