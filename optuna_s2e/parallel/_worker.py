@@ -148,7 +148,7 @@ def work(
         failed_in_a_row = failed_in_a_row + 1 if trial.state == TrialState.FAIL else 0
 
     warn_of_sampler_change(study)
-    with orders.obeyed():
+    with orders.obeyed(), _optuna.failures_unlogged(lambda: orders.interrupted):
         while orders.stop is None:
             if failed_in_a_row >= MAX_FAILURES:
                 raise ValueError(

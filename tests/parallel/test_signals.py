@@ -230,6 +230,28 @@ def test_signals_that_are_ignored_or_handled_by_others_are_left_alone() -> None:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
+def test_an_interrupt_is_no_traceback_in_the_log_of_a_worker(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    optuna.logging.set_verbosity(optuna.logging.INFO)
+    optuna.logging.enable_propagation()
+
+    def objective(trial: Trial) -> float:
+        if trial.number == 0:
+            raise ValueError("mine")
+        shoot(signal.SIGINT)
+        return 0.0
+
+    try:
+        assert work(optuna.create_study(), objective, 1, catch=(ValueError,)) == "SIGINT"
+    finally:
+        optuna.logging.disable_propagation()
+    assert "Trial 0 failed" in caplog.text
+    assert "mine" in caplog.text
+    assert "Trial 1" not in caplog.text
+    assert "Stopped" not in caplog.text
+
+
 def test_a_driver_in_a_thread_leaves_signals_to_the_main_thread() -> None:
     study = new_study()
     thread = threading.Thread(target=optimize_batch, args=(study, parabola, K))
