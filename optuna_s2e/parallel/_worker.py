@@ -134,8 +134,7 @@ def work(
         for key, value in marks.items():
             _optuna.set_running_trial_attr(trial, key, value)
         with _recorded(trial), orders.interruptible():
-            if orders.stop is not None:  # it came while the trial was asked for
-                raise Stopped(orders.stop)
+            orders.check_begin()
             result = objective(trial)
         try:
             return read_values(result, len(study.directions))

@@ -11,6 +11,7 @@ from typing import Any
 import optuna
 import pytest
 from batches import K, new_study, parabola, states
+from optuna.samplers import RandomSampler
 from optuna.storages import InMemoryStorage
 from optuna.trial import Trial, TrialState
 
@@ -250,6 +251,18 @@ def test_an_interrupt_is_no_traceback_in_the_log_of_a_worker(
     assert "mine" in caplog.text
     assert "Trial 1" not in caplog.text
     assert "Stopped" not in caplog.text
+
+
+class ShootingSampler(RandomSampler):
+    def before_trial(self, study: optuna.Study, trial: Any) -> None:
+        shoot(signal.SIGTERM)
+
+
+def test_no_trial_begins_after_sigterm_although_there_is_grace() -> None:
+    study = optuna.create_study(sampler=ShootingSampler())
+    assert work(study, lambda trial: 1 / 0, 1, grace=100) == "SIGTERM"
+    (trial,) = study.trials
+    assert (trial.state, trial.user_attrs) == (TrialState.FAIL, {STOPPED_BY_KEY: "SIGTERM"})
 
 
 def test_a_driver_in_a_thread_leaves_signals_to_the_main_thread() -> None:
