@@ -8,7 +8,8 @@ an underscored name of Optuna.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+import logging
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from types import SimpleNamespace
@@ -214,6 +215,21 @@ def optimize_loop(study: Study) -> Iterator[None]:
         yield
     finally:
         study._thread_local.in_optimize_loop = False
+
+
+@contextmanager
+def failures_unlogged(when: Callable[[], bool]) -> Iterator[None]:
+    """While `when()` is true, let `Study.optimize` log no traceback of a trial that failed."""
+    logger = logging.getLogger("optuna.study._optimize")
+
+    def is_logged(record: logging.LogRecord) -> bool:
+        return not (record.funcName == "_log_failed_trial" and when())
+
+    logger.addFilter(is_logged)
+    try:
+        yield
+    finally:
+        logger.removeFilter(is_logged)
 
 
 def is_stopped(study: Study) -> bool:

@@ -106,6 +106,15 @@ class Orders:
         if not self._arrived:
             self._interrupt()
 
+    def check_begin(self) -> None:
+        """Raise if any signal came: no trial is to begin, although a running one might go on.
+
+        Raises:
+            Stopped: If so.
+        """
+        if self.stop is not None and not self._arrived:
+            self._interrupt()
+
     @property
     def interrupted(self) -> bool:
         """Whether anything was interrupted."""

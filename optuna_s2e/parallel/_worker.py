@@ -134,8 +134,7 @@ def work(
         for key, value in marks.items():
             _optuna.set_running_trial_attr(trial, key, value)
         with _recorded(trial), orders.interruptible():
-            if orders.stop is not None:  # it came while the trial was asked for
-                raise Stopped(orders.stop)
+            orders.check_begin()
             result = objective(trial)
         try:
             return read_values(result, len(study.directions))
@@ -148,7 +147,7 @@ def work(
         failed_in_a_row = failed_in_a_row + 1 if trial.state == TrialState.FAIL else 0
 
     warn_of_sampler_change(study)
-    with orders.obeyed():
+    with orders.obeyed(), _optuna.failures_unlogged(lambda: orders.interrupted):
         while orders.stop is None:
             if failed_in_a_row >= MAX_FAILURES:
                 raise ValueError(

@@ -14,6 +14,7 @@ from optuna.samplers import RandomSampler
 from optuna.trial import Trial
 
 from optuna_s2e.parallel._detached import Outcome, Task, detach, run, run_together
+from optuna_s2e.parallel._process import Process
 
 
 def task_of(study: optuna.Study) -> Task:
@@ -121,7 +122,7 @@ def test_an_error_from_another_process_can_travel_and_brings_its_traceback(
         raise Unpicklable
 
     task = task_of(study)
-    elsewhere = Task(task.study, task.trial_id, process=-1)
+    elsewhere = Task(task.study, task.trial_id, process=Process("elsewhere", 1, None))
     error = run(objective, elsewhere).error
     assert isinstance(pickle.loads(pickle.dumps(error)), RuntimeError)
     assert error is not None

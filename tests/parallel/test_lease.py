@@ -235,3 +235,6 @@ def test_an_attribute_is_replaced_only_if_it_is_what_was_read(url: str, plain: b
     assert sorted(filter(None, won)) == [True]
     new = study._storage.get_study_system_attrs(study._study_id)["key"]
     assert new == 10 + won.index(True)
+    engine = getattr(getattr(study._storage, "_backend", None), "engine", None)
+    if engine is not None:
+        engine.dispose()

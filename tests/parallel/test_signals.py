@@ -11,6 +11,7 @@ from typing import Any
 import optuna
 import pytest
 from batches import K, new_study, parabola, states
+from optuna.samplers import RandomSampler
 from optuna.storages import InMemoryStorage
 from optuna.trial import Trial, TrialState
 
@@ -228,6 +229,40 @@ def test_signals_that_are_ignored_or_handled_by_others_are_left_alone() -> None:
     finally:
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def test_an_interrupt_is_no_traceback_in_the_log_of_a_worker(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    optuna.logging.set_verbosity(optuna.logging.INFO)
+    optuna.logging.enable_propagation()
+
+    def objective(trial: Trial) -> float:
+        if trial.number == 0:
+            raise ValueError("mine")
+        shoot(signal.SIGINT)
+        return 0.0
+
+    try:
+        assert work(optuna.create_study(), objective, 1, catch=(ValueError,)) == "SIGINT"
+    finally:
+        optuna.logging.disable_propagation()
+    assert "Trial 0 failed" in caplog.text
+    assert "mine" in caplog.text
+    assert "Trial 1" not in caplog.text
+    assert "Stopped" not in caplog.text
+
+
+class ShootingSampler(RandomSampler):
+    def before_trial(self, study: optuna.Study, trial: Any) -> None:
+        shoot(signal.SIGTERM)
+
+
+def test_no_trial_begins_after_sigterm_although_there_is_grace() -> None:
+    study = optuna.create_study(sampler=ShootingSampler())
+    assert work(study, lambda trial: 1 / 0, 1, grace=100) == "SIGTERM"
+    (trial,) = study.trials
+    assert (trial.state, trial.user_attrs) == (TrialState.FAIL, {STOPPED_BY_KEY: "SIGTERM"})
 
 
 def test_a_driver_in_a_thread_leaves_signals_to_the_main_thread() -> None:

@@ -119,6 +119,17 @@ def test_claim_of_an_enqueued_trial_whose_acknowledgement_is_lost(
 
 
 @pytest.mark.postgres
+def test_replacement_whose_acknowledgement_is_lost_succeeds_once(proxy: Any, storage: Any) -> None:
+    study = new_study(storage)
+    for old, new in ((None, 1), (1, 2), (2, None)):
+        before = proxy.swallowed
+        proxy.forget_commit()
+        assert storage.replace_study_system_attr(study, "a", old, new) is True
+        assert proxy.swallowed == before + 1
+        assert storage.replace_study_system_attr(study, "a", old, new) is False
+
+
+@pytest.mark.postgres
 def test_study_whose_acknowledgement_is_lost_is_created_and_deleted_once(
     proxy: Any, storage: Any
 ) -> None:
