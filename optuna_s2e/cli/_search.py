@@ -15,6 +15,7 @@ from optuna.trial import TrialState
 
 from optuna_s2e._attributes import OBJECTIVE_KEY
 from optuna_s2e.cli import _common
+from optuna_s2e.cli._errors import name_options
 from optuna_s2e.cli._interrupt import EXIT_CODES
 from optuna_s2e.cli._options import (
     DASHBOARD,
@@ -265,7 +266,7 @@ def _open_study(
             if kept
             else "has no completed trial, so its settings are replaced"
         )
-        print(f"Study {name!r} {what}: {', '.join(changes)}.")
+        print(f"Study {name!r} {what}: {name_options(', '.join(changes), vars(args))}.")
     if recorded != settings:
         study.set_user_attr(OBJECTIVE_KEY, settings)
         with warnings.catch_warnings():  # the dashboard's axes get a name

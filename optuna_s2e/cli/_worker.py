@@ -108,7 +108,13 @@ def _find_objective(
                 f"Study {study.study_name!r} was made by `s2e search` and has an objective "
                 "already: leave out --objective, or use another study."
             )
-        return load_objective(args.objective)
+        try:
+            return load_objective(args.objective)
+        except ValueError:
+            raise
+        except Exception as error:  # in the module of the user
+            why = f"{type(error).__name__}: {error}"
+            raise ValueError(f"objective {args.objective!r} cannot be imported: {why}.") from error
     if not isinstance(settings, dict):
         raise ValueError(
             f"Study {study.study_name!r} was not made by `s2e search`: name its objective with "
