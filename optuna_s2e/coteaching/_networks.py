@@ -90,6 +90,20 @@ def find_network(network: Network) -> NetworkFunction:
     return network
 
 
+def check_inputs(network: Network, dtype: torch.dtype) -> None:
+    """Refuse integers for a network by name; a function may begin with an embedding.
+
+    Raises:
+        ValueError: If the network is a name and the inputs are integers other than uint8 images.
+    """
+    if isinstance(network, str) and not dtype.is_floating_point and dtype != torch.uint8:
+        raise ValueError(
+            f"network {network!r} needs images (uint8) or floats, but the data hold integers. "
+            "If they are features, scale them to about [0, 1] as floats; if they are tokens, give "
+            "a network function whose first layer is a torch.nn.Embedding."
+        )
+
+
 def is_plain(network: nn.Module) -> TypeGuard[nn.Sequential]:
     """Whether a network can be computed by the rules of its layers' types.
 

@@ -20,7 +20,7 @@ from optuna_s2e._checks import check_choice, check_int
 from optuna_s2e._optuna import first_try_number, set_running_trial_attr
 from optuna_s2e._typing import FloatArray
 from optuna_s2e.coteaching._config import TrainingConfig
-from optuna_s2e.coteaching._networks import Network, find_network
+from optuna_s2e.coteaching._networks import Network, check_inputs, find_network
 from optuna_s2e.coteaching._training import (
     Metrics,
     TrainingResult,
@@ -139,6 +139,7 @@ class CoteachingObjective:
         check_choice("metric", metric, _METRICS)
         check_choice("backend", backend, BACKENDS)
         find_network(network)
+        check_inputs(network, data.x.dtype)
         overrides: dict[str, Any] = {"learning_rate": learning_rate, "batch_size": batch_size}
         config = config or PRESETS.get(data.name, TrainingConfig())
         self.config = replace(config, **{k: v for k, v in overrides.items() if v is not None})

@@ -23,6 +23,8 @@ SEARCH = [
     "--population-size",
     str(K),
     "--no-dashboard",
+    "--noise",  # is added to a user's own labels only by name
+    "symmetric",
 ]
 
 

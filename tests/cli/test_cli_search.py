@@ -172,12 +172,64 @@ def test_adopted_settings_are_named(
     assert "next generation" not in capsys.readouterr().out
 
 
+NAMES = np.array(["cat", "dog", "emu"])
+
+
+def test_own_labels_are_searched_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    own = make_arrays()
+    np.savez(DATA, **own | {key: NAMES[own[key]] for key in ("train_y", "test_y")})
+    assert main(["search", "--data", DATA, "--epochs", "2", "--trials", "1"]) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith("Data: own.npz; the labels are as they were given, no noise is")
+    recorded = study("own-none").user_attrs[OBJECTIVE_KEY]["data"]
+    assert (recorded["noise"], recorded["noise_rate"]) == ("none", 0)
+    line = only_line(capsys, "search", "--data", DATA, "--noise-rate", "0.3")
+    assert "error: --noise must be 'symmetric' or 'pair' if a noise rate" in line
+
+
+def test_noise_that_is_added_is_printed_with_its_default(
+    searched: Searched, capsys: pytest.CaptureFixture[str]
+) -> None:
+    named = "Data: own.npz; 50 % symmetric noise is added to the training labels."
+    assert searched.printed.splitlines()[0] == named
+    for command in (
+        ["worker", "--trials", "10", "--no-dashboard"],
+        ["evaluate", "--repeats", "1"],
+    ):
+        assert main(command) == 0
+        assert named in capsys.readouterr().out.splitlines()
+    assert main(["search", "--epochs", "2", "--trials", "1", "--no-dashboard"]) == 0
+    assert capsys.readouterr().out.splitlines()[0] == (
+        "Data: digits; 50 % symmetric noise is added to the training labels. Add none with "
+        "--noise none."
+    )
+
+
+def test_validation_labels_of_the_file_are_taken_as_they_are(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    x, y = make_arrays()["train_x"], make_arrays()["train_y"]
+    np.savez(DATA, x=x, y=y, x_val=x, y_val=y)
+    with pytest.warns(UserWarning, match="validation 'noisy' changes nothing for 'own.npz'"):
+        assert main(search(1, "--epochs", "2", "--validation", "noisy")) == 0
+
+
 DAMAGED: dict[str, tuple[dict[str, Any], str]] = {
     "missing class": ({"train_y": np.full(120, 7)}, "label|class"),
     "negative label": ({"train_y": np.full(120, -1)}, "label"),
     "nan": ({"train_x": np.full((120, 4), np.nan)}, "NaN|finite"),
     "lengths": ({"train_x": np.zeros((119, 4))}, "119"),
     "features": ({"test_x": np.zeros((12, 5))}, "shape"),
+    "types": ({"train_y": np.full(120, "a")}, "one type, but got 'a' in y and . in y_test"),
+    "missing": ({"train_y": np.full(120, np.nan)}, "120 of 120 are missing"),
+    "objects": ({"train_y": np.full(120, "a", dtype=object)}, r"array\.astype\(str\)"),
+    "one-hot": ({"train_y": np.eye(120)}, r"Take y\.argmax\(axis=1\)"),
+    "text": ({"train_x": np.full((120, 4), "a")}, r"x must hold numbers, but x\[0, 0\] is 'a'"),
+    "scalar": ({"train_y": np.array(1)}, "120 and 0"),
+    "tokens": (
+        {"train_x": np.ones((120, 4), int), "test_x": np.ones((12, 4), int)},
+        "error: --network 'mlp' needs images .* or floats, but the data hold integers",
+    ),
 }
 
 

@@ -328,6 +328,10 @@ def test_standard_memorises_half_wrong_digits_and_a_schedule_resists():
         ({"seeds": [1, 2]}, "seeds must have shape (K,) = (1,), but got (2,)"),
         ({"seeds": [-1]}, "seeds[0] must be an int of at least 0, but got -1"),
         ({"seeds": [0.0]}, "seeds[0] must be an int of at least 0, but got 0.0"),
+        (
+            {"labels": [["a"] * 23]},
+            "labels must be integers of shape (K, N) = (1, 23), but got <U1",
+        ),
         ({"evaluate_on": "train"}, "evaluate_on must be one of 'validation', 'test', but got"),
         ({"device": "abacus"}, "device must be one that torch knows, but got 'abacus'"),
     ],

@@ -8,11 +8,10 @@ from functools import partial
 from itertools import pairwise
 from typing import NamedTuple
 
-import torch
 from torch import Tensor, nn
 
 from optuna_s2e._checks import check_choice, check_int
-from optuna_s2e.coteaching._networks import make_network
+from optuna_s2e.coteaching._networks import check_inputs, make_network
 from optuna_s2e.coteaching.backends._base import Trainer, TrainingSetup, UnsuitableNetwork
 from optuna_s2e.coteaching.backends._cuda_graph import CudaGraphSteps
 from optuna_s2e.coteaching.backends._fused import FusedTrainer
@@ -87,12 +86,7 @@ def find_backend(name: str, setup: TrainingSetup, width: int | None) -> Backend:
     """
     check_choice("backend", name, BACKENDS)
     width = width if width is None else check_int("fused_width", width, 1)
-    if isinstance(setup.network, str) and setup.data.x.dtype == torch.int64:
-        raise ValueError(
-            f"network {setup.network!r} needs images (uint8) or floats, but the data hold "
-            "integers. If they are features, scale them to about [0, 1] as floats; if they are "
-            "tokens, give a network function whose first layer is a torch.nn.Embedding."
-        )
+    check_inputs(setup.network, setup.data.x.dtype)
     if name == "graphs" and setup.data.x.device.type != "cuda":
         raise ValueError("backend 'graphs' needs a CUDA device. Take 'auto' or 'fused'.")
     if name == "loop":

@@ -73,7 +73,7 @@ class FusedVmapTrainer(FusedTrainer):
             for i, net in enumerate(networks):
                 net.train(masks is not None)
                 with self._setup.precision():
-                    alone = net(x).to(dtype)
+                    alone = net(x.clone()).to(dtype)
                 expected = (self._setup.data.n_classes, len(x))
                 if alone.t().shape != expected or mapped[i].shape != expected:
                     raise ValueError(

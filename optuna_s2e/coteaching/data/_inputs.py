@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 _EXACT = 2**24  # float32 holds all whole numbers up to here
+_DIFFER = "{name} must hold samples of one shape, but they differ. Pad or resize them."
 
 
 def read_inputs(inputs: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -59,8 +60,12 @@ def to_input(x: Tensor, dtype: torch.dtype) -> Tensor:
 def _tensor(name: str, x: Any) -> Tensor:
     """Return inputs as a tensor of uint8, int64 or floats."""
     tensor = x.detach() if isinstance(x, Tensor) else torch.from_numpy(_array(name, x))
+    if tensor.is_nested:
+        raise ValueError(_DIFFER.format(name=name))
     if tensor.layout != torch.strided:
         raise ValueError(f"{name} must be dense, but is sparse. Take {name}.to_dense().")
+    if tensor.is_quantized:
+        raise ValueError(f"{name} must not be quantized. Take {name}.dequantize().")
     if tensor.is_complex():
         raise ValueError(f"{name} must hold real numbers, but got {tensor.dtype}.")
     if tensor.ndim < 2 or tensor.numel() == 0:
@@ -88,18 +93,16 @@ def _array(name: str, x: Any) -> np.ndarray[Any, Any]:
         if array.dtype == object:  # of a data frame with columns of several types
             array = np.array(array.tolist())
     except ValueError as error:
-        raise ValueError(
-            f"{name} must hold samples of one shape, but they differ. Pad or resize them."
-        ) from error
+        raise ValueError(_DIFFER.format(name=name)) from error
     kind = array.dtype.kind
     if kind == "f" and array.dtype.itemsize > 4:
-        return array.astype(np.float64)
+        return array.astype(np.float64, copy=False)
     if kind in "fb" or array.dtype == np.uint8 or kind == "c":
         return array.astype(array.dtype.newbyteorder("="), copy=False)
     if kind in "iu":
         if kind == "u" and array.size and int(array.max()) > np.iinfo(np.int64).max:
             raise ValueError(f"{name} must hold ints below 2^63, but got {array.max()}.")
-        return array.astype(np.int64)
+        return array.astype(np.int64, copy=False)
     if not given.ndim or not given.size:
         raise ValueError(f"{name} must have shape (N, ...), but got {type(x).__name__}.")
     values = np.ndenumerate(given.astype(object))

@@ -18,8 +18,9 @@ from optuna_s2e._typing import IntArray
 
 Label = int | str | bytes
 
-# what missing labels become when others write them as text
-_MISSING_TEXTS = ("", "nan", "NaN", "<NA>", "NaT", b"", b"nan", b"NaN", b"<NA>", b"NaT")
+# what missing labels become as text, for example by array.astype(str)
+_MISSING = ("", "nan", "NaN", "None", "<NA>", "NaT")
+_MISSING_TEXTS = {*_MISSING, *(text.encode() for text in _MISSING)}
 
 
 def encode_labels(

@@ -83,10 +83,9 @@ def load_data(
     """
     check_choice("validation", validation, ("clean", "noisy"))
     seed = check_int("seed", seed, 0)
-    noise, noise_rate = _asked_noise(name, noise, noise_rate, published_noise)
     source = read_source(name, root, rng=_rng(seed, _SOURCE_STREAM), download=download)
-    known = {key: y for key, y in source.labels.items() if y is not None}
-    labels, classes = encode_labels(known)
+    noise, noise_rate = _asked_noise(name, noise, noise_rate, published_noise)
+    labels, classes = encode_labels(source.labels)
     source = source._replace(**labels)
     source = _with_noise(source, name, noise, noise_rate, len(classes), seed, published_noise)
     source = _with_validation(source, name, validation, n_validation, len(classes), seed)
@@ -99,9 +98,7 @@ def load_data(
         "n_validation": n_validation if n_validation is None else int(n_validation),
         "published_noise": bool(published_noise),
     }
-    inputs = {key: x for key, x in source.inputs.items() if x is not None}
-    labels = {key: y for key, y in source.labels.items() if y is not None}
-    return assemble(inputs, labels, classes, name=str(name), settings=settings)
+    return assemble(source.inputs, source.labels, classes, name=str(name), settings=settings)
 
 
 def _asked_noise(

@@ -101,13 +101,22 @@ class NoisyData:
         Args:
             numbers: Class numbers in [0, C), of any shape.
 
+        Raises:
+            ValueError: If a number is no class.
+
         Example:
             >>> x, y = np.eye(4, dtype=np.float32), ["dog", "cat", "dog", "cat"]
             >>> NoisyData.from_arrays(x, y, x, y).decode([[0, 1]]).tolist()
             [['cat', 'dog']]
         """
-        numbers = numbers.detach().cpu() if isinstance(numbers, Tensor) else numbers
-        labels: npt.NDArray[Any] = np.array(self.classes)[np.asarray(numbers)]
+        asked = np.asarray(numbers.detach().cpu() if isinstance(numbers, Tensor) else numbers)
+        is_class = np.isin(asked, np.arange(len(self.classes)))
+        if not is_class.all():
+            wrong = asked[~is_class].flat[0]
+            raise ValueError(
+                f"numbers must be ints in [0, {len(self.classes)}), but got {wrong!r}."
+            )
+        labels: npt.NDArray[Any] = np.array(self.classes)[asked.astype(np.int64)]
         return labels
 
     def to(self, device: torch.device | str) -> NoisyData:

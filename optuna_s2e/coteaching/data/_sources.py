@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +17,7 @@ N_VALIDATION = {"digits": 300, "mnist": 5000, "cifar10": 5000, "cifar100": 5000}
 _N_DIGITS_TEST = 500
 _SPLIT_BY_US = ("train_x", "train_y", "test_x", "test_y")
 _SPLIT_BY_FILE = ("x", "y", "x_val", "y_val")
+_KEYS = {*_SPLIT_BY_US, *_SPLIT_BY_FILE, "x_test", "y_test", "clean_labels"}
 
 
 class Source(NamedTuple):
@@ -42,15 +42,18 @@ class Source(NamedTuple):
     clean_labels: Array | None = None
 
     @property
-    def inputs(self) -> dict[str, Array | None]:
-        """The inputs by name."""
-        return {"x": self.x, "x_val": self.x_val, "x_test": self.x_test}
+    def inputs(self) -> dict[str, Array]:
+        """The inputs that there are, by name."""
+        return self._present("x", "x_val", "x_test")
 
     @property
-    def labels(self) -> dict[str, Array | None]:
-        """The labels by name."""
-        names = ("y", "y_val", "y_test", "clean_labels")
-        return {name: getattr(self, name) for name in names}
+    def labels(self) -> dict[str, Array]:
+        """The labels that there are, by name."""
+        return self._present("y", "y_val", "y_test", "clean_labels")
+
+    def _present(self, *names: str) -> dict[str, Array]:
+        arrays = self._asdict()
+        return {name: arrays[name] for name in names if arrays[name] is not None}
 
 
 def read_source(
@@ -93,10 +96,13 @@ def _read_digits(rng: np.random.Generator) -> Source:
 def _read_npz(path: Path) -> Source:
     try:
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
-            arrays = {key: file[key] for key in file.files}
+            arrays = {key: file[key] for key in file.files if key in _KEYS}
+            others = sorted(set(file.files) - _KEYS)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"There is no file {str(path)!r}.") from error
-    except (ValueError, EOFError, zipfile.BadZipFile) as error:
+    except OSError:
+        raise
+    except Exception as error:  # NumPy raises a dozen kinds for damaged files
         remedy = " Save names as array.astype(str)." if "Object arrays" in str(error) else ""
         raise ValueError(
             f"{str(path)!r} is not a .npz file of plain arrays: {error}.{remedy}"
@@ -106,15 +112,13 @@ def _read_npz(path: Path) -> Source:
     if missing:
         raise ValueError(
             f"{str(path)!r} must hold {', '.join(_SPLIT_BY_US)} or {', '.join(_SPLIT_BY_FILE)}, "
-            f"but got {', '.join(sorted(arrays)) or 'nothing'}: "
+            f"but got {', '.join([*sorted(arrays), *others]) or 'nothing'}: "
             f"{', '.join(missing)} missing."
         )
     clean_labels = arrays.get("clean_labels")
-    pairs = [
-        layout[:2],
-        layout[2:],
-        *([] if clean_labels is None else [(layout[1], "clean_labels")]),
-    ]
+    pairs = [layout[:2], layout[2:]]
+    if clean_labels is not None:
+        pairs.append((layout[1], "clean_labels"))
     for one, other in pairs:
         lengths = [len(arrays[key]) if arrays[key].ndim else 0 for key in (one, other)]
         if not 0 < lengths[0] == lengths[1]:

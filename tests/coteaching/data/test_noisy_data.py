@@ -6,6 +6,7 @@ import pickle
 import re
 import struct
 import sys
+import warnings
 
 import numpy as np
 import pytest
@@ -70,7 +71,9 @@ def test_the_same_seed_gives_the_same_data():
 def test_another_seed_gives_other_noise_and_other_splits(tmp_path):
     x, y = np.arange(300, dtype=np.float32)[:, None], np.arange(300) % 3
     np.savez(tmp_path / "a.npz", train_x=x, train_y=y, test_x=x[:20], test_y=y[:20])
-    first, other = (load_data("a.npz", root=tmp_path, seed=seed) for seed in (1, 2))
+    first, other = (
+        load_data("a.npz", root=tmp_path, noise="symmetric", seed=seed) for seed in (1, 2)
+    )
     assert not torch.equal(first.x_val, other.x_val)
     labels = dict(zip(_rows(first.x), first.noisy_labels.tolist(), strict=True))
     assert any(
@@ -144,13 +147,13 @@ def _save(path, **arrays):
         ),
         (
             {"x": X, "y": Y, "x_val": X, "y_val": Y, "clean_labels": Y},
-            {},
+            {"noise": "pair"},
             "noise must be 'none' for",
         ),
         (
             {"x": X, "y": Y + 0.5, "x_val": X, "y_val": Y},
             {},
-            "labels must be integers, but got float64",
+            "y must hold class labels (whole numbers, strings or bytes), but y[0] is 0.5.",
         ),
     ],
 )
@@ -164,6 +167,17 @@ def test_damaged_and_missing_npz_files_are_named(tmp_path):
     (tmp_path / "e.npz").write_bytes(b"PK\x03\x04 not a zip")
     with pytest.raises(ValueError, match=r"e\.npz' is not a \.npz file"):
         load_data(str(tmp_path / "e.npz"))
+    with (tmp_path / "g.npz").open("wb") as stream:
+        np.save(stream, X)
+    with pytest.raises(ValueError, match=r"g\.npz' is not a \.npz file of plain arrays"):
+        load_data(str(tmp_path / "g.npz"))
+    np.savez_compressed(tmp_path / "h.npz", x=X, y=Y, x_val=X, y_val=Y, names=np.array([{}]))
+    assert load_data(str(tmp_path / "h.npz")).n_classes == 3  # what is not needed is not read
+    raw = bytearray((tmp_path / "h.npz").read_bytes())
+    raw[100:110] = bytes(10)
+    (tmp_path / "h.npz").write_bytes(raw)
+    with pytest.raises(ValueError, match=r"h\.npz' is not a \.npz file of plain arrays"):
+        load_data(str(tmp_path / "h.npz"))
     with pytest.raises(FileNotFoundError, match=r"There is no file .*f\.npz"):
         load_data(str(tmp_path / "f.npz"))
 
@@ -199,22 +213,25 @@ def _broken(**changes):
     [
         (
             {"x": np.where(X > 0.9, np.nan, X)},
-            "x must be finite, but 2 of 12 samples hold NaN or infinity, the first is x[10].",
+            "x must be finite in float32, but 2 of 12 samples hold NaN or infinity, the first is "
+            "x[10].",
         ),
-        ({"x_val": X + np.inf}, "x_val must be finite"),
-        ({"x": X.astype(int)}, "x must be uint8 images or floats, but got torch.int64"),
+        ({"x_val": X + np.inf}, "x_val must be finite in float32"),
+        (
+            {"x": X.astype(int)},
+            "x and x_val must hold inputs of one shape and dtype, but got (2,)",
+        ),
         ({"x": X[:, 0]}, "x must have shape (N, ...), but got (12,)"),
         ({"x": X[:5]}, "x and y must have the same length, but got 5 and 12"),
         ({"x_val": X[:, :1]}, "must hold inputs of one shape and dtype"),
         ({"x_val": (X * 255).astype(np.uint8)}, "must hold inputs of one shape and dtype"),
-        ({"y": Y - 1}, "y must be in [0, n_classes) = [0, 3), but got -1"),
+        ({"y": Y - 1}, "y must hold labels of at least 0, but got -1."),
         ({"y_val": Y + 1, "n_classes": 3}, "y_val must be in [0, n_classes) = [0, 3), but got 3"),
-        ({"y": Y.astype(float)}, "y must be integers, but got torch.float64"),
         ({"y": Y[None]}, "y must have shape (N,), N > 0, but got (1, 12)"),
         ({"y": np.where(Y == 1, 0, Y)}, "y must hold every class, but [1] are empty"),
-        ({"y_val": np.where(Y == 2, 0, Y)}, "y_val must hold every class, but [2] are empty"),
-        ({"n_classes": 5}, "y must hold every class, but [3, 4] are empty"),
-        ({"y": Y * 0, "y_val": Y * 0}, "n_classes must be an int of at least 2, but got 1"),
+        ({"y": Y * 0, "y_val": Y * 0}, "y must hold at least 2 classes, but holds 0 alone."),
+        ({"n_classes": 1}, "n_classes must be an int of at least 2, but got 1"),
+        ({"y": None}, "y must have shape (N,), N > 0, but got ()."),
         ({"clean_labels": Y[:4]}, "x and clean_labels must have the same length"),
         ({"x_test": X}, "x_test and y_test must be given together, but got x_test alone."),
         ({"x_test": X, "y_test": Y + 9, "n_classes": 3}, "y_test must be in"),
@@ -223,6 +240,37 @@ def _broken(**changes):
 def test_unusable_arrays_are_named(changes, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         _broken(**changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "messages"),
+    [
+        (
+            {"y_val": np.where(Y == 2, 0, Y)},
+            ["y_val of 'arrays' holds no sample of the classes [2]: the validation error knows"],
+        ),
+        (
+            {"y": np.where(Y == 2, 0, Y), "n_classes": 3},
+            ["y of 'arrays' holds no sample of the classes [2]: networks cannot learn them."],
+        ),
+        (
+            {"n_classes": 5, "name": "mine"},
+            [
+                "y of 'mine' holds no sample of the classes [3, 4]: networks",
+                "y_val of 'mine' holds no sample of the classes [3, 4]: the validation",
+            ],
+        ),
+    ],
+)
+def test_classes_without_samples_are_reported_once(changes, messages):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        data = _broken(**changes)
+    assert data.n_classes == changes.get("n_classes", 3)
+    assert data.classes == tuple(range(data.n_classes))
+    for warning, message in zip(caught, messages, strict=True):
+        assert message in str(warning.message)
+        assert warning.filename == __file__
 
 
 def test_arrays_are_copied_and_uint8_stays_uint8():
@@ -260,8 +308,19 @@ def test_torch_data_sets_are_read_once_and_leave_the_global_generator_alone():
     assert (len(data.x_test), data.name) == (12, "squares")
 
 
+def test_labels_of_torch_data_sets_may_be_names():
+    items = [(torch.from_numpy(x), ["cat", "dog", "emu"][y]) for x, y in zip(X, Y, strict=True)]
+    data = NoisyData.from_datasets(items, items[:6])
+    assert data.classes == ("cat", "dog", "emu")
+    np.testing.assert_array_equal(data.noisy_labels, Y)
+    np.testing.assert_array_equal(data.x, X)
+
+
 def test_data_sets_of_other_items_are_named():
     plain = TensorDataset(torch.from_numpy(X), torch.from_numpy(Y))
+    ragged = [(torch.zeros(2 + i % 2), 0) for i in range(4)]
+    with pytest.raises(ValueError, match=r"items of one shape \(stack expects"):
+        NoisyData.from_datasets(ragged, plain)
     with pytest.raises(ValueError, match="train must be a data set of"):
         NoisyData.from_datasets([(object(), 0)] * 3, plain)
     with pytest.raises(ValueError, match="val must be a data set of"):
