@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
+import threading
 import time
 import warnings
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -28,6 +30,7 @@ from optuna_s2e.storages._connection import (
 from optuna_s2e.storages._urls import driver_is_missing, hide_passwords, mask_url, sqlite_file
 
 SQLITE_TIMEOUT = 60.0  # seconds that a writer waits for another
+_SQLITE_SLICE = 1.0  # seconds that it waits in one piece, in which no signal is looked at
 WRITER_TIMEOUT = 30.0  # seconds after which PostgreSQL ends a write whose worker has stopped
 
 _SQLITE_BUSY, _SQLITE_LOCKED = 5, 6
@@ -76,6 +79,7 @@ def connect_rdb(
         close=storage.engine.dispose,
         abandon=partial(storage.engine.dispose, close=False),
         is_unavailable=_is_pool_timeout,
+        abandon_transaction=_abandons_transactions(storage),
     )
 
 
@@ -89,7 +93,7 @@ def _open(
 ) -> RDBStorage:
     options: dict[str, Any] = {"pool_pre_ping": True}
     if url.get_backend_name() == "sqlite":
-        options = {"connect_args": {"timeout": SQLITE_TIMEOUT}}
+        options = {"connect_args": {"timeout": _SQLITE_SLICE}}
     elif url.drivername in ("postgresql+psycopg", "postgresql+psycopg2"):
         given = {name: v for name, v in _LIBPQ_OPTIONS.items() if name not in url.query}
         options["connect_args"] = given
@@ -142,7 +146,47 @@ def _share_sqlite_file(engine: Engine) -> None:
 
     @sqlalchemy.event.listens_for(engine, "begin")
     def begin(connection: sqlalchemy.Connection) -> None:
-        connection.exec_driver_sql("BEGIN IMMEDIATE" if is_writing() else "BEGIN")
+        end = time.monotonic() + SQLITE_TIMEOUT
+        while True:
+            try:
+                connection.exec_driver_sql("BEGIN IMMEDIATE" if is_writing() else "BEGIN")
+                return
+            except StorageUnavailableError:  # another one writes
+                if time.monotonic() >= end:
+                    raise
+
+
+def _abandons_transactions(storage: RDBStorage) -> Callable[[], None]:
+    """Return what ends the session of this thread after an exception, wherever that came from.
+
+    SQLAlchemy may not know of the transaction if a signal came between two of its lines. Or it has
+    closed the connection: SQLite keeps that, and its lock, while a cursor is in use, here by the
+    frames of the exception.
+    """
+    in_use = threading.local()
+
+    @sqlalchemy.event.listens_for(storage.engine, "checkout")
+    def take(connection: Any, *_: Any) -> None:
+        in_use.connection = connection
+
+    @sqlalchemy.event.listens_for(storage.engine, "checkin")
+    def give_back(connection: Any, *_: Any) -> None:
+        if getattr(in_use, "connection", None) is connection:
+            in_use.connection = None
+
+    @sqlalchemy.event.listens_for(storage.engine, "close")
+    def roll_back(connection: Any, *_: Any) -> None:
+        if isinstance(connection, sqlite3.Connection):
+            connection.rollback()
+
+    def abandon() -> None:
+        roll_back(getattr(in_use, "connection", None))
+        try:
+            storage.remove_session()
+        finally:  # a signal may have left a session that cannot be closed
+            storage.scoped_session.registry.clear()
+
+    return abandon
 
 
 def _limit_suspended_writes(engine: Engine) -> None:
