@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import re
 import sys
-from collections.abc import Container, Sequence
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, NoReturn, Protocol
 
@@ -17,7 +17,7 @@ from optuna.exceptions import StorageInternalError
 import optuna_s2e
 from optuna_s2e.cli import _dashboard, _evaluate, _export, _search, _status, _worker
 from optuna_s2e.cli._common import EXIT_CODES, EXIT_ERROR
-from optuna_s2e.storages import hide_passwords
+from optuna_s2e.storages import hide_passwords, mask_url
 
 HELP = """\
 Search sample-selection schedules for learning with noisy labels.
@@ -89,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except _MENDABLE as error:
         if args.traceback:
             raise
-        print(f"s2e {args.command}: error: {_one_line(error, vars(args))}", file=sys.stderr)
+        print(f"s2e {args.command}: error: {_one_line(error, args)}", file=sys.stderr)
         return EXIT_ERROR
 
 
@@ -146,14 +146,15 @@ def _version(distribution: str) -> str:
         return "not installed"
 
 
-def _one_line(error: Exception, options: Container[str]) -> str:
+def _one_line(error: Exception, args: argparse.Namespace) -> str:
     """Return what an error says, in the words of the command line and without passwords."""
     text = str(error) or type(error).__name__
     if isinstance(error, StorageInternalError) and error.__cause__:  # Optuna's text is a guess
         text += " The storage says: " + str(error.__cause__).partition("\n")[0]
+    text = text.replace(args.storage, mask_url(args.storage))  # its password may hold anything
     line = hide_passwords(" ".join(text.split()))
     argument, _, rest = line.partition(" ")
     option = _ALIASES.get(argument, argument)
-    if option in options:  # "noise_rate must be ..."
+    if option in vars(args):  # "noise_rate must be ..."
         line = f"--{option.replace('_', '-')} {rest}"
     return line.replace('on_config_change="adopt"', "--on-config-change adopt")

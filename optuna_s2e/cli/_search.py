@@ -159,7 +159,7 @@ def run(args: argparse.Namespace) -> int:
     )
     reporter = _common.make_reporter(args, args.trials)
     objective = _make_objective(args, reporter)
-    storage = _common.open_for_work(args.storage)  # last: an error writes nothing
+    storage = _common.open_for_work(args.storage, create=True)  # last: an error writes nothing
     name = args.study_name or f"{Path(args.data).stem}-{args.noise}-{args.noise_rate:g}"
     study = _open_study(storage, name, objective.settings, sampler)
     sampler.check(study)
@@ -256,14 +256,14 @@ def _print_result(study: optuna.Study, args: argparse.Namespace, interrupted: bo
     if interrupted:
         running = "trials are" if args.batch else "trial is"
         print(f"Stopped; at most the running {running} lost.")
-        onward = {"resume": shlex.join(["s2e", *args.argv])}
+        onward = {"resume": _common.shown(args, ["s2e", *args.argv])}
     else:
         trial = study.best_trial
         values = ", ".join(f"{n} {v:.4g}" for n, v in trial.params.items() if n != "R.n_epochs")
         print(f"Best of {args.trials} trials: trial {trial.number}, {args.metric} "
               f"{trial.value:.4f} ({values})")  # fmt: skip
         line = _with_option(args.argv, "--trials", 2 * args.trials)
-        onward = {"search on": shlex.join(["s2e", *line])}
+        onward = {"search on": _common.shown(args, ["s2e", *line])}
     which = _common.study_options(args, study)
     root = f" --data-root {shlex.quote(str(args.data_root))}" if args.data_root else ""
     steps = {
