@@ -206,11 +206,15 @@ def _share_sqlite_file(engine: Engine) -> None:
 def _abandons_transactions(storage: RDBStorage) -> Callable[[], None]:
     """Return what ends the session of this thread after an exception, wherever that came from.
 
-    SQLAlchemy may not know of the transaction if a signal came between two of its lines. Or it has
-    closed the connection: SQLite keeps that, and its lock, while a cursor is in use, here by the
-    frames of the exception.
+    If a signal came between two of its lines, SQLAlchemy may not know of the transaction, or give
+    the connection back in spite of it. Or it closes the connection: SQLite keeps that, and its
+    lock, while a cursor is in use, here by the frames of the exception.
     """
     in_use = threading.local()
+
+    def roll_back(connection: Any, *_: Any) -> None:
+        if isinstance(connection, sqlite3.Connection):
+            connection.rollback()  # does nothing without a transaction
 
     @sqlalchemy.event.listens_for(storage.engine, "checkout")
     def take(connection: Any, *_: Any) -> None:
@@ -218,13 +222,11 @@ def _abandons_transactions(storage: RDBStorage) -> Callable[[], None]:
 
     @sqlalchemy.event.listens_for(storage.engine, "checkin")
     def give_back(connection: Any, *_: Any) -> None:
+        roll_back(connection)
         if getattr(in_use, "connection", None) is connection:
             in_use.connection = None
 
-    @sqlalchemy.event.listens_for(storage.engine, "close")
-    def roll_back(connection: Any, *_: Any) -> None:
-        if isinstance(connection, sqlite3.Connection):
-            connection.rollback()
+    sqlalchemy.event.listen(storage.engine, "close", roll_back)
 
     def abandon() -> None:
         roll_back(getattr(in_use, "connection", None))
