@@ -10,14 +10,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import datetime
-from types import SimpleNamespace
+from inspect import unwrap
+from types import FrameType, SimpleNamespace
 from typing import Any
 
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.samplers import BaseSampler
 from optuna.storages import BaseStorage, RDBStorage
-from optuna.storages._heartbeat import BaseHeartbeat
+from optuna.storages._heartbeat import BaseHeartbeat, BaseHeartbeatThread
 from optuna.study import Study
+from optuna.study._optimize import _run_trial
+from optuna.study._tell import _tell_with_warning
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
 from optuna_s2e._attributes import FAILED_TRIAL_KEY
@@ -238,3 +241,29 @@ def study_system_attrs(study: Study) -> Mapping[str, Any]:
 def set_study_system_attr(study: Study, key: str, value: Any) -> None:
     """Write a system attribute of the study."""
     study._storage.set_study_system_attr(study._study_id, key, value)
+
+
+# Code that leaves a trial RUNNING for ever if an exception of a signal's handler ends it
+_ATOMIC = {
+    unwrap(function).__code__
+    for function in (
+        Study.ask,
+        _tell_with_warning,
+        BaseHeartbeatThread.__enter__,
+        BaseHeartbeatThread.__exit__,
+    )
+}
+
+
+def is_asking_or_telling(frame: FrameType | None) -> bool:
+    """Return whether a frame is, or was called by, what Optuna does just before or after a trial.
+
+    The objective itself and callbacks are not part of it.
+    """
+    if frame is not None and frame.f_code is _run_trial.__code__:
+        return True
+    while frame is not None:
+        if frame.f_code in _ATOMIC:
+            return True
+        frame = frame.f_back
+    return False

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 import re
 from collections.abc import Container
 
 from optuna.exceptions import StorageInternalError
 
-from optuna_s2e.storages import hide_passwords
+from optuna_s2e.storages import hide_passwords, mask_url
 
 MENDABLE = (ValueError, OSError, ImportError, RuntimeError, StorageInternalError)
 
@@ -31,20 +32,22 @@ _WORDS = {
 }
 
 
-def one_line(error: Exception, options: Container[str]) -> str:
+def one_line(error: Exception, args: argparse.Namespace) -> str:
     """Return what an error says.
 
     Args:
         error: The error.
-        options: Names of the command's options, such as "noise_rate".
+        args: The command line.
     """
     text = str(error) or type(error).__name__
     if isinstance(error, StorageInternalError) and error.__cause__:  # Optuna's text is a guess
         text += " The storage says: " + str(error.__cause__).partition("\n")[0]
+    if args.storage:  # its password may hold anything
+        text = text.replace(args.storage, mask_url(args.storage))
     line = hide_passwords(" ".join(text.split()))
     for python, command_line in _WORDS.items():
         line = re.sub(python, command_line, line)
-    return name_options(line, options)
+    return name_options(line, vars(args))
 
 
 def name_options(text: str, options: Container[str]) -> str:

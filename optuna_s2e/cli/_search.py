@@ -36,7 +36,6 @@ from optuna_s2e.label_noise import NOISES
 from optuna_s2e.parallel import Search
 from optuna_s2e.sampler import S2ESampler
 from optuna_s2e.schedules import DEFAULT_KIND, SPACES
-from optuna_s2e.storages import hide_passwords
 
 if TYPE_CHECKING:
     from optuna_s2e.coteaching import CoteachingObjective
@@ -162,7 +161,7 @@ def run(args: argparse.Namespace) -> int:
     hint = " Add none with --noise none." if by_default else ""
     print(f"Data: {objective.data.describe_noise()}{hint}")
     objective.check()
-    storage = _common.open_for_work(args.storage)  # last: an error writes nothing
+    storage = _common.open_for_work(args.storage, create=True)  # last: an error writes nothing
     name = args.study_name or _study_name(**settings["data"])
     study = _open_study(storage, name, settings, args)
     if reporter is not None:
@@ -303,7 +302,7 @@ def _print_result(study: optuna.Study, args: argparse.Namespace) -> None:
     root = f" --data-root {shlex.quote(str(args.data_root))}" if args.data_root else ""
     line = _with_option(args.argv, "--trials", 2 * args.trials)
     steps = {
-        "search on": shlex.join(["s2e", *line]),
+        "search on": _common.shown(args, ["s2e", *line]),
         "where it stands": f"s2e status {which}",
         "compare on test data": f"s2e evaluate {which}{root}",
     }
@@ -314,7 +313,7 @@ def _print_stopped(study: optuna.Study, args: argparse.Namespace) -> None:
     """Print one line: what is kept, what is lost, and how to go on."""
     lost = "the running trials are" if args.batch else "the running trial is"
     print(f"Stopped: {_common.n_complete(study)} of {args.trials} trials are complete and kept; "
-          f"{lost} lost. Go on: {hide_passwords(shlex.join(['s2e', *args.argv]))}")  # fmt: skip
+          f"{lost} lost. Go on: {_common.shown(args, ['s2e', *args.argv])}")  # fmt: skip
 
 
 def _with_option(argv: Sequence[str], option: str, value: object) -> list[str]:

@@ -1,5 +1,6 @@
 """Errors in the words of the command line."""
 
+from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from optuna_s2e.cli import main
 from optuna_s2e.cli._errors import name_options, one_line
 
 OPTIONS = ["epochs", "data", "data_root", "noise_rate", "network", "learning_rate", "space"]
+ARGS = Namespace(storage="", on_config_change="refuse", **dict.fromkeys(OPTIONS))
 
 
 @pytest.mark.parametrize(
@@ -34,12 +36,12 @@ def test_an_argument_becomes_the_option(text: str, shown: str) -> None:
 
 def test_words_about_python_become_words_about_the_command_line() -> None:
     error = ValueError("root must be a folder,\nbut got None.")
-    assert one_line(error, OPTIONS) == "--data-root must be a folder, but it is missing."
+    assert one_line(error, ARGS) == "--data-root must be a folder, but it is missing."
     error = ValueError('network must be "a" or a function (x) -> y that is new at each call.')
-    assert one_line(error, OPTIONS) == '--network must be "a".'
+    assert one_line(error, ARGS) == '--network must be "a".'
     error = ValueError('Undo it, or pass on_config_change="adopt".')
-    assert one_line(error, OPTIONS) == "Undo it, or pass --on-config-change adopt."
-    assert one_line(KeyError(), OPTIONS) == "KeyError"
+    assert one_line(error, ARGS) == "Undo it, or pass --on-config-change adopt."
+    assert one_line(KeyError(), ARGS) == "KeyError"
 
 
 def test_an_error_in_the_module_of_an_objective_is_one_line(
