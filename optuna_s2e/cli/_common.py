@@ -22,6 +22,7 @@ from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from optuna_s2e.analysis import Recommendation, recommend
+from optuna_s2e.cli._interrupt import EXIT_CODES
 from optuna_s2e.parallel import Callback, Objective, optimize_batch, work
 from optuna_s2e.schedules import Schedule
 from optuna_s2e.storages import absolute_url, mask_url, open_storage
@@ -255,6 +256,16 @@ def _finite(value: Any) -> Any:
     if isinstance(value, np.integer | np.floating):
         return _finite(value.item())
     return value if value is None or isinstance(value, bool | int | str) else str(value)
+
+
+def say_stopped(args: argparse.Namespace, signal_name: str) -> int:
+    """Say in one line what is kept and how to go on; return the exit code.
+
+    The storage is not asked: it may be away.
+    """
+    kept = "Completed trials are kept, one that was interrupted is failed"
+    print(f"{signal_name}: stopped. {kept}. Go on: {shown(args, ['s2e', *args.argv])}")
+    return EXIT_CODES[signal_name]
 
 
 def study_options(args: argparse.Namespace, study: optuna.Study) -> str:

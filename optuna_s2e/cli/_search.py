@@ -16,7 +16,6 @@ from optuna.trial import TrialState
 from optuna_s2e._attributes import OBJECTIVE_KEY
 from optuna_s2e.cli import _common
 from optuna_s2e.cli._errors import name_options
-from optuna_s2e.cli._interrupt import EXIT_CODES
 from optuna_s2e.cli._options import (
     DASHBOARD,
     MACHINE,
@@ -175,10 +174,9 @@ def run(args: argparse.Namespace) -> int:
     optimize = _common.optimize_in_batches if args.batch else _common.optimize
     stopped = optimize(study, objective, args.trials, callbacks)
     if stopped:
-        _print_stopped(study, args)
-    else:
-        _print_result(study, args)
-    return EXIT_CODES.get(stopped, 0)
+        return _common.say_stopped(args, stopped)
+    _print_result(study, args)
+    return 0
 
 
 def _make_objective(
@@ -307,13 +305,6 @@ def _print_result(study: optuna.Study, args: argparse.Namespace) -> None:
         "compare on test data": f"s2e evaluate {which}{root}",
     }
     _common.print_next_steps(args, study, steps)
-
-
-def _print_stopped(study: optuna.Study, args: argparse.Namespace) -> None:
-    """Print one line: what is kept, what is lost, and how to go on."""
-    lost = "the running trials are" if args.batch else "the running trial is"
-    print(f"Stopped: {_common.n_complete(study)} of {args.trials} trials are complete and kept; "
-          f"{lost} lost. Go on: {_common.shown(args, ['s2e', *args.argv])}")  # fmt: skip
 
 
 def _with_option(argv: Sequence[str], option: str, value: object) -> list[str]:

@@ -9,7 +9,6 @@ import optuna
 
 from optuna_s2e._attributes import OBJECTIVE_KEY
 from optuna_s2e.cli import _common
-from optuna_s2e.cli._interrupt import EXIT_CODES
 from optuna_s2e.cli._options import (
     DASHBOARD,
     MACHINE,
@@ -81,17 +80,19 @@ def run(args: argparse.Namespace) -> int:
         print(f"Study {study.study_name!r} is complete: {_common.n_complete(study)} trials.")
         return 0
     callbacks = [reporter] if reporter is not None else []
-    before, stopped = len(study.get_trials(deepcopy=False)), ""
-    while not (stopped or is_complete(study, n_trials)):
+    before = len(study.get_trials(deepcopy=False))
+    while not is_complete(study, n_trials):
         end = "a signal comes" if n_trials is None else f"{n_trials} trials are complete"
         print(f"Working on study {study.study_name!r} until {end}.")
         stopped = _common.optimize(
             study, objective, n_trials, callbacks, grace=args.grace, catch=(Exception,)
         )
+        if stopped:
+            return _common.say_stopped(args, stopped)
         n_trials = args.trials or Search.read(study).n_trials  # it may have been extended
     begun = len(study.get_trials(deepcopy=False)) - before
-    print(f"{stopped or 'Complete'}: {begun} trials began meanwhile, other workers' included.")
-    return EXIT_CODES.get(stopped, 0)
+    print(f"Complete: {begun} trials began meanwhile, other workers' included.")
+    return 0
 
 
 def _find_objective(

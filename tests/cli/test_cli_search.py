@@ -289,9 +289,9 @@ def test_stopped_search_goes_on_with_the_same_command(
     code, out = stop_early(Command(*search(500)), sign, TRAINS_ONE)
     if sign == signal.SIGINT:
         assert code == 130
-        line = out.splitlines()[-1]  # what is kept, what is lost, how to go on
-        assert re.match(r"Stopped: \d+ of 500 trials are complete and kept; ", line)
-        assert f"the running trial is lost. Go on: {shlex.join(['s2e', *search(500)])}" in line
+        said = "Completed trials are kept, one that was interrupted is failed. Go on: "
+        command = shlex.join(["s2e", *search(500)])
+        assert out.splitlines()[-1] == f"SIGINT: stopped. {said}{command}"
     else:
         assert code == -signal.SIGKILL
     states = [t.state.name for t in study().trials]
@@ -316,7 +316,7 @@ def test_stopped_batches_go_on_as_if_nothing_had_happened(
     states = [t.state.name for t in study().trials]
     if sign == signal.SIGTERM:
         assert code == 128 + signal.SIGTERM
-        assert "the running trials are lost. Go on: s2e search" in out.splitlines()[-1]
+        assert out.splitlines()[-1].startswith("SIGTERM: stopped. Completed trials are kept, ")
         assert "RUNNING" not in states
     n_trials = states.count("COMPLETE") + 3
     assert main(search(n_trials, "--batch")) == 0
