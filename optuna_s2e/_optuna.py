@@ -12,16 +12,19 @@ import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import datetime
-from types import SimpleNamespace
+from inspect import unwrap
+from types import FrameType, SimpleNamespace
 from typing import Any
 
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.samplers import BaseSampler
 from optuna.storages import BaseStorage, InMemoryStorage, JournalStorage, RDBStorage
 from optuna.storages._cached_storage import _CachedStorage
-from optuna.storages._heartbeat import BaseHeartbeat
+from optuna.storages._heartbeat import BaseHeartbeat, BaseHeartbeatThread
 from optuna.storages.journal import JournalFileOpenLock
 from optuna.study import Study
+from optuna.study._optimize import _run_trial
+from optuna.study._tell import _tell_with_warning
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
 from optuna_s2e._attributes import FAILED_TRIAL_KEY
@@ -329,3 +332,29 @@ def _replace_in_database(storage: RDBStorage, study_id: int, key: str, old: Any,
             return False  # another process was faster
         raise
     return True
+
+
+# Code that leaves a trial RUNNING for ever if an exception of a signal's handler ends it
+_ATOMIC = {
+    unwrap(function).__code__
+    for function in (
+        Study.ask,
+        _tell_with_warning,
+        BaseHeartbeatThread.__enter__,
+        BaseHeartbeatThread.__exit__,
+    )
+}
+
+
+def is_asking_or_telling(frame: FrameType | None) -> bool:
+    """Return whether a frame is, or was called by, what Optuna does just before or after a trial.
+
+    The objective itself and callbacks are not part of it.
+    """
+    if frame is not None and frame.f_code is _run_trial.__code__:
+        return True
+    while frame is not None:
+        if frame.f_code in _ATOMIC:
+            return True
+        frame = frame.f_back
+    return False

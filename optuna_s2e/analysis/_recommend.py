@@ -128,9 +128,7 @@ class _Fitted(NamedTuple):
         space = self.model.space
         z = self.model.featurize(space.encode(params)[None], space.active(params)[None])
         mean, deviation = (float(v[0]) for v in self.model.gp.predict(z))
-        low, high = (
-            max(-LARGEST, min(mean + z * deviation, LARGEST)) for z in (-1.96, 1.96)
-        )
+        low, high = (max(-LARGEST, min(mean + z * deviation, LARGEST)) for z in (-1.96, 1.96))
         return mean, (low, high)
 
 

@@ -12,6 +12,7 @@ import signal
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -21,23 +22,25 @@ from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from optuna_s2e.analysis import Recommendation, recommend
+from optuna_s2e.cli._interrupt import EXIT_CODES
 from optuna_s2e.parallel import Callback, Objective, optimize_batch, work
 from optuna_s2e.schedules import Schedule
-from optuna_s2e.storages import hide_passwords, open_storage
+from optuna_s2e.storages import absolute_url, mask_url, open_storage
 
 if TYPE_CHECKING:
     from optuna_s2e.dashboard import DashboardReporter
 
 HEARTBEAT = 60  # seconds between two heartbeats of a running trial
+MAX_NAMES = 20  # of studies that a message lists
 
 
 # --- studies ---------------------------------------------------------------------------------
 
 
-def open_for_work(url: str) -> BaseStorage:
+def open_for_work(url: str, *, create: bool) -> BaseStorage:
     """Open a storage that trials are written to, with a heartbeat if it can have one."""
-    has_heartbeat = not url.startswith(("journal:", "grpc:"))
-    return open_storage(url, heartbeat_interval=HEARTBEAT if has_heartbeat else None)
+    interval = None if url.startswith(("journal:", "grpc:")) else HEARTBEAT
+    return open_storage(url, create=create, heartbeat_interval=interval)
 
 
 def load_study(args: argparse.Namespace, storage: BaseStorage | None = None) -> optuna.Study:
@@ -51,13 +54,18 @@ def load_study(args: argparse.Namespace, storage: BaseStorage | None = None) -> 
         ValueError: If there is no such study, or the name is missing and there are several.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    storage = open_storage(args.storage) if storage is None else storage
+    storage = open_storage(args.storage, create=False) if storage is None else storage
     names = optuna.get_all_study_names(storage)
     name = args.study_name or (names[0] if len(names) == 1 else None)
     if name not in names:
         problem = f"Study {name!r} does not exist" if name else "--study-name is needed"
-        found = ", ".join(map(repr, sorted(names)[:20])) or "no studies"
-        raise ValueError(f"{problem}: the storage holds {found}.")
+        close = get_close_matches(name or "", names, n=MAX_NAMES)
+        listed = [*close, *sorted(set(names) - set(close))]
+        found = ", ".join(map(repr, listed[:MAX_NAMES])) or "no studies"
+        more = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
+        raise ValueError(
+            f"{problem}: the storage {mask_url(absolute_url(args.storage))} holds {found}{more}."
+        )
     return optuna.load_study(study_name=name, storage=storage)
 
 
@@ -250,25 +258,40 @@ def _finite(value: Any) -> Any:
     return value if value is None or isinstance(value, bool | int | str) else str(value)
 
 
+def say_stopped(args: argparse.Namespace, signal_name: str) -> int:
+    """Say in one line what is kept and how to go on; return the exit code.
+
+    The storage is not asked: it may be away.
+    """
+    kept = "Completed trials are kept, one that was interrupted is failed"
+    print(f"{signal_name}: stopped. {kept}. Go on: {shown(args, ['s2e', *args.argv])}")
+    return EXIT_CODES[signal_name]
+
+
 def study_options(args: argparse.Namespace, study: optuna.Study) -> str:
-    """Return the options with which another command finds a study."""
-    return shlex.join(["--storage", args.storage, "--study-name", study.study_name])
+    """Return the options with which another command finds a study, without a password."""
+    return shown(args, ["--storage", args.storage, "--study-name", study.study_name])
+
+
+def shown(args: argparse.Namespace, argv: Sequence[str]) -> str:
+    """Return a command line without the password of the storage."""
+    return shlex.join(word.replace(args.storage, mask_url(args.storage)) for word in argv)
 
 
 def print_next_steps(
     args: argparse.Namespace, study: optuna.Study, steps: Mapping[str, str]
 ) -> None:
-    """Print commands that come next, the dashboard and the export last; passwords are hidden.
+    """Print commands that come next, the dashboard and the export last.
 
     Args:
         args: The command line.
         study: The study that they are about.
-        steps: Commands by what they are for.
+        steps: Commands by what they are for, as `shown` returns them.
     """
     last = {
-        "look at it": shlex.join(["s2e", "dashboard", "--storage", args.storage]),
+        "look at it": shown(args, ["s2e", "dashboard", "--storage", args.storage]),
         "take the schedule": f"s2e export {study_options(args, study)} --out schedule.json",
     }
     print("Next:")
     for purpose, command in {**steps, **last}.items():
-        print(f"  {purpose + ':':22}{hide_passwords(command)}")
+        print(f"  {purpose + ':':22}{command}")

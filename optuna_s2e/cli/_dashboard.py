@@ -57,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
 
     from optuna_s2e.dashboard import DashboardReporter, find_artifact_dir, serve
 
-    storage = open_storage(args.storage)
+    storage = open_storage(args.storage, create=False)
     folder = args.artifact_dir or find_artifact_dir(storage, args.storage)
     if args.refresh:
         _refresh(storage, DashboardReporter(folder))

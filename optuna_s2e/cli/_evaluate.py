@@ -104,6 +104,8 @@ def run(args: argparse.Namespace) -> int:
     objective = CoteachingObjective.from_settings(
         settings, data_root=args.data_root, device=args.device
     )
+    if objective.data.x_test is None:
+        raise ValueError(f"An evaluation needs test data, but {objective.data.name!r} holds none.")
     print(f"Data: {objective.data.describe_noise()}", file=told)
     rate = objective.data.noise_rate if args.noise_rate is None else args.noise_rate
     missing = _why_no_coteaching(rate)

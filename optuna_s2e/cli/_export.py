@@ -41,6 +41,8 @@ def run(args: argparse.Namespace) -> int:
     """Write the schedule."""
     if args.out is None and not args.json:
         raise ValueError("--out is needed: the file to write. --json prints the schedule.")
+    if args.out is not None and (args.out.is_dir() or not args.out.name):
+        raise ValueError(f"--out must be a file, but got the folder {str(args.out)!r}.")
     study = load_study(args)
     picked = pick_schedule(study, args.rule)
     if args.out is not None:

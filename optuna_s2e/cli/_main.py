@@ -80,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         if args.traceback or not isinstance(error, MENDABLE):
             raise
-        print(f"s2e {args.command}: error: {one_line(error, vars(args))}", file=sys.stderr)
+        print(f"s2e {args.command}: error: {one_line(error, args)}", file=sys.stderr)
         return EXIT_ERROR
 
 

@@ -6,6 +6,7 @@ import argparse
 import shlex
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ from optuna.trial import TrialState
 
 from optuna_s2e._attributes import OBJECTIVE_KEY
 from optuna_s2e.cli import _common
-from optuna_s2e.cli._interrupt import EXIT_CODES
+from optuna_s2e.cli._errors import name_options
 from optuna_s2e.cli._options import (
     DASHBOARD,
     MACHINE,
@@ -34,7 +35,6 @@ from optuna_s2e.label_noise import NOISES
 from optuna_s2e.parallel import Search
 from optuna_s2e.sampler import S2ESampler
 from optuna_s2e.schedules import DEFAULT_KIND, SPACES
-from optuna_s2e.storages import hide_passwords
 
 if TYPE_CHECKING:
     from optuna_s2e.coteaching import CoteachingObjective
@@ -152,13 +152,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Search until the study is complete or a signal comes."""
-    sampler = S2ESampler(
-        population_size=args.population_size,
-        estimator=args.estimator,
-        reuse=args.reuse,
-        seed=args.seed,
-        on_config_change=args.on_config_change,
-    )
+    sampler = _make_sampler(args)  # the options are looked at before the data are loaded
     reporter = _common.make_reporter(args, args.trials)
     objective = _make_objective(args, reporter)
     settings = objective.settings or {}
@@ -166,9 +160,9 @@ def run(args: argparse.Namespace) -> int:
     hint = " Add none with --noise none." if by_default else ""
     print(f"Data: {objective.data.describe_noise()}{hint}")
     objective.check()
-    storage = _common.open_for_work(args.storage)  # last: an error writes nothing
+    storage = _common.open_for_work(args.storage, create=True)  # last: an error writes nothing
     name = args.study_name or _study_name(**settings["data"])
-    study = _open_study(storage, name, settings, sampler)
+    study = _open_study(storage, name, settings, args)
     if reporter is not None:
         line = _with_option(args.argv, "--storage", args.storage)
         reporter.record_command(study, ["s2e", *line])
@@ -180,10 +174,9 @@ def run(args: argparse.Namespace) -> int:
     optimize = _common.optimize_in_batches if args.batch else _common.optimize
     stopped = optimize(study, objective, args.trials, callbacks)
     if stopped:
-        _print_stopped(study, args)
-    else:
-        _print_result(study, args)
-    return EXIT_CODES.get(stopped, 0)
+        return _common.say_stopped(args, stopped)
+    _print_result(study, args)
+    return 0
 
 
 def _make_objective(
@@ -221,42 +214,62 @@ def _study_name(name: str, noise: str, noise_rate: float, **_: Any) -> str:
     return f"{Path(name).stem}-{kind}"
 
 
-def _open_study(
-    storage: optuna.storages.BaseStorage, name: str, settings: Any, sampler: S2ESampler
-) -> optuna.Study:
-    """Create or load a study; refuse one of another objective, unless all its trials failed."""
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    study = optuna.create_study(
-        study_name=name, storage=storage, sampler=sampler, load_if_exists=True
+def _make_sampler(args: argparse.Namespace, on_config_change: str | None = None) -> S2ESampler:
+    return S2ESampler(
+        population_size=args.population_size,
+        estimator=args.estimator,
+        reuse=args.reuse,
+        seed=args.seed,
+        on_config_change=on_config_change or args.on_config_change,
     )
+
+
+def _open_study(
+    storage: optuna.storages.BaseStorage, name: str, settings: Any, args: argparse.Namespace
+) -> optuna.Study:
+    """Create or load a study with its sampler.
+
+    A study of other settings is refused. If all its trials failed, its settings are replaced: they
+    may be why.
+    """
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    study = optuna.create_study(study_name=name, storage=storage, load_if_exists=True)
     if study.directions != [optuna.study.StudyDirection.MINIMIZE]:
         raise ValueError(f"Study {name!r} must minimise one objective. Use another --study-name.")
-    recorded = study.user_attrs.get(OBJECTIVE_KEY)
+    recorded, searched = study.user_attrs.get(OBJECTIVE_KEY), None
+    with suppress(ValueError):  # damaged: it is written anew
+        searched = Search.read(study).settings
     trials = study.get_trials(deepcopy=False)
     if recorded is None and trials:
         raise ValueError(
             f"Study {name!r} holds trials of another objective. Use another --study-name."
         )
-    if recorded is not None and recorded != settings:
-        changes = _differences(settings, recorded)
-        running = [t.number for t in trials if t.state == TrialState.RUNNING]
-        if running or any(t.state.is_finished() and t.state != TrialState.FAIL for t in trials):
-            raise ValueError(
-                f"Study {name!r} searches another objective: {changes}. Use another "
-                "--study-name, or the settings of the study."
-                + (f" Trial {running[0]} is RUNNING with them." if running else "")
-            )
-        print(f"Study {name!r} has no completed trial, so its settings are replaced: {changes}.")
+    kept = [t for t in trials if t.state not in (TrialState.FAIL, TrialState.WAITING)]
+    sampler = _make_sampler(args, None if kept else "adopt")
+    changes = [] if recorded in (None, settings) else [_differences(settings, recorded)]
+    if changes and kept:
+        running = [t.number for t in kept if t.state == TrialState.RUNNING]
+        raise ValueError(
+            f"Study {name!r} searches another objective: {changes[0]}. Use another --study-name, "
+            "or the settings of the study."
+            + (f" Trial {running[0]} is RUNNING with them." if running else "")
+        )
     sampler.check(study)
-    before = Search.read(study).settings
-    if before is not None and before != sampler.settings:
-        print(f"The search goes on with other settings from the next generation on: "
-              f"{_differences(sampler.settings, before)}.")  # fmt: skip
+    if searched not in (None, sampler.settings):
+        changes.append(_differences(sampler.settings, searched))
+    if changes:
+        what = (
+            "goes on with other settings from the next generation on"
+            if kept
+            else "has no completed trial, so its settings are replaced"
+        )
+        print(f"Study {name!r} {what}: {name_options(', '.join(changes), vars(args))}.")
     if recorded != settings:
         study.set_user_attr(OBJECTIVE_KEY, settings)
         with warnings.catch_warnings():  # the dashboard's axes get a name
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             study.set_metric_names([settings["metric"]])
+    study.sampler = sampler
     return study
 
 
@@ -287,18 +300,11 @@ def _print_result(study: optuna.Study, args: argparse.Namespace) -> None:
     root = f" --data-root {shlex.quote(str(args.data_root))}" if args.data_root else ""
     line = _with_option(args.argv, "--trials", 2 * args.trials)
     steps = {
-        "search on": shlex.join(["s2e", *line]),
+        "search on": _common.shown(args, ["s2e", *line]),
         "where it stands": f"s2e status {which}",
         "compare on test data": f"s2e evaluate {which}{root}",
     }
     _common.print_next_steps(args, study, steps)
-
-
-def _print_stopped(study: optuna.Study, args: argparse.Namespace) -> None:
-    """Print one line: what is kept, what is lost, and how to go on."""
-    lost = "the running trials are" if args.batch else "the running trial is"
-    print(f"Stopped: {_common.n_complete(study)} of {args.trials} trials are complete and kept; "
-          f"{lost} lost. Go on: {hide_passwords(shlex.join(['s2e', *args.argv]))}")  # fmt: skip
 
 
 def _with_option(argv: Sequence[str], option: str, value: object) -> list[str]:

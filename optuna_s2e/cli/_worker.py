@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import shlex
 from typing import TYPE_CHECKING
 
 import optuna
 
 from optuna_s2e._attributes import OBJECTIVE_KEY
 from optuna_s2e.cli import _common
-from optuna_s2e.cli._interrupt import EXIT_CODES
 from optuna_s2e.cli._options import (
     DASHBOARD,
     MACHINE,
@@ -23,7 +21,6 @@ from optuna_s2e.cli._options import (
 )
 from optuna_s2e.history import extend_search
 from optuna_s2e.parallel import Objective, Search, is_complete, load_objective, sampler_for
-from optuna_s2e.storages import hide_passwords
 
 if TYPE_CHECKING:
     from optuna_s2e.dashboard import DashboardReporter
@@ -71,7 +68,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Work on the study until it is complete or a signal comes."""
-    study = _common.load_study(args, _common.open_for_work(args.storage))
+    study = _common.load_study(args, _common.open_for_work(args.storage, create=False))
     n_trials = args.trials or Search.read(study).n_trials
     reporter = _common.make_reporter(args, n_trials)
     objective = _find_objective(study, args, reporter)
@@ -90,13 +87,8 @@ def run(args: argparse.Namespace) -> int:
         stopped = _common.optimize(
             study, objective, n_trials, callbacks, grace=args.grace, catch=(Exception,)
         )
-        if stopped:  # say so at once: the storage may be away
-            onward = hide_passwords(shlex.join(["s2e", *args.argv]))
-            print(
-                f"{stopped}: the worker was stopped. What is complete is kept; a trial that was "
-                f"interrupted is failed. Go on: {onward}"
-            )
-            return EXIT_CODES[stopped]
+        if stopped:
+            return _common.say_stopped(args, stopped)
         n_trials = args.trials or Search.read(study).n_trials  # it may have been extended
     begun = len(study.get_trials(deepcopy=False)) - before
     print(f"Complete: {begun} trials began meanwhile, other workers' included.")
@@ -117,7 +109,13 @@ def _find_objective(
                 f"Study {study.study_name!r} was made by `s2e search` and has an objective "
                 "already: leave out --objective, or use another study."
             )
-        return load_objective(args.objective)
+        try:
+            return load_objective(args.objective)
+        except ValueError:
+            raise
+        except Exception as error:  # in the module of the user
+            why = f"{type(error).__name__}: {error}"
+            raise ValueError(f"objective {args.objective!r} cannot be imported: {why}.") from error
     if not isinstance(settings, dict):
         raise ValueError(
             f"Study {study.study_name!r} was not made by `s2e search`: name its objective with "

@@ -133,31 +133,34 @@ def _draw(
     evaluations: Mapping[str, Evaluation],
     settings: Mapping[str, Any],
 ) -> None:
-    """Draw R(t), test accuracy and label precision over the epochs. Bands are min and max."""
+    """Draw R(t), test accuracy and, if known, label precision by epoch. Bands are min and max."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
-    figure = Figure(figsize=(12, 4), layout="constrained")
+    accuracies = {name: 100 * e.test_accuracy for name, e in evaluations.items()}
+    precisions = {name: 100 * e.label_precision for name, e in evaluations.items()}
+    panels = {"Test accuracy (%)": accuracies}
+    if any(np.isfinite(curves).any() for curves in precisions.values()):
+        panels["Right labels among those trained on (%)"] = precisions
+    figure = Figure(figsize=(4 + 4 * len(panels), 4), layout="constrained")
     FigureCanvasAgg(figure)  # needs no display and changes no global state
-    axes = figure.subplots(1, 3)
-    for name, evaluation in evaluations.items():
-        style = {"color": COLORS.get(name), "label": TITLES.get(name, name)}
-        axes[0].plot(schedules[name].keep_rates, lw=2, **style)
-        for axis, curves in (
-            (axes[1], 100 * evaluation.test_accuracy),
-            (axes[2], 100 * evaluation.label_precision),
-        ):
-            if np.isfinite(curves).any():
-                epochs = np.arange(curves.shape[1])
-                axis.plot(epochs, curves.mean(axis=0), lw=2, **style)
-                axis.fill_between(
-                    epochs, curves.min(axis=0), curves.max(axis=0), color=style["color"], alpha=0.2
-                )
+    axes = figure.subplots(1, 1 + len(panels))
+    styles = {n: {"color": COLORS.get(n), "label": TITLES.get(n, n)} for n in evaluations}
     axes[0].set(title="Schedule R(t): share trained on", ylim=(0, 1.03))
-    axes[1].set(title="Test accuracy (%)")
-    axes[2].set(title="Right labels among those trained on (%)")
+    for name, style in styles.items():
+        axes[0].plot(schedules[name].keep_rates, lw=2, **style)
+    for axis, (title, panel) in zip(axes[1:], panels.items(), strict=True):
+        axis.set(title=title)
+        for name, curves in panel.items():
+            epochs, color = np.arange(curves.shape[1]), styles[name]["color"]
+            axis.plot(epochs, curves.mean(axis=0), lw=2, color=color)
+            axis.fill_between(
+                epochs, curves.min(axis=0), curves.max(axis=0), color=color, alpha=0.2
+            )
     for axis in axes:
         axis.set_xlabel("epoch")
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.grid(alpha=0.3)
         axis.spines[["top", "right"]].set_visible(False)
     axes[0].legend(frameon=False, loc="best")

@@ -7,6 +7,7 @@ from pathlib import Path
 from optuna.storages import BaseStorage
 
 from optuna_s2e._attributes import ARTIFACT_DIR_KEY
+from optuna_s2e.storages import file_of
 
 
 def find_artifact_dir(storage: BaseStorage, url: str) -> Path:
@@ -39,8 +40,5 @@ def default_artifact_dir(url: str) -> Path:
         >>> default_artifact_dir("sqlite:////data/s2e.db").as_posix()
         '/data/s2e.db.artifacts'
     """
-    scheme, _, path = url.partition(":///")
-    file = path.partition("?")[0]
-    if scheme.partition("+")[0] in ("sqlite", "journal") and file not in ("", ":memory:"):
-        return Path(f"{file}.artifacts").absolute()
-    return Path("s2e-artifacts").absolute()
+    file = file_of(url)
+    return Path("s2e-artifacts" if file is None else f"{file}.artifacts").absolute()

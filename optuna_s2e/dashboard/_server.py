@@ -89,7 +89,7 @@ def serve(
     if isinstance(storage, Study):
         storage = _optuna.storage_of(storage)
     elif isinstance(storage, str):
-        storage = open_storage(storage)
+        storage = open_storage(storage, create=False)
     if isinstance(artifact_store, str | Path):
         artifact_store = ArtifactFolder(artifact_store)
     hosts = LOOPBACK if host in LOOPBACK and password is None else None

@@ -43,12 +43,14 @@ class Connection(NamedTuple):
         abandon: Drops connections that a fork has inherited, without closing them: they belong to
             the parent process.
         is_unavailable: Says whether an exception of the storage means that it is unavailable.
+        abandon_transaction: Ends the transaction of this thread after an exception.
     """
 
     storage: BaseStorage
     close: Callable[[], None] = _do_nothing
     abandon: Callable[[], None] = _do_nothing
     is_unavailable: Callable[[Exception], bool] = _never
+    abandon_transaction: Callable[[], None] = _do_nothing
 
 
 class ProcessLocalConnection:

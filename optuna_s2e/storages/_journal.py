@@ -37,16 +37,26 @@ class _RepairingLock(JournalFileSymlinkLock):
         return taken
 
 
-def connect_journal(path: str) -> Connection:
-    """Open a journal file, which is made if it does not exist.
+def connect_journal(path: str, create: bool) -> Connection:
+    """Open a journal file.
+
+    Args:
+        path: The file.
+        create: Whether it is made if it does not exist.
 
     Raises:
-        ConnectionError: If the file cannot be opened.
+        ConnectionError: If the file cannot be opened, or is no journal.
     """
+
+    def refusal(reason: object) -> ConnectionError:
+        return ConnectionError(f"The storage journal:///{path} cannot be opened: {reason}")
+
+    if not create and not os.path.exists(path):
+        raise refusal(f"the file {os.path.abspath(path)} does not exist.")
     try:
         backend = JournalFileBackend(path, lock_obj=_RepairingLock(path))
+        return Connection(optuna.storages.JournalStorage(backend))
     except OSError as error:
-        raise ConnectionError(
-            f"The storage journal:///{path} cannot be opened: {error}"
-        ) from error
-    return Connection(optuna.storages.JournalStorage(backend))
+        raise refusal(error) from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise refusal(f"the file is no journal of Optuna, or is damaged ({error}).") from error

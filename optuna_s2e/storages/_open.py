@@ -25,6 +25,7 @@ DEFAULT_PATIENCE = 300.0  # seconds
 def open_storage(
     url: str,
     *,
+    create: bool = True,
     patience: float = DEFAULT_PATIENCE,
     heartbeat_interval: int | None = None,
     stale_trial_callback: StaleTrialCallback | None = None,
@@ -51,7 +52,11 @@ def open_storage(
     Args:
         url: `sqlite:///FILE`, `postgresql+psycopg://USER@HOST/DATABASE` (`postgresql://` too), any
             other URL that SQLAlchemy knows, `journal:///FILE` for Optuna's journal file, or
-            `grpc://HOST:PORT` for Optuna's gRPC proxy.
+            `grpc://HOST:PORT` for Optuna's gRPC proxy. In the URL of a database, %20 stands for a
+            blank, as anywhere in URLs; what follows `journal:///` is the file as it is. A leading
+            ~ stands for the home folder.
+        create: Whether a file, or the tables of Optuna in a database, are made if they are
+            missing. False raises ConnectionError then: for whoever only reads, or joins others.
         patience: For how long one operation is tried again, in seconds, at least 0.
         heartbeat_interval: Seconds between two heartbeats of a running trial under
             `study.optimize`, at least 1. A trial without a heartbeat for longer than `patience`
@@ -87,14 +92,15 @@ def open_storage(
         )
     connect: Callable[[], Connection]
     if scheme == "journal":
-        name, connect = url, partial(connect_journal, parse_journal(url))
+        name, connect = url, partial(connect_journal, parse_journal(url), create)
     elif scheme == "grpc":
         host, port = parse_grpc(url)
         name, connect = f"grpc://{host}:{port}", partial(connect_grpc, host, port)
     else:
         parsed = parse_database(url)
         grace = None if heartbeat_interval is None else int(patience) + 2 * heartbeat_interval
-        name, connect = mask_url(parsed), partial(connect_rdb, parsed, heartbeat_interval, grace)
+        name = mask_url(parsed)
+        connect = partial(connect_rdb, parsed, create, heartbeat_interval, grace)
     connection = ProcessLocalConnection(connect)
     retry_for(patience, ServerNotReadyError)(connection.get)
     return RetryingStorage(

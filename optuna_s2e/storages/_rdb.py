@@ -7,9 +7,12 @@ say that the database cannot be reached.
 from __future__ import annotations
 
 import contextlib
+import os
 import sqlite3
+import threading
 import time
 import warnings
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -28,6 +31,7 @@ from optuna_s2e.storages._connection import (
 from optuna_s2e.storages._urls import driver_is_missing, hide_passwords, mask_url, sqlite_file
 
 SQLITE_TIMEOUT = 60.0  # seconds that a writer waits for another
+_SQLITE_SLICE = 1.0  # seconds that it waits in one piece, in which no signal is looked at
 WRITER_TIMEOUT = 30.0  # seconds after which PostgreSQL ends a write whose worker has stopped
 
 _SQLITE_BUSY, _SQLITE_LOCKED = 5, 6
@@ -47,12 +51,13 @@ _NOT_READY = ("the database system is", "too many clients", "connection slots ar
 
 
 def connect_rdb(
-    url: sqlalchemy.URL, heartbeat_interval: int | None, grace_period: int | None
+    url: sqlalchemy.URL, create: bool, heartbeat_interval: int | None, grace_period: int | None
 ) -> Connection:
-    """Open a database, and make Optuna's tables if they are missing.
+    """Open a database with Optuna's tables.
 
     Args:
         url: URL of the database, with its password.
+        create: Whether what is missing is made: the file of an SQLite database, the tables.
         heartbeat_interval: Seconds between two heartbeats of a running trial. None: no heartbeat.
         grace_period: Seconds without a heartbeat after which a trial counts as dead.
 
@@ -61,22 +66,65 @@ def connect_rdb(
         ServerNotReadyError: If the server answers, but cannot be used yet.
         ConnectionError: If the database cannot be opened.
     """
+    file = sqlite_file(url)
+    if file is not None and not os.path.isdir(folder := os.path.dirname(os.path.abspath(file))):
+        raise _cannot_be_opened(url, f"the folder {folder} does not exist.")
     try:
-        storage = _open(url, heartbeat_interval, grace_period)
+        if not create:
+            _check_existence(url)
+        storage = _open(url, create, heartbeat_interval, grace_period)
     except ImportError as error:
         raise driver_is_missing(url) from error
     except (sqlalchemy.exc.SQLAlchemyError, StorageInternalError) as error:
         origin = error.__cause__ if isinstance(error, StorageInternalError) else error
         cause = hide_passwords(str(getattr(origin, "orig", None) or origin or error))
         kind = ServerNotReadyError if _is_not_ready(origin) else ConnectionError
-        message = f"The storage {mask_url(url)} cannot be opened: {cause.splitlines()[0]}"
-        raise kind(message) from error
+        raise _cannot_be_opened(url, cause.splitlines()[0], kind) from error
+    except TypeError as error:  # of the driver, about an option in the query
+        raise _cannot_be_opened(url, hide_passwords(str(error))) from error
+    except RuntimeError as error:  # of Optuna, about the version of the tables
+        raise _cannot_be_opened(url, str(error)) from error
     return Connection(
         optuna.storages.get_storage(storage),
         close=storage.engine.dispose,
         abandon=partial(storage.engine.dispose, close=False),
         is_unavailable=_is_pool_timeout,
+        abandon_transaction=_abandons_transactions(storage),
     )
+
+
+def _cannot_be_opened(
+    url: sqlalchemy.URL, reason: str, kind: type[ConnectionError] = ConnectionError
+) -> ConnectionError:
+    file = sqlite_file(url)
+    where = "" if file is None or os.path.isabs(file) else f" (file {os.path.abspath(file)})"
+    return kind(f"The storage {mask_url(url)}{where} cannot be opened: {reason}")
+
+
+def _check_existence(url: sqlalchemy.URL) -> None:
+    """Refuse a database without Optuna's tables, and make nothing.
+
+    Raises:
+        ConnectionError: If the file or one of the tables is missing.
+    """
+    file = sqlite_file(url)
+    if file is not None and not os.path.exists(file):
+        raise _cannot_be_opened(url, "the file does not exist.")
+    engine = sqlalchemy.create_engine(url)
+    try:
+        tables = set(sqlalchemy.inspect(engine).get_table_names())
+    finally:
+        engine.dispose()
+    if not tables:
+        raise _cannot_be_opened(url, "the database is empty.")
+    if "studies" not in tables:
+        raise _cannot_be_opened(url, "the database holds no studies of Optuna.")
+    if not {"version_info", "alembic_version"} <= tables:
+        raise _cannot_be_opened(
+            url,
+            "a very old Optuna has made its tables. `optuna storage upgrade` of Optuna 4 upgrades "
+            "them.",
+        )
 
 
 def _is_not_ready(error: BaseException | None) -> bool:
@@ -85,11 +133,11 @@ def _is_not_ready(error: BaseException | None) -> bool:
 
 
 def _open(
-    url: sqlalchemy.URL, heartbeat_interval: int | None, grace_period: int | None
+    url: sqlalchemy.URL, create: bool, heartbeat_interval: int | None, grace_period: int | None
 ) -> RDBStorage:
     options: dict[str, Any] = {"pool_pre_ping": True}
     if url.get_backend_name() == "sqlite":
-        options = {"connect_args": {"timeout": SQLITE_TIMEOUT}}
+        options = {"connect_args": {"timeout": _SQLITE_SLICE}}
     elif url.drivername in ("postgresql+psycopg", "postgresql+psycopg2"):
         given = {name: v for name, v in _LIBPQ_OPTIONS.items() if name not in url.query}
         options["connect_args"] = given
@@ -100,6 +148,7 @@ def _open(
         engine_kwargs=options,
         heartbeat_interval=heartbeat_interval,
         grace_period=grace_period,
+        skip_table_creation=not create,
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
@@ -137,12 +186,56 @@ def _share_sqlite_file(engine: Engine) -> None:
     @sqlalchemy.event.listens_for(engine, "connect")
     def no_implicit_transactions(connection: sqlite3.Connection, _: Any) -> None:
         connection.isolation_level = None
-        with contextlib.suppress(sqlite3.OperationalError):  # a read-only file stays as it is
-            connection.execute("PRAGMA journal_mode=WAL").close()  # the file keeps this mode
 
     @sqlalchemy.event.listens_for(engine, "begin")
     def begin(connection: sqlalchemy.Connection) -> None:
-        connection.exec_driver_sql("BEGIN IMMEDIATE" if is_writing() else "BEGIN")
+        if is_writing() and not connection.info.get("has_log"):  # what only reads changes nothing
+            with contextlib.suppress(StorageUnavailableError):  # in use: some other time
+                connection.exec_driver_sql("PRAGMA journal_mode=WAL")  # the file keeps this mode
+                connection.info["has_log"] = True
+        end = time.monotonic() + SQLITE_TIMEOUT
+        while True:
+            try:
+                connection.exec_driver_sql("BEGIN IMMEDIATE" if is_writing() else "BEGIN")
+                return
+            except StorageUnavailableError:  # another one writes
+                if time.monotonic() >= end:
+                    raise
+
+
+def _abandons_transactions(storage: RDBStorage) -> Callable[[], None]:
+    """Return what ends the session of this thread after an exception, wherever that came from.
+
+    If a signal came between two of its lines, SQLAlchemy may not know of the transaction, or give
+    the connection back in spite of it. Or it closes the connection: SQLite keeps that, and its
+    lock, while a cursor is in use, here by the frames of the exception.
+    """
+    in_use = threading.local()
+
+    def roll_back(connection: Any, *_: Any) -> None:
+        if isinstance(connection, sqlite3.Connection):
+            connection.rollback()  # does nothing without a transaction
+
+    @sqlalchemy.event.listens_for(storage.engine, "checkout")
+    def take(connection: Any, *_: Any) -> None:
+        in_use.connection = connection
+
+    @sqlalchemy.event.listens_for(storage.engine, "checkin")
+    def give_back(connection: Any, *_: Any) -> None:
+        roll_back(connection)
+        if getattr(in_use, "connection", None) is connection:
+            in_use.connection = None
+
+    sqlalchemy.event.listen(storage.engine, "close", roll_back)
+
+    def abandon() -> None:
+        roll_back(getattr(in_use, "connection", None))
+        try:
+            storage.remove_session()
+        finally:  # a signal may have left a session that cannot be closed
+            storage.scoped_session.registry.clear()
+
+    return abandon
 
 
 def _limit_suspended_writes(engine: Engine) -> None:

@@ -12,7 +12,8 @@ import copy
 import json
 import time
 import uuid
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from typing import Any, TypeVar
 
@@ -30,6 +31,7 @@ from optuna_s2e.storages._connection import (
     StorageUnavailableError,
     operation,
 )
+from optuna_s2e.storages._signals import before_trial, signals_wait
 
 T = TypeVar("T")
 StaleTrialCallback = Callable[[optuna.Study, FrozenTrial], None]
@@ -137,18 +139,22 @@ class RetryingStorage(BaseStorage, _optuna.BaseHeartbeat):
         look_up: Callable[[BaseStorage], T | None] | None,
         if_done: type[Exception] | tuple[()],
     ) -> T:
-        """Carry out an operation, unless `look_up` finds that an earlier attempt did."""
+        """Carry out an operation, unless `look_up` finds that an earlier attempt did.
+
+        Signals wait for its end. One that waits no longer leaves no transaction behind.
+        """
         try:
-            storage = self._open()
-            if look_up is not None and (found := look_up(storage)) is not None:
-                return found
-            try:
-                with operation(writing=writing):
-                    return operate(storage)
-            except if_done:  # the earlier attempt was carried out after it was looked up
-                if look_up is None or (found := look_up(storage)) is None:
-                    raise
-                return found
+            with signals_wait(), self._not_left_open():
+                storage = self._open()
+                if look_up is not None and (found := look_up(storage)) is not None:
+                    return found
+                try:
+                    with operation(writing=writing):
+                        return operate(storage)
+                except if_done:  # the earlier attempt was carried out after it was looked up
+                    if look_up is None or (found := look_up(storage)) is None:
+                        raise
+                    return found
         except json.JSONDecodeError as error:
             raise ValueError(
                 f"The storage {self._name} holds something that is no JSON, and Optuna cannot "
@@ -161,6 +167,22 @@ class RetryingStorage(BaseStorage, _optuna.BaseHeartbeat):
                 raise
             self._log_loss(error)
             raise StorageUnavailableError(str(error)) from error
+
+    @contextmanager
+    def _not_left_open(self) -> Iterator[None]:
+        """After an exception, end the transaction of this thread.
+
+        Optuna does so after errors, but not after a KeyboardInterrupt. The frames of such an
+        exception may live long, as in a notebook, and what they hold.
+        """
+        try:
+            yield
+        except BaseException:
+            connection = self._connection.if_open()
+            if connection is not None:
+                with suppress(Exception):
+                    connection.abandon_transaction()
+            raise
 
     def _open(self) -> BaseStorage:
         try:
@@ -285,6 +307,7 @@ class RetryingStorage(BaseStorage, _optuna.BaseHeartbeat):
         that. Where a database keeps whole seconds only, as MySQL does by default, a lost
         acknowledgement leaves an empty trial RUNNING.
         """
+        before_trial()
         template = copy.copy(template_trial or optuna.trial.create_trial(state=TrialState.RUNNING))
         template.datetime_start = template.datetime_start or datetime.now()
 
@@ -321,6 +344,8 @@ class RetryingStorage(BaseStorage, _optuna.BaseHeartbeat):
         self, trial_id: int, state: TrialState, values: Sequence[float] | None = None
     ) -> bool:
         """Set state and values of a trial. Return False if another worker runs the trial."""
+        if state == TrialState.RUNNING:
+            before_trial()
         called = datetime.now()
 
         def look_up(storage: BaseStorage) -> bool | None:

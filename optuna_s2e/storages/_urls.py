@@ -11,30 +11,52 @@ import sqlalchemy
 _JOURNAL = "journal:///"
 _SECRET = r"[\w-]*(?:pass|secret|token)[\w-]*"  # keys of a query, such as sslpassword
 _USER_PASSWORD = re.compile(r"(://[^:/@\s]*):[^\s'\"]*@")
-_QUERY_PASSWORD = re.compile(rf"([?&]{_SECRET}=)[^&\s'\"]*", re.IGNORECASE)
-_ANY_PASSWORD = re.compile(rf"({_SECRET}=)[^&\s]*", re.IGNORECASE)
+_NAMED_PASSWORD = re.compile(
+    rf"({_SECRET}\s*=\s*)('(?:[^'\\]|\\.)*'|[^&\s'\"]*)", re.IGNORECASE
+)  # in a query, or as libpq writes it: host=db password='s3 cret'
 
 
 def parse_database(url: str) -> sqlalchemy.URL:
     """Parse the URL of a database. PostgreSQL without a driver gets psycopg.
 
     Raises:
-        ValueError: If it is no URL, or of an unknown database.
+        ValueError: If it is no URL, or of an unknown database, or of SQLite without a file.
         ImportError: If the database's driver is missing.
     """
     try:
-        parsed = sqlalchemy.make_url(url)
-        if parsed.drivername == "postgresql":  # which driver that means depends on SQLAlchemy
-            parsed = parsed.set(drivername="postgresql+psycopg")
+        parsed = _make_url(url)
+        backend, plus, driver = parsed.drivername.partition("+")
+        if backend in ("postgres", "postgresql"):  # libpq and Heroku say postgres
+            # which driver no driver means depends on SQLAlchemy
+            parsed = parsed.set(drivername=f"postgresql+{driver if plus else 'psycopg'}")
         parsed.get_dialect()
-    except (sqlalchemy.exc.ArgumentError, ValueError) as error:
-        raise ValueError(
+    except (sqlalchemy.exc.ArgumentError, ValueError):
+        raise ValueError(  # its causes show passwords
             "url must be a database URL such as sqlite:///s2e.db, or journal:///FILE or "
-            f"grpc://HOST:PORT, but got {mask_url(url)!r}."
-        ) from error
+            f"grpc://HOST:PORT, but got {mask_url(url)!r}. In a user, a password or a file of a "
+            "database URL, write %40 for @, %2F for /, %3F for ?, %25 for %."
+        ) from None
     except ImportError as error:
         raise driver_is_missing(parsed) from error
+    if parsed.get_backend_name() == "sqlite":
+        _check_sqlite(url, parsed)
+        if parsed.database is not None:
+            parsed = parsed.set(database=os.path.expanduser(parsed.database))
     return parsed
+
+
+def _check_sqlite(url: str, parsed: sqlalchemy.URL) -> None:
+    """Refuse URLs of SQLite that SQLAlchemy refuses late, or takes for another file."""
+    if parsed.host is not None:
+        raise ValueError(
+            f"url must be sqlite:///FILE with three slashes (four before an absolute path), but "
+            f"got {mask_url(url)!r}."
+        )
+    if "?" in url and not parsed.query:
+        raise ValueError(
+            f"url must have options such as timeout=5 after its ?, but got {hide_passwords(url)!r}. In "
+            "the name of a file, write %3F for ?."
+        )
 
 
 def parse_journal(url: str) -> str:
@@ -45,8 +67,8 @@ def parse_journal(url: str) -> str:
     """
     path = url.removeprefix(_JOURNAL)
     if not path or path == url:
-        raise ValueError(f"url must be journal:///FILE, but got {url!r}.")
-    return path
+        raise ValueError(f"url must be journal:///FILE, but got {mask_url(url)!r}.")
+    return os.path.expanduser(path)
 
 
 def parse_grpc(url: str) -> tuple[str, int]:
@@ -61,10 +83,10 @@ def parse_grpc(url: str) -> tuple[str, int]:
     except ValueError:  # the port is no number, or too large
         host = port = None
     if not host or not port:
-        shown = url.rpartition("@")[2]
+        shown = "grpc://***" if "@" in url else url
         raise ValueError(
             f"url must be grpc://HOST:PORT with a port in [1, 65535], but got {shown!r}."
-        )
+        ) from None
     return host, port
 
 
@@ -87,14 +109,14 @@ def hide_passwords(text: str) -> str:
         >>> hide_passwords("postgresql://me:secret@db/s2e cannot be opened")
         'postgresql://me:***@db/s2e cannot be opened'
     """
-    return _QUERY_PASSWORD.sub(r"\1***", _USER_PASSWORD.sub(r"\1:***@", text))
+    return _NAMED_PASSWORD.sub(r"\1***", _USER_PASSWORD.sub(r"\1:***@", text))
 
 
 def mask_url(url: str | sqlalchemy.URL) -> str:
     """Return a storage URL with *** in place of its passwords.
 
     Masked are the user's password and values of the query whose key contains "pass", "secret" or
-    "token". Of text that is no URL, only what follows its last @ is kept.
+    "token". Text that is no URL, but might hold a password, is not shown.
 
     Example:
         >>> mask_url("postgresql://me:secret@db/s2e?sslmode=require&sslpassword=hush")
@@ -103,13 +125,28 @@ def mask_url(url: str | sqlalchemy.URL) -> str:
     if isinstance(url, str) and url.startswith(_JOURNAL):
         return url  # a file's name, whatever is in it
     try:
-        parsed = sqlalchemy.make_url(url)
+        parsed = _make_url(url)
     except (sqlalchemy.exc.ArgumentError, ValueError):
-        return _ANY_PASSWORD.sub(r"\1***", str(url).rpartition("@")[2])
+        scheme, separator, rest = str(url).rpartition("://")
+        hides = "@" in rest or "=" in rest
+        return (scheme if scheme.isidentifier() else "") + separator + "***" if hides else str(url)
     is_secret = re.compile(_SECRET, re.IGNORECASE).search
     query = {key: "***" if is_secret(key) else value for key, value in parsed.query.items()}
     masked = parsed.set(query=query).render_as_string(hide_password=True)
     return masked.replace("%2A%2A%2A", "***")  # as SQLAlchemy encodes it in a query
+
+
+def _make_url(url: str | sqlalchemy.URL) -> sqlalchemy.URL:
+    """Parse a database URL.
+
+    Raises:
+        ValueError: If it is none, or holds a second @: that of a password which is not encoded,
+            of which SQLAlchemy would take a part for the host or the database.
+    """
+    parsed = sqlalchemy.make_url(url)
+    if isinstance(url, str) and url.count("@") > 1 and not parsed.drivername.startswith("sqlite"):
+        raise ValueError("There is more than one @.")
+    return parsed
 
 
 def absolute_url(url: str) -> str:
@@ -119,19 +156,33 @@ def absolute_url(url: str) -> str:
         >>> absolute_url("sqlite:////data/../s2e.db")
         'sqlite:////s2e.db'
     """
+    file = file_of(url)
+    if file is None:
+        return url
     if url.startswith(_JOURNAL):
-        return _JOURNAL + os.path.abspath(url.removeprefix(_JOURNAL))
+        return _JOURNAL + os.path.abspath(file)
+    parsed = sqlalchemy.make_url(url).set(database=os.path.abspath(file))
+    return parsed.render_as_string(hide_password=False)
+
+
+def file_of(url: str) -> str | None:
+    """Return the file of a storage URL; None if it names a server, nothing, or SQLite's own URI.
+
+    Example:
+        >>> file_of("sqlite:///my%20searches.db?timeout=5"), file_of("postgresql://db/s2e")
+        ('my searches.db', None)
+    """
+    if url.startswith(_JOURNAL):
+        return parse_journal(url)
     try:
-        parsed = sqlalchemy.make_url(url)
+        return sqlite_file(_make_url(url))
     except (sqlalchemy.exc.ArgumentError, ValueError):
-        return url
-    file = sqlite_file(parsed)
-    if file is None or file.startswith("file:"):
-        return url
-    return parsed.set(database=os.path.abspath(file)).render_as_string(hide_password=False)
+        return None
 
 
 def sqlite_file(url: sqlalchemy.URL) -> str | None:
-    """Return the file of an SQLite database; None in memory, and for other databases."""
-    is_sqlite = url.get_backend_name() == "sqlite"
-    return url.database if is_sqlite and url.database not in ("", ":memory:") else None
+    """Return the file of an SQLite database; None in memory, for URIs and for other databases."""
+    file = url.database if url.drivername.partition("+")[0] == "sqlite" else None
+    if not file or file == ":memory:" or (file.startswith("file:") and "uri" in url.query):
+        return None
+    return os.path.expanduser(file)

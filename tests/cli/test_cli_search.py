@@ -89,11 +89,11 @@ def test_study_of_another_objective_is_refused(
     searched: Searched, capsys: pytest.CaptureFixture[str]
 ) -> None:
     line = only_line(capsys, *search(20, *NOISE, "--learning-rate", "0.1"))
-    assert "config.learning_rate is 0.1, there 0.001" in line
-    assert "data.noise is 'symmetric', there 'none'" in line
-    assert "data.noise_rate is 0.2, there 0.0" in line
+    assert "--learning-rate is 0.1, there 0.001" in line
+    assert "--noise is 'symmetric', there 'none'" in line
+    assert "--noise-rate is 0.2, there 0.0" in line
     line = only_line(capsys, *search(20, "--population-size", "4"))
-    assert f"population_size is 4, was {K}" in line
+    assert f"--population-size is 4, was {K}" in line
     assert "--on-config-change adopt" in line
 
     foreign = optuna.create_study(study_name="own", storage="sqlite:///s2e.db")
@@ -132,13 +132,14 @@ def test_worker_that_only_fails_gives_up_and_its_study_takes_new_settings(
     assert main(search(2, *mended)) == 0
     out = capsys.readouterr().out
     assert "Study 's' has no completed trial, so its settings are replaced: " in out
-    assert "config.learning_rate is 0.001, there 1e+30" in out
-    assert "kind is 'table1', there 'eq1'" in out
+    assert "--learning-rate is 0.001, there 1e+30" in out
+    assert "--space is 'table1', there 'eq1'" in out
+    assert "--population-size" not in out  # no `s2e search` has said it
     assert study().metric_names == ["validation_loss"]
 
     # from now on they are the study's
     line = only_line(capsys, *search(50, "--learning-rate", "0.1"))
-    assert "config.learning_rate is 0.1, there 0.001" in line
+    assert "--learning-rate is 0.1, there 0.001" in line
     assert main(["worker", "--no-dashboard", "--trials", "3"]) == 0
     assert main(search(9, *mended)) == 0
     told, computed = generations(study()), replay(study())
@@ -153,7 +154,7 @@ def test_settings_of_a_running_trial_are_not_replaced(capsys: pytest.CaptureFixt
     other.set_user_attr(OBJECTIVE_KEY, objective.settings)
     trial = other.ask()
     line = only_line(capsys, *search(1))
-    assert f"n_epochs is {EPOCHS}, there 2" in line
+    assert f"--epochs is {EPOCHS}, there 2" in line
     assert "Trial 0 is RUNNING with them." in line
     other.tell(trial, state=optuna.trial.TrialState.FAIL)
     assert main(search(1)) == 0
@@ -166,7 +167,7 @@ def test_adopted_settings_are_named(
     capsys.readouterr()
     assert main(search(N_SEARCHED + 1, *adopt)) == 0
     out = capsys.readouterr().out
-    assert f"from the next generation on: population_size is 4, there {K}." in out
+    assert f"from the next generation on: --population-size is 4, there {K}." in out
     assert main(search(N_SEARCHED + 2, *adopt)) == 0
     assert "next generation" not in capsys.readouterr().out
 
@@ -288,9 +289,9 @@ def test_stopped_search_goes_on_with_the_same_command(
     code, out = stop_early(Command(*search(500)), sign, TRAINS_ONE)
     if sign == signal.SIGINT:
         assert code == 130
-        line = out.splitlines()[-1]  # what is kept, what is lost, how to go on
-        assert re.match(r"Stopped: \d+ of 500 trials are complete and kept; ", line)
-        assert f"the running trial is lost. Go on: {shlex.join(['s2e', *search(500)])}" in line
+        said = "Completed trials are kept, one that was interrupted is failed. Go on: "
+        command = shlex.join(["s2e", *search(500)])
+        assert out.splitlines()[-1] == f"SIGINT: stopped. {said}{command}"
     else:
         assert code == -signal.SIGKILL
     states = [t.state.name for t in study().trials]
@@ -315,7 +316,7 @@ def test_stopped_batches_go_on_as_if_nothing_had_happened(
     states = [t.state.name for t in study().trials]
     if sign == signal.SIGTERM:
         assert code == 128 + signal.SIGTERM
-        assert "the running trials are lost. Go on: s2e search" in out.splitlines()[-1]
+        assert out.splitlines()[-1].startswith("SIGTERM: stopped. Completed trials are kept, ")
         assert "RUNNING" not in states
     n_trials = states.count("COMPLETE") + 3
     assert main(search(n_trials, "--batch")) == 0

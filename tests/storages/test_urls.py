@@ -1,18 +1,26 @@
 """URLs are parsed with clear errors, and shown without passwords."""
 
 from pathlib import Path
+from urllib.parse import quote
 
+import optuna
 import pytest
 
-from optuna_s2e import open_storage
-from optuna_s2e.storages import absolute_url, hide_passwords, mask_url
+from optuna_s2e import _optuna, open_storage
+from optuna_s2e.dashboard import default_artifact_dir
+from optuna_s2e.storages import absolute_url, file_of, hide_passwords, mask_url
 from optuna_s2e.storages._urls import parse_database, parse_grpc, parse_journal
 
 BAD_URLS = {
     "foo": "url must be a database URL such as sqlite:///s2e.db, .* but got 'foo'",
     "": "url must be a database URL such as sqlite:///s2e.db, .* but got ''",
     "nope://x": "must be a database URL",
-    "postgresql://me:secret@db:port/x": "must be a database URL",
+    "postgresql://me:secret@db:port/x": "must be a database URL .* but got 'postgresql://\\*\\*\\*'",
+    "postgresql://me:p@secret/secret@db/x": "but got 'postgresql://\\*\\*\\*'. In .*, write %40 for @",
+    "postgresql://me:p@secret@db/x": "but got 'postgresql://\\*\\*\\*'",
+    "host=db user=me password=secret": "must be a database URL .* but got '\\*\\*\\*'",
+    "sqlite://s2e.db": "must be sqlite:///FILE with three slashes .* but got 'sqlite://s2e.db'",
+    "sqlite:///what?.db": r"write %3F for \?",
     "journal://s.log": "url must be journal:///FILE, but got 'journal://s.log'",
     "journal:///": "url must be journal:///FILE",
     "grpc://": "url must be grpc://HOST:PORT with a port in",
@@ -20,7 +28,8 @@ BAD_URLS = {
     "grpc://host:x": "url must be grpc://HOST:PORT",
     "grpc://host:0": "url must be grpc://HOST:PORT",
     "grpc://host:65536": r"with a port in \[1, 65535\], but got 'grpc://host:65536'",
-    "grpc://u:secret@h": "url must be grpc://HOST:PORT",
+    "grpc://u:secret@h": "url must be grpc://HOST:PORT .* but got 'grpc://\\*\\*\\*'",
+    "grpc://u:p@secret/x": "url must be grpc://HOST:PORT",
 }
 
 
@@ -28,15 +37,20 @@ BAD_URLS = {
 def test_bad_url_is_refused_without_its_password(url: str) -> None:
     with pytest.raises(ValueError, match=BAD_URLS[url]) as caught:
         open_storage(url)
-    assert "secret" not in str(caught.value)
-    assert "\n" not in str(caught.value)
+    error: BaseException | None = caught.value
+    while error is not None:  # what a traceback shows
+        assert "secret" not in str(error)
+        assert "\n" not in str(error)
+        error = None if error.__suppress_context__ else error.__context__
 
 
 def test_good_urls_are_parsed() -> None:
     assert parse_grpc("grpc://db.example:13000") == ("db.example", 13000)
     assert parse_grpc("grpc://[::1]:65535") == ("::1", 65535)
     assert parse_journal("journal:////data/a b?.log") == "/data/a b?.log"
-    assert parse_database("postgresql://db/x").drivername == "postgresql+psycopg"
+    for scheme in ("postgresql", "postgres", "postgres+psycopg"):
+        assert parse_database(f"{scheme}://db/x").drivername == "postgresql+psycopg"
+    assert parse_database("postgresql://me:p%40ss%2Fword@db/x").password == "p@ss/word"
     assert parse_database("sqlite://").drivername == "sqlite"
 
 
@@ -48,6 +62,8 @@ TEXTS = {
     "postgresql://db/x?sslPassword=secret": "postgresql://db/x?sslPassword=***",
     "mysql://me:secret@a/x, then mysql://me:secret@b/x": "mysql://me:***@a/x, then "
     "mysql://me:***@b/x",
+    "connection to host=db password=secret failed": "connection to host=db password=*** failed",
+    "password = 'se cr\\'et' port=1": "password = *** port=1",
     "sqlite:///s2e.db at 12:30 by me@home": "sqlite:///s2e.db at 12:30 by me@home",
 }
 
@@ -66,7 +82,13 @@ URLS = {
     "postgresql://db/x?sslpassword=s3cret&AUTH_TOKEN=s3cret": (
         "postgresql://db/x?AUTH_TOKEN=***&sslpassword=***"
     ),
-    "me:s3cret@nowhere?password=s3cret": "nowhere?password=***",  # no URL
+    # no URLs: they are not shown
+    "me:s3cret@nowhere?password=s3cret": "***",
+    "host=db user=me password='s3 cret'": "***",
+    "postgresql://me:s3@cret/s3cret@db/x": "postgresql://***",
+    "postgresql://me:s3@cr/e?t=s3cret@db/x": "postgresql://***",
+    "postgresql://me:s3cret@db:port/x": "postgresql://***",
+    "mysql://me:s3@s3cret@db/x": "mysql://***",
     "sqlite:///s2e.db": "sqlite:///s2e.db",
     "journal:///a@b?token=c.log": "journal:///a@b?token=c.log",  # the name of a file
     "grpc://me:s3cret@host:13000": "grpc://me:***@host:13000",
@@ -92,3 +114,51 @@ def test_files_get_absolute_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         "foo",
     ):
         assert absolute_url(url) == url
+
+
+NAMES = [
+    "plain",
+    "my dir",
+    "100%",
+    "a%20b",
+    "#1",
+    "what?",
+    "a&b=c",
+    "übung",
+    "C:\\x",
+    "{name}",
+    "~",
+]
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
+def test_database_journal_and_pictures_are_in_the_folder_that_the_url_names(
+    name: str, tmp_path: Path
+) -> None:
+    folder = tmp_path / name
+    folder.mkdir()
+    for url, file in (
+        (f"sqlite:///{quote(str(folder))}/s.db", folder / "s.db"),
+        (f"journal:///{folder}/s.log", folder / "s.log"),
+    ):
+        study = optuna.create_study(storage=open_storage(url))
+        assert file.is_file()
+        for same in (url, absolute_url(url), _optuna.url_of(study)):
+            assert file_of(str(same)) == str(file)
+            assert default_artifact_dir(str(same)) == Path(f"{file}.artifacts")
+            open_storage(str(same), create=False)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+@pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
+@pytest.mark.parametrize("scheme", ["sqlite", "journal"])
+def test_a_tilde_is_the_home_folder(
+    scheme: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    url = f"{scheme}:///~/s.db"
+    open_storage(url)
+    assert (tmp_path / "s.db").is_file()
+    assert default_artifact_dir(url) == tmp_path / "s.db.artifacts"
+    assert absolute_url(url) == f"{scheme}:///{tmp_path}/s.db"
