@@ -47,6 +47,7 @@ def connect_journal(path: str, create: bool) -> Connection:
     Raises:
         ConnectionError: If the file cannot be opened, or is no journal.
     """
+
     def refusal(reason: object) -> ConnectionError:
         return ConnectionError(f"The storage journal:///{path} cannot be opened: {reason}")
 

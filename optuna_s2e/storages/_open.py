@@ -100,9 +100,7 @@ def open_storage(
         parsed = parse_database(url)
         grace = None if heartbeat_interval is None else int(patience) + 2 * heartbeat_interval
         name = mask_url(parsed)
-        connect = partial(
-            connect_rdb, parsed, create, heartbeat_interval, grace
-        )
+        connect = partial(connect_rdb, parsed, create, heartbeat_interval, grace)
     connection = ProcessLocalConnection(connect)
     retry_for(patience, ServerNotReadyError)(connection.get)
     return RetryingStorage(

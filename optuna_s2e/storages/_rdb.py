@@ -36,7 +36,14 @@ _SQLITE_SLICE = 1.0  # seconds that it waits in one piece, in which no signal is
 WRITER_TIMEOUT = 30.0  # seconds after which PostgreSQL ends a write whose worker has stopped
 
 _SQLITE_BUSY, _SQLITE_LOCKED = 5, 6
-_SQLITE_UNUSABLE = (8, 10, 11, 13, 14, 26)  # read-only, I/O, corrupt, full, not opened, no database
+_SQLITE_UNUSABLE = (
+    8,
+    10,
+    11,
+    13,
+    14,
+    26,
+)  # read-only, I/O, corrupt, full, not opened, no database
 
 # https://www.postgresql.org/docs/current/libpq-connect.html: notice a server that has vanished
 _LIBPQ_OPTIONS = {

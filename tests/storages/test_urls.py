@@ -116,7 +116,19 @@ def test_files_get_absolute_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         assert absolute_url(url) == url
 
 
-NAMES = ["plain", "my dir", "100%", "a%20b", "#1", "what?", "a&b=c", "übung", "C:\\x", "{name}", "~"]
+NAMES = [
+    "plain",
+    "my dir",
+    "100%",
+    "a%20b",
+    "#1",
+    "what?",
+    "a&b=c",
+    "übung",
+    "C:\\x",
+    "{name}",
+    "~",
+]
 
 
 @pytest.mark.parametrize("name", NAMES)
