@@ -41,4 +41,4 @@ def default_artifact_dir(url: str) -> Path:
         '/data/s2e.db.artifacts'
     """
     file = file_of(url)
-    return Path("s2e-artifacts" if file is None else f"{file}.artifacts").absolute()
+    return Path("s2e-artifacts").absolute() if file is None else Path(f"{file}.artifacts")

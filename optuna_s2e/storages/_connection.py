@@ -1,4 +1,4 @@
-"""Open storages of Optuna: one connection per process, and two errors that all kinds share.
+"""Open storages of Optuna: one connection per process, and the errors that all kinds share.
 
 The modules of the kinds (`_rdb`, `_journal`, `_grpc`) make connections; `_retry` uses them.
 """
@@ -20,6 +20,10 @@ _inherited: list[Connection] = []  # from parent processes; collecting them woul
 
 class StorageUnavailableError(Exception):
     """The storage cannot be reached or is too busy. The operation may have been carried out."""
+
+
+class StorageUnusableError(Exception):
+    """The storage cannot be used, and waiting does not help: a full disk, a file that is gone."""
 
 
 class ServerNotReadyError(ConnectionError):

@@ -52,7 +52,7 @@ def connect_journal(path: str, create: bool) -> Connection:
         return ConnectionError(f"The storage journal:///{path} cannot be opened: {reason}")
 
     if not create and not os.path.exists(path):
-        raise refusal(f"the file {os.path.abspath(path)} does not exist.")
+        raise refusal("the file does not exist.")
     try:
         backend = JournalFileBackend(path, lock_obj=_RepairingLock(path))
         return Connection(optuna.storages.JournalStorage(backend))

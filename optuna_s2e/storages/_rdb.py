@@ -26,6 +26,7 @@ from optuna_s2e.storages._connection import (
     Connection,
     ServerNotReadyError,
     StorageUnavailableError,
+    StorageUnusableError,
     is_writing,
 )
 from optuna_s2e.storages._urls import driver_is_missing, hide_passwords, mask_url, sqlite_file
@@ -35,6 +36,14 @@ _SQLITE_SLICE = 1.0  # seconds that it waits in one piece, in which no signal is
 WRITER_TIMEOUT = 30.0  # seconds after which PostgreSQL ends a write whose worker has stopped
 
 _SQLITE_BUSY, _SQLITE_LOCKED = 5, 6
+_SQLITE_UNUSABLE = (
+    8,
+    10,
+    11,
+    13,
+    14,
+    26,
+)  # read-only, I/O, corrupt, full, not opened, no database
 
 # https://www.postgresql.org/docs/current/libpq-connect.html: notice a server that has vanished
 _LIBPQ_OPTIONS = {
@@ -67,7 +76,7 @@ def connect_rdb(
         ConnectionError: If the database cannot be opened.
     """
     file = sqlite_file(url)
-    if file is not None and not os.path.isdir(folder := os.path.dirname(os.path.abspath(file))):
+    if file is not None and not os.path.isdir(folder := os.path.dirname(file)):
         raise _cannot_be_opened(url, f"the folder {folder} does not exist.")
     try:
         if not create:
@@ -96,9 +105,7 @@ def connect_rdb(
 def _cannot_be_opened(
     url: sqlalchemy.URL, reason: str, kind: type[ConnectionError] = ConnectionError
 ) -> ConnectionError:
-    file = sqlite_file(url)
-    where = "" if file is None or os.path.isabs(file) else f" (file {os.path.abspath(file)})"
-    return kind(f"The storage {mask_url(url)}{where} cannot be opened: {reason}")
+    return kind(f"The storage {mask_url(url)} cannot be opened: {reason}")
 
 
 def _check_existence(url: sqlalchemy.URL) -> None:
@@ -154,8 +161,9 @@ def _open(
         warnings.simplefilter("ignore", ExperimentalWarning)
         storage = _open_beside_others(make)
     sqlalchemy.event.listen(storage.engine, "handle_error", _raise_unavailable)
-    if sqlite_file(url) is not None:
+    if (file := sqlite_file(url)) is not None:
         _share_sqlite_file(storage.engine)
+        _refuse_another_file(storage.engine, file)
     elif url.get_backend_name() == "postgresql":
         _limit_suspended_writes(storage.engine)
     return storage
@@ -201,6 +209,30 @@ def _share_sqlite_file(engine: Engine) -> None:
             except StorageUnavailableError:  # another one writes
                 if time.monotonic() >= end:
                     raise
+
+
+def _refuse_another_file(engine: Engine, file: str) -> None:
+    """Refuse to go on if the database's file was deleted or replaced.
+
+    An open connection would write to a file that nobody sees, and a new one would make an empty
+    file.
+    """
+
+    def identity() -> tuple[int, int] | None:
+        try:
+            status = os.stat(file)
+        except FileNotFoundError:
+            return None
+        return status.st_dev, status.st_ino
+
+    first = identity()
+
+    def check(*_: Any) -> None:
+        if identity() != first:
+            raise StorageUnusableError("its file was deleted or replaced meanwhile.")
+
+    sqlalchemy.event.listen(engine, "do_connect", check)
+    sqlalchemy.event.listen(engine, "begin", check, insert=True)
 
 
 def _abandons_transactions(storage: RDBStorage) -> Callable[[], None]:
@@ -255,12 +287,14 @@ def _limit_suspended_writes(engine: Engine) -> None:
 
 
 def _raise_unavailable(context: ExceptionContext) -> None:
-    """Raise StorageUnavailableError in place of an error which means that."""
+    """Raise StorageUnavailableError or StorageUnusableError in place of an error which means it."""
     error = context.original_exception
     if not isinstance(error, Exception):
         return  # a signal (KeyboardInterrupt, SystemExit), which SQLAlchemy calls a disconnect
     if isinstance(error, sqlite3.Error):
         code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+        if code in _SQLITE_UNUSABLE:
+            raise StorageUnusableError(f"{error}.")
         unavailable = code in (_SQLITE_BUSY, _SQLITE_LOCKED)
     else:
         state = str(getattr(error, "sqlstate", None) or getattr(error, "pgcode", None) or "")

@@ -14,7 +14,7 @@ import time
 import uuid
 from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, TypeVar
 
 import optuna
@@ -29,12 +29,15 @@ from optuna_s2e import _optuna
 from optuna_s2e.storages._connection import (
     ProcessLocalConnection,
     StorageUnavailableError,
+    StorageUnusableError,
     operation,
 )
 from optuna_s2e.storages._signals import before_trial, signals_wait
 
 T = TypeVar("T")
 StaleTrialCallback = Callable[[optuna.Study, FrozenTrial], None]
+
+_A_SECOND = timedelta(seconds=1)
 
 _logger = optuna.logging.get_logger(__name__)
 
@@ -81,9 +84,12 @@ class RetryingStorage(BaseStorage, _optuna.BaseHeartbeat):
         self._callback = stale_trial_callback
         # "since": when it became unavailable. Threads need no lock: setdefault and pop are atomic
         self._outage: dict[str, float] = {}
+        self._logged = ""
+        self._begun: dict[int, tuple[int, datetime]] = {}  # own trials: their study and start
+        self._newest: dict[int, int] = {}  # the largest identifier of a study's trials so far
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_outage": {}}
+        return {**self.__dict__, "_outage": {}, "_begun": {}, "_newest": {}}
 
     def __repr__(self) -> str:
         return f"RetryingStorage({self._name!r})"
@@ -162,11 +168,21 @@ class RetryingStorage(BaseStorage, _optuna.BaseHeartbeat):
                 "damaged: in a database, rows by their value_json in the tables of attributes; in "
                 "a journal file, a line."
             ) from error
+        except (StorageUnusableError, OSError) as error:
+            raise self._unusable(f"cannot be used: {error}") from None
         except Exception as error:
             if not self._is_unavailable(error):
                 raise
             self._log_loss(error)
             raise StorageUnavailableError(str(error)) from error
+
+    def _unusable(self, reason: str) -> StorageInternalError:
+        """Return the error that ends the work, and log it: Optuna's loop may hide it."""
+        message = f"The storage {self._name} {reason}"
+        if message != self._logged:
+            _logger.error(message)
+            self._logged = message
+        return StorageInternalError(message)
 
     @contextmanager
     def _not_left_open(self) -> Iterator[None]:
@@ -323,8 +339,22 @@ class RetryingStorage(BaseStorage, _optuna.BaseHeartbeat):
             trials = storage.get_all_trials(study_id, deepcopy=False)
             return next((_optuna.trial_id(t) for t in reversed(trials) if is_it(t)), None)
 
-        return self._run(
+        trial_id = self._run(
             lambda s: s.create_new_trial(study_id, template), writing=True, look_up=look_up
+        )
+        if trial_id <= self._newest.get(study_id, -1):
+            self.set_trial_state_values(trial_id, TrialState.FAIL)
+            raise self._made_again()
+        self._newest[study_id] = trial_id
+        if template.state == TrialState.RUNNING:
+            self._begun[trial_id] = study_id, template.datetime_start
+        return trial_id
+
+    def _made_again(self) -> StorageInternalError:
+        """Return the error for a study whose identifiers a new one has: SQLite gives them again."""
+        return self._unusable(
+            "holds another study in place of the one that was opened: it was deleted and made "
+            "again meanwhile. Start again to work on the new one."
         )
 
     def set_trial_param(
@@ -357,12 +387,15 @@ class RetryingStorage(BaseStorage, _optuna.BaseHeartbeat):
                 return start is not None and called <= start <= datetime.now()
             return True if trial.values == (None if values is None else list(values)) else None
 
-        return self._run(
+        result = self._run(
             lambda s: s.set_trial_state_values(trial_id, state, values),
             writing=True,
             look_up=look_up,
             if_done=UpdateFinishedTrialError,
         )
+        if state.is_finished():
+            self._begun.pop(trial_id, None)
+        return result
 
     def set_trial_intermediate_value(
         self, trial_id: int, step: int, intermediate_value: float
@@ -389,7 +422,17 @@ class RetryingStorage(BaseStorage, _optuna.BaseHeartbeat):
 
     def get_trial(self, trial_id: int) -> FrozenTrial:
         """Return a trial."""
-        return self._run(lambda s: s.get_trial(trial_id))
+        study_id, start = self._begun.get(trial_id, (None, None))
+        try:
+            trial = self._run(lambda s: s.get_trial(trial_id))
+        except KeyError:
+            if any(_optuna.study_id(study) == study_id for study in self.get_all_studies()):
+                raise self._made_again() from None
+            raise
+        # databases may keep whole seconds only
+        if start and trial.datetime_start and abs(trial.datetime_start - start) >= _A_SECOND:
+            raise self._made_again()
+        return trial
 
     def get_all_trials(
         self,
@@ -419,7 +462,7 @@ class RetryingStorage(BaseStorage, _optuna.BaseHeartbeat):
             assert isinstance(storage, _optuna.BaseHeartbeat)
             with operation(writing=True):
                 storage.record_heartbeat(trial_id)
-        except (StorageUnavailableError, StorageInternalError) as error:
+        except (StorageUnavailableError, StorageUnusableError, StorageInternalError) as error:
             self._log_loss(error)
         else:
             self._log_return()

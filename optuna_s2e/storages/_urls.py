@@ -40,8 +40,8 @@ def parse_database(url: str) -> sqlalchemy.URL:
         raise driver_is_missing(parsed) from error
     if parsed.get_backend_name() == "sqlite":
         _check_sqlite(url, parsed)
-        if parsed.database is not None:
-            parsed = parsed.set(database=os.path.expanduser(parsed.database))
+        if (file := sqlite_file(parsed)) is not None:  # the same one, wherever this process goes
+            parsed = parsed.set(database=os.path.abspath(file))
     return parsed
 
 
@@ -60,7 +60,7 @@ def _check_sqlite(url: str, parsed: sqlalchemy.URL) -> None:
 
 
 def parse_journal(url: str) -> str:
-    """Return the file of a journal's URL.
+    """Return the file of a journal's URL, with its folder.
 
     Raises:
         ValueError: If it names no file.
@@ -68,7 +68,7 @@ def parse_journal(url: str) -> str:
     path = url.removeprefix(_JOURNAL)
     if not path or path == url:
         raise ValueError(f"url must be journal:///FILE, but got {mask_url(url)!r}.")
-    return os.path.expanduser(path)
+    return os.path.abspath(os.path.expanduser(path))
 
 
 def parse_grpc(url: str) -> tuple[str, int]:
@@ -160,8 +160,8 @@ def absolute_url(url: str) -> str:
     if file is None:
         return url
     if url.startswith(_JOURNAL):
-        return _JOURNAL + os.path.abspath(file)
-    parsed = sqlalchemy.make_url(url).set(database=os.path.abspath(file))
+        return _JOURNAL + file
+    parsed = sqlalchemy.make_url(url).set(database=file)
     return parsed.render_as_string(hide_password=False)
 
 
@@ -169,8 +169,8 @@ def file_of(url: str) -> str | None:
     """Return the file of a storage URL; None if it names a server, nothing, or SQLite's own URI.
 
     Example:
-        >>> file_of("sqlite:///my%20searches.db?timeout=5"), file_of("postgresql://db/s2e")
-        ('my searches.db', None)
+        >>> file_of("sqlite:////data/my%20searches.db"), file_of("postgresql://db/s2e")
+        ('/data/my searches.db', None)
     """
     if url.startswith(_JOURNAL):
         return parse_journal(url)
@@ -181,8 +181,11 @@ def file_of(url: str) -> str | None:
 
 
 def sqlite_file(url: sqlalchemy.URL) -> str | None:
-    """Return the file of an SQLite database; None in memory, for URIs and for other databases."""
+    """Return the file of an SQLite database, with its folder.
+
+    None in memory, for SQLite's own URIs and for other databases.
+    """
     file = url.database if url.drivername.partition("+")[0] == "sqlite" else None
     if not file or file == ":memory:" or (file.startswith("file:") and "uri" in url.query):
         return None
-    return os.path.expanduser(file)
+    return os.path.abspath(os.path.expanduser(file))

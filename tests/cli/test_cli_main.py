@@ -1,5 +1,6 @@
 """The s2e command as a whole: help, versions, errors in one line, and what it imports."""
 
+import argparse
 import contextlib
 import json
 import re
@@ -12,10 +13,11 @@ from pathlib import Path
 
 import optuna
 import pytest
-from commands import N_SEARCHED, SEARCH, K, Searched, last_line, only_line
+from commands import DATA, N_SEARCHED, SEARCH, K, Searched, last_line, only_line
 
 import optuna_s2e
 from optuna_s2e.cli import main
+from optuna_s2e.cli._common import shown
 from optuna_s2e.cli._main import COMMANDS
 from optuna_s2e.estimators import ESTIMATORS
 
@@ -34,7 +36,19 @@ ERRORS: dict[str, tuple[list[str], str]] = {
         r"me:\*\*\*@127.0.0.1:1/x cannot be opened",
     ),
     "password": (["status", "postgresql://me:secret@db/x"], r"unrecognized .*me:\*\*\*@db/x"),
-    "no study": (["status"], "the storage holds no studies"),
+    "no storage": (["status"], r"s2e.db cannot be opened: the file does not exist"),
+    "no export": (["export", "--out", "x.json"], r"s2e.db cannot be opened: the file does not"),
+    "no evaluation": (["evaluate"], r"s2e.db cannot be opened: the file does not exist"),
+    "no worker": (["worker"], r"s2e.db cannot be opened: the file does not exist"),
+    "no dashboard": (["dashboard"], r"s2e.db cannot be opened: the file does not exist"),
+    "half a password": (
+        ["status", "--storage", "postgresql://me:p@secret/secret@db/x"],
+        r"error: --storage must be .* but got 'postgresql://\*\*\*'",
+    ),
+    "libpq": (
+        ["status", "--storage", "host=db password='se secret'"],
+        r"error: --storage must be .* but got '\*\*\*'",
+    ),
     "no value": (["search", "--trials"], "--trials: expected one argument"),
 }
 
@@ -51,8 +65,30 @@ def test_error_is_one_line_and_nothing_is_written(
     assert error.count("\n") == 1
     assert re.search(message, error), error
     assert "secret" not in error
-    studies = optuna.get_all_study_names("sqlite:///s2e.db") if Path("s2e.db").exists() else []
-    assert studies == []
+    assert [path.name for path in Path().iterdir()] == [DATA]
+
+
+def test_a_study_that_does_not_exist_is_answered_with_those_that_do(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for name in ("mnist", "digits-pair-0.45", "digits-symmetric-0.5"):
+        optuna.create_study(study_name=name, storage="sqlite:///s2e.db")
+    for command in (["status"], ["worker"], ["evaluate"], ["export", "--out", "x.json"]):
+        line = only_line(capsys, *command, "--study-name", "digits-symetric-0.5")
+        assert line == (
+            f"s2e {command[0]}: error: Study 'digits-symetric-0.5' does not exist: the storage "
+            f"sqlite:///{Path.cwd()}/s2e.db holds 'digits-symmetric-0.5', 'digits-pair-0.45', "
+            "'mnist'."
+        )
+    assert "'digits-pair-0.45', 'digits-symmetric-0.5', 'mnist'" in only_line(capsys, "status")
+
+
+def test_next_steps_show_no_password() -> None:
+    url = "postgresql://me:s3 cr'et@db/x"
+    args = argparse.Namespace(storage=url)
+    assert shown(args, ["s2e", "status", "--storage", url, f"--storage={url}"]) == (
+        "s2e status --storage 'postgresql://me:***@db/x' '--storage=postgresql://me:***@db/x'"
+    )
 
 
 NUMBERS: dict[tuple[str, str, str], str] = {
@@ -97,7 +133,7 @@ def test_error_inside_the_database_is_one_line(
 
 
 def test_traceback_shows_where_an_error_came_from() -> None:
-    with pytest.raises(ValueError, match="holds no studies"):
+    with pytest.raises(ConnectionError, match="the file does not exist"):
         main(["status", "--traceback"])
 
 
@@ -159,6 +195,7 @@ CODE = """
 import sys, json, runpy
 sys.modules["torch"] = None  # as if it were not installed
 from optuna_s2e.cli import main
+from optuna_s2e.cli._common import shown
 def run(*argv):
     print(json.dumps([argv[0], main(argv)]), file=sys.stderr)
 before = set(sys.modules)

@@ -1,12 +1,14 @@
 """open_storage: what it refuses, what it says, and that a search goes on behind it."""
 
 import sqlite3
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import optuna
 import pytest
+import sqlalchemy
 from optuna.trial import TrialState
 
 from optuna_s2e import S2ESampler, generations, open_storage
@@ -30,7 +32,7 @@ def test_search_goes_on_after_opening_again(scheme: str, tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("url", "error", "message"),
     [
-        ("sqlite:////no/such/folder/x.db", ConnectionError, "cannot be opened: unable to open"),
+        ("sqlite:////no/such/folder/x.db", ConnectionError, "the folder /no/such/folder does not"),
         ("postgresql://u:secret@127.0.0.1:1/x", ConnectionError, r"u:\*\*\*@.* cannot be opened"),
         ("mysql://u:secret@127.0.0.1:1/x", ImportError, "driver of mysql.* is missing"),
     ],
@@ -118,3 +120,91 @@ def test_trial_of_a_dead_worker_is_failed_and_retried(tmp_path: Path) -> None:
     assert first.state == TrialState.FAIL
     assert second.state == TrialState.COMPLETE
     assert second.params == first.params
+
+
+# --- what only reads -------------------------------------------------------------------------
+
+
+def bytes_of(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def make_old(path: Path, change: str) -> None:
+    optuna.create_study(storage=f"sqlite:///{path}")
+    database = sqlite3.connect(path)
+    database.executescript(change)
+    database.close()
+
+
+MISSING: dict[str, tuple[str, Callable[[Path], object], str]] = {
+    "file": ("sqlite:///s.db", lambda path: None, "the file does not exist"),
+    "journal": ("journal:///s.db", lambda path: None, "the file does not exist"),
+    "folder": ("sqlite:///no/s.db", lambda path: None, "the folder .*/no does not exist"),
+    "empty file": ("sqlite:///s.db", lambda path: path.touch(), "the database is empty"),
+    "text": ("sqlite:///s.db", lambda path: path.write_text("s" * 999), "is not a database"),
+    "other": (
+        "sqlite:///s.db",
+        lambda path: sqlite3.connect(path).execute("CREATE TABLE a (b)").connection.close(),
+        "the database holds no studies of Optuna",
+    ),
+    "older tables": (
+        "sqlite:///s.db",
+        lambda path: make_old(path, "UPDATE alembic_version SET version_num='v2.6.0.a'"),
+        "optuna storage upgrade",
+    ),
+    "tables before Optuna 1": (
+        "sqlite:///s.db",
+        lambda path: make_old(path, "DROP TABLE alembic_version"),
+        "optuna storage upgrade",
+    ),
+    "database as journal": (
+        "journal:///s.db",
+        lambda path: make_old(path, ""),
+        "no journal of Optuna",
+    ),
+    "text as journal": (
+        "journal:///s.db",
+        lambda path: path.write_text("no\nlog\n"),
+        "no journal of Optuna",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", MISSING)
+def test_what_only_reads_makes_nothing_and_names_the_file(
+    case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url, make, message = MISSING[case]
+    monkeypatch.chdir(tmp_path)
+    make(tmp_path / "s.db")
+    before = bytes_of(tmp_path)
+    with pytest.raises(ConnectionError, match=message) as caught:
+        open_storage(url, create=False)
+    assert str(tmp_path / url.partition(":///")[2]) in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert bytes_of(tmp_path) == before
+
+
+def test_a_study_of_plain_optuna_is_read_without_a_change(tmp_path: Path) -> None:
+    optuna.create_study(study_name="s", storage=f"sqlite:///{tmp_path}/s.db").ask()
+    before = bytes_of(tmp_path)
+    storage = open_storage(f"sqlite:///{tmp_path}/s.db", create=False)
+    study = optuna.load_study(study_name="s", storage=storage)
+    assert len(study.trials) == 1
+    assert bytes_of(tmp_path) == before  # nor does it get a write-ahead log
+    study.tell(0, 0.5)
+    assert [trial.value for trial in study.trials] == [0.5]
+
+
+@pytest.mark.postgres
+def test_a_postgresql_database_without_tables_gets_none_from_who_only_reads(
+    postgres_url: str,
+) -> None:
+    for _ in range(2):
+        with pytest.raises(ConnectionError, match=r"cannot be opened: the database is empty"):
+            open_storage(postgres_url, create=False)
+    other = sqlalchemy.make_url(postgres_url).set(database="nowhere")
+    with pytest.raises(ConnectionError, match='database "nowhere" does not exist'):
+        open_storage(other.render_as_string(hide_password=False), create=False)
+    optuna.create_study(study_name="s", storage=open_storage(postgres_url))
+    assert optuna.get_all_study_names(open_storage(postgres_url, create=False)) == ["s"]

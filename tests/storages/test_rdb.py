@@ -46,7 +46,7 @@ def test_sqlite_keeps_a_write_ahead_log_and_locks_before_it_writes(tmp_path: Pat
     storage = open_storage(f"sqlite:///{tmp_path}/s.db")
     study = optuna.create_study(storage=storage)
     with engine_of(storage).connect() as connection:
-        assert connection.execute(sqlalchemy.text("PRAGMA busy_timeout")).scalar() == 60_000
+        assert connection.execute(sqlalchemy.text("PRAGMA busy_timeout")).scalar() == 1_000
     other = sqlite3.connect(tmp_path / "s.db")
     assert other.execute("PRAGMA journal_mode").fetchall() == [("wal",)]
     other.close()
@@ -69,7 +69,11 @@ def test_a_reader_is_not_held_up_by_a_writer(tmp_path: Path) -> None:
     writer.close()
 
 
-def test_sqlite_that_is_locked_for_long_is_waited_for(tmp_path: Path) -> None:
+@pytest.mark.parametrize("timeout", [60.0, 0.0])  # in one operation, or tried again
+def test_sqlite_that_is_locked_for_long_is_waited_for(
+    timeout: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_rdb, "SQLITE_TIMEOUT", timeout)
     storage = open_storage(f"sqlite:///{tmp_path}/s.db", patience=30)
     study = optuna.create_study(storage=storage)
     with engine_of(storage).connect() as connection:
