@@ -11,6 +11,7 @@ from optuna.trial import TrialState
 from optuna_s2e._typing import FloatArray
 from optuna_s2e.analysis._generations import GenerationRow
 from optuna_s2e.analysis._progress import progress_lines
+from optuna_s2e.analysis._recommend import Recommendation
 from optuna_s2e.analysis._snapshot import Snapshot
 
 TOLERANCE = 1e-9  # relative; allows for the rounding of another processor
@@ -94,7 +95,12 @@ def describe(snapshot: Snapshot) -> str:
         )
     lines += ["", f"{'generation':>10} {'opener':>7} {'trials':>7} {'complete':>9}"
               f" {'best value':>11} {'mean value':>11}"]  # fmt: skip
-    return "\n".join(lines + [_row_line(row) for row in snapshot.generation_rows])
+    lines += [_row_line(row) for row in snapshot.generation_rows]
+    n_others = len(snapshot.trials) - len(snapshot.generation_of)
+    if n_others and snapshot.is_s2e:
+        lines += ["", f"Not in the table: {n_others} trials that are no draws of this space (they "
+                  "were enqueued, or drawn by another sampler or with other ranges)"]  # fmt: skip
+    return "\n".join(lines)
 
 
 def _recommendation_line(snapshot: Snapshot) -> str:
@@ -105,8 +111,15 @@ def _recommendation_line(snapshot: Snapshot) -> str:
     low, high = picked.interval
     return (
         f"Recommended: trial {picked.trial}, expected value {picked.expected_loss:.6g} "
-        f"[{low:.6g}, {high:.6g}]"
+        f"[{low:.6g}, {high:.6g}]{_left_out(picked)}"
     )
+
+
+def _left_out(picked: Recommendation) -> str:
+    """Say what the recommendation does not use, if anything."""
+    n_trials, params = len(picked.left_out_trials), ", ".join(picked.left_out_params)
+    parts = [f"{n_trials} trials of other spaces"] * bool(n_trials) + [params] * bool(params)
+    return f", without {' and '.join(parts)}" if parts else ""
 
 
 def _row_line(row: GenerationRow) -> str:
