@@ -98,8 +98,11 @@ def describe(snapshot: Snapshot) -> str:
     lines += [_row_line(row) for row in snapshot.generation_rows]
     n_others = len(snapshot.trials) - len(snapshot.generation_of)
     if n_others and snapshot.is_s2e:
-        lines += ["", f"Not in the table: {n_others} trials that are no draws of this space (they "
-                  "were enqueued, or drawn by another sampler or with other ranges)"]  # fmt: skip
+        lines += [
+            "",
+            f"Not in the table: {_count(n_others)} (enqueued, or drawn by another sampler "
+            "or in another space)",
+        ]
     return "\n".join(lines)
 
 
@@ -117,9 +120,14 @@ def _recommendation_line(snapshot: Snapshot) -> str:
 
 def _left_out(picked: Recommendation) -> str:
     """Say what the recommendation does not use, if anything."""
-    n_trials, params = len(picked.left_out_trials), ", ".join(picked.left_out_params)
-    parts = [f"{n_trials} trials of other spaces"] * bool(n_trials) + [params] * bool(params)
-    return f", without {' and '.join(parts)}" if parts else ""
+    n_trials = len(picked.left_out_trials)
+    parts = [f"{_count(n_trials)} of another space"] if n_trials else []
+    parts += picked.left_out_params
+    return f", without {', '.join(parts)}" if parts else ""
+
+
+def _count(n_trials: int) -> str:
+    return "1 trial" if n_trials == 1 else f"{n_trials} trials"
 
 
 def _row_line(row: GenerationRow) -> str:

@@ -79,7 +79,7 @@ def test_counts_and_best_of_the_table_are_those_of_the_study() -> None:
     assert sum(int(row[3]) for row in rows) == 17  # without the enqueued one
     best = min(t.value for t in study.get_trials(states=[TrialState.COMPLETE]) if t.number)
     assert min(float(row[4]) for row in rows) == pytest.approx(best, rel=1e-4)
-    assert page[-1].startswith("Not in the table: 1 trials that are no draws of this space")
+    assert page[-1].startswith("Not in the table: 1 trial (enqueued")
 
 
 def test_what_a_recommendation_does_not_use_is_said() -> None:
@@ -88,7 +88,7 @@ def test_what_a_recommendation_does_not_use_is_said() -> None:
         params={"x": 2.0}, distributions={"x": FloatDistribution(0, 3)}, value=0.0
     ))  # fmt: skip
     line = next(x for x in describe(Snapshot.of(study)).splitlines() if "Recommended" in x)
-    assert line.endswith("], without 1 trials of other spaces")
+    assert line.endswith("], without 1 trial of another space")
 
 
 def test_what_cannot_be_recommended_is_said() -> None:
