@@ -65,7 +65,7 @@ def find_comparable(trials: Sequence[FrozenTrial]) -> Comparable:
         kept = _without(kept, kept, kinds, searched)
         for name in sorted(searched | {N_EPOCHS}):
             having = [t for t in kept if name in t.distributions]
-            described = _numbers(_key(t.distributions[name]) for t in having)
+            described = _descriptions([t.distributions[name] for t in having])
             kept = _without(kept, having, described, searched - {name})
     found = {
         n: _cover([t.distributions[n] for t in kept if n in t.distributions]) for n in searched
@@ -164,11 +164,17 @@ def _numbers(values: Iterable[Hashable]) -> list[int]:
     return [numbers.setdefault(v, len(numbers)) for v in values]
 
 
-def _key(distribution: BaseDistribution) -> Hashable:
-    """Return the same for equal distributions; choices may be lists or NaN."""
-    return (
-        repr(distribution) if isinstance(distribution, CategoricalDistribution) else distribution
-    )
+def _descriptions(distributions: Sequence[BaseDistribution]) -> list[int]:
+    """Return equal numbers for equal distributions. Choices may be thousands, lists or NaN."""
+    keys: list[Hashable] = []
+    for i, d in enumerate(distributions):
+        if not isinstance(d, CategoricalDistribution):
+            keys.append(d)
+        elif i and d.choices == getattr(distributions[i - 1], "choices", None):
+            keys.append(keys[-1])  # fast, and mostly so
+        else:
+            keys.append(repr(d))
+    return _numbers(keys)
 
 
 def _cover(distributions: Sequence[BaseDistribution]) -> BaseDistribution | None:
@@ -176,7 +182,7 @@ def _cover(distributions: Sequence[BaseDistribution]) -> BaseDistribution | None
     if not distributions:
         return None
     first = distributions[0]
-    if all(d == first for d in distributions):
+    if not any(_descriptions(distributions)):
         return first
     log = all(getattr(d, "log", False) for d in distributions)
     floats = [d for d in distributions if isinstance(d, FloatDistribution)]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -56,7 +56,7 @@ class GenerationRow:
         index: m.
         opener: Number of the trial that recorded theta. None for generation 0.
         n_trials: How many trials were drawn in this generation.
-        n_complete: How many of them have a finite value.
+        n_complete: How many of them have completed with a finite value.
         best: Their best value, in units of `trial.value`. None if there is none.
         mean: Their mean value. None if there is none.
     """
@@ -145,17 +145,18 @@ def population_size(chain: Chain | None, ledger: Ledger) -> int | None:
 
 
 def generation_rows(
-    generations: Sequence[Generation], *, maximize: bool = False
+    generations: Sequence[Generation], complete: Container[int], *, maximize: bool = False
 ) -> list[GenerationRow]:
     """Return the table of generations.
 
     Args:
         generations: The generations of a study.
+        complete: Numbers of the completed trials with a finite value.
         maximize: Whether the study maximises, so that its values are the negative losses.
     """
     rows = []
     for g in generations:
-        losses = g.losses[np.isfinite(g.losses)]
+        losses = g.losses[[n in complete for n in g.trials]]
         best, mean = None, None
         if losses.size:
             sign = -1.0 if maximize else 1.0

@@ -192,7 +192,8 @@ class Snapshot:
     @cached_property
     def generation_rows(self) -> list[GenerationRow]:
         """The table of generations."""
-        return generation_rows(self.generations, maximize=self.maximize)
+        complete = {t.number for t in self.complete}
+        return generation_rows(self.generations, complete, maximize=self.maximize)
 
     @cached_property
     def generation_of(self) -> dict[int, int]:

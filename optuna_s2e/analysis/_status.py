@@ -11,6 +11,7 @@ from optuna.trial import TrialState
 from optuna_s2e._typing import FloatArray
 from optuna_s2e.analysis._generations import GenerationRow
 from optuna_s2e.analysis._progress import progress_lines
+from optuna_s2e.analysis._recommend import Recommendation
 from optuna_s2e.analysis._snapshot import Snapshot
 
 TOLERANCE = 1e-9  # relative; allows for the rounding of another processor
@@ -94,7 +95,15 @@ def describe(snapshot: Snapshot) -> str:
         )
     lines += ["", f"{'generation':>10} {'opener':>7} {'trials':>7} {'complete':>9}"
               f" {'best value':>11} {'mean value':>11}"]  # fmt: skip
-    return "\n".join(lines + [_row_line(row) for row in snapshot.generation_rows])
+    lines += [_row_line(row) for row in snapshot.generation_rows]
+    n_others = len(snapshot.trials) - len(snapshot.generation_of)
+    if n_others and snapshot.is_s2e:
+        lines += [
+            "",
+            f"Not in the table: {_count(n_others)} (enqueued, or drawn by another sampler "
+            "or in another space)",
+        ]
+    return "\n".join(lines)
 
 
 def _recommendation_line(snapshot: Snapshot) -> str:
@@ -105,8 +114,20 @@ def _recommendation_line(snapshot: Snapshot) -> str:
     low, high = picked.interval
     return (
         f"Recommended: trial {picked.trial}, expected value {picked.expected_loss:.6g} "
-        f"[{low:.6g}, {high:.6g}]"
+        f"[{low:.6g}, {high:.6g}]{_left_out(picked)}"
     )
+
+
+def _left_out(picked: Recommendation) -> str:
+    """Say what the recommendation does not use, if anything."""
+    n_trials = len(picked.left_out_trials)
+    parts = [f"{_count(n_trials)} of another space"] if n_trials else []
+    parts += picked.left_out_params
+    return f", without {', '.join(parts)}" if parts else ""
+
+
+def _count(n_trials: int) -> str:
+    return "1 trial" if n_trials == 1 else f"{n_trials} trials"
 
 
 def _row_line(row: GenerationRow) -> str:

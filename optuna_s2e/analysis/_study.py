@@ -70,7 +70,9 @@ def recommend(study: Study, rule: str = "smoothed") -> Recommendation:
 
     One training is noisy, and the best of many trials was good and lucky. The default rule
     smooths the losses with a Gaussian process (for schedules over R(t), else over the parameters
-    in the unit cube) and takes the completed trial with the lowest posterior mean.
+    in the unit cube) and takes the completed trial with the lowest posterior mean. If parameters
+    were described in several ways, the trials of the newest space count, and odd ones do not; the
+    result names what is left out.
 
     Args:
         study: A study with completed trials of one objective.
@@ -78,9 +80,9 @@ def recommend(study: Study, rule: str = "smoothed") -> Recommendation:
             `S2ESampler`; `"best"`: `study.best_trial`, with a smoothed estimate of its value.
 
     Raises:
-        ValueError: If no trial has completed, no value is finite, the trials share no parameters,
-            the rule is unknown, the study has several objectives, or the rule is `"theta"` and
-            the study has no theta.
+        ValueError: If no trial has completed, the rule is unknown, the study has several
+            objectives, or the rule is `"theta"` and the study has no theta. Also if no value is
+            finite or the trials share no parameters, unless the rule is `"best"`.
 
     Example:
         >>> import optuna

@@ -37,6 +37,7 @@ from optuna_s2e.history._record import Draw, Record, Rules, Tags, is_of_later_re
 from optuna_s2e.schedules import N_EPOCHS
 
 _NO_TAGS: Tags = {}
+_OTHER_SCHEDULE = "its schedule space is {}, not {}"
 MAX_PENDING = 256  # looked at per draw
 
 
@@ -112,7 +113,7 @@ def locate(draw: Draw, space: SearchSpace, openers: Mapping[int, Record]) -> Flo
     """
     trial, record = draw.trial, draw.record
     if any(space.tags.get(n, v) != v for n, v in draw.tags.items()):
-        return _other_schedule(draw, space)
+        return _OTHER_SCHEDULE.format(dict(draw.tags), dict(space.tags))
     present = {n: trial.distributions[n] for n in space.names if n in trial.distributions}
     for name, d in present.items():
         if d != space.distributions[name]:
@@ -137,11 +138,6 @@ def locate(draw: Draw, space: SearchSpace, openers: Mapping[int, Record]) -> Flo
     return np.array(x, dtype=np.float64)
 
 
-def _other_schedule(draw: Draw, space: SearchSpace) -> str:
-    """Say that the schedule of a draw is not that of a space."""
-    return f"its schedule space is {dict(draw.tags)}, not {dict(space.tags)}"
-
-
 def _in_cube(x: Sequence[float], space: SearchSpace) -> bool:
     if len(x) != len(space.names):
         return False
@@ -161,6 +157,7 @@ class Ledger:
 
     Attributes:
         rules: Direction, and what counts.
+        trials: All trials of the study, as they were read last.
         draws: Draws by the trial number in their record. If two trials have the same record (a
             retry, a copied database), the first one that completed counts. If none completed,
             the last one counts.
@@ -169,8 +166,7 @@ class Ledger:
         used: Numbers of the members of all valid openers, whichever chain they are on, and the
             fingerprint of the space in which they were last used.
         slots: Draws of a search by batches: by slot, then by trial number.
-        newest_tags: The schedule space that the newest draw of a schedule names; empty if there is
-            none.
+        newest_tags: The schedule space that the newest draw with a schedule names, or empty.
         later_release: Number of a trial whose record only a later release can read.
     """
 
@@ -193,7 +189,9 @@ class Ledger:
         self._newest: dict[str | None, int] = {}  # number of the last opener of each space
         self._chains: dict[str | None, Chain] = {}  # the last one of each space
         self._located: dict[tuple[str, int], FloatArray | str] = {}
+        self.trials: Sequence[FrozenTrial] = ()
         self._n_seen = 0
+        self._evidence: dict[tuple[str, int], tuple[list[Draw], FloatArray]] = {}
         self._unfinished: set[int] = set()
         self._failed: list[int] = []
         self._last_finished: FrozenTrial | None = None
@@ -207,7 +205,7 @@ class Ledger:
         ):
             self._reset()  # another study under the same identifier
         fresh = sorted(self._unfinished) + list(range(self._n_seen, len(trials)))
-        self._n_seen = len(trials)
+        self.trials, self._n_seen = trials, len(trials)
         for number in fresh:
             trial = trials[number]
             if trial.state.is_finished():
@@ -230,6 +228,8 @@ class Ledger:
         other = self.draws.get(number)
         if other is not None and self.rules.counts(other.trial):
             return
+        if other is not None and other.trial.state.is_finished():
+            self._evidence.clear()
         self.draws[number] = draw
         if draw.record.slot is not None:
             self.slots.setdefault(draw.record.slot, {})[number] = draw
@@ -364,20 +364,18 @@ class Ledger:
                 unused.append(draw)
         return unused[::-1]
 
-    def _left_behind(
-        self, chain: Chain, population_size: int, tags: Tags, adopt: bool
-    ) -> str | None:
+    def _left_behind(self, chain: Chain, size: int, tags: Tags, adopt: bool) -> str | None:
         """Return why the last completed draw is not from the chain's space.
 
         Return None if one of the last K is. A draw whose schedule the space does not know is not
         from it if that is to be adopted; otherwise it counts with its other parameters.
         """
         own = (d for d in reversed(self.completed) if tags.items() <= d.tags.items())
-        last = list(islice(own, population_size))
-        if len(last) < population_size:
+        last = list(islice(own, size))
+        if len(last) < size:
             return None
         reasons = [
-            _other_schedule(d, chain.space)
+            _OTHER_SCHEDULE.format(dict(d.tags), dict(chain.space.tags))
             if adopt and d.tags.keys() - chain.space.tags.keys() - {N_EPOCHS}
             else self._locate(chain.space, d)
             for d in last
@@ -396,6 +394,16 @@ class Ledger:
             if draw.record.generation == 0 and draw.trial.state != TrialState.FAIL:
                 return draw.record.settings
         return None
+
+    def evidence(self, space: SearchSpace, opener: Record) -> tuple[list[Draw], FloatArray]:
+        """Return the readable members of an opener, in order, and their x (K, d)."""
+        key = (space.fingerprint, opener.trial)
+        if key in self._evidence:
+            return self._evidence[key]
+        found = self.located(space, [self.draws[n] for n in opener.members if n in self.draws])
+        if len(found[0]) == len(opener.members):  # else one may still become readable
+            self._evidence[key] = found
+        return found
 
     def coordinates(self, space: SearchSpace, draw: Draw) -> FloatArray | None:
         """Return x (d,) of a finished draw, or None if it is not from this space."""
@@ -438,13 +446,14 @@ class Ledger:
 
     def failed(self, chain: Chain) -> FloatArray:
         """Return x (F, d) of the newest `MAX_PENDING` failed draws from a chain's space."""
-        return self.located(chain.space, self.failures(MAX_PENDING))
+        return self.located(chain.space, self.failures(MAX_PENDING))[1]
 
-    def located(self, space: SearchSpace, draws: Sequence[Draw]) -> FloatArray:
-        """Return x (F, d) of the finished draws that are from the space."""
-        found = [self.coordinates(space, d) for d in draws]
-        x = [coordinates for coordinates in found if coordinates is not None]
-        return np.array(x, dtype=np.float64).reshape(-1, len(space.names))
+    def located(self, space: SearchSpace, draws: Sequence[Draw]) -> tuple[list[Draw], FloatArray]:
+        """Return the finished draws that are from the space, and their x (F, d)."""
+        finished = [d for d in draws if d.trial.state.is_finished()]
+        found = [(d, x) for d in finished if (x := self.coordinates(space, d)) is not None]
+        x = np.array([x for _, x in found], dtype=np.float64).reshape(-1, len(space.names))
+        return [d for d, _ in found], x
 
     def damage(self) -> list[str]:
         """Return one line for each record that cannot be followed."""

@@ -182,7 +182,7 @@ def known_before(
     x = [c for c in (pending[p].record.x for p in places) if c is not None]
     running = np.array(x, dtype=np.float64).reshape(-1, len(chain.space.names))
     known = [failed[p] for p in sorted(failed)[-MAX_PENDING:]]
-    return running, ledger.located(chain.space, known)
+    return running, ledger.located(chain.space, known)[1]
 
 
 def _place(draw: Draw) -> tuple[int, int, int]:

@@ -256,11 +256,10 @@ class Engine:
                 settings.
         """
         trial = request.trial
-        attrs = _optuna.system_attrs(study, trial)
-        record = own_record(attrs, trial)
         with self._lock:
             state = self.state(study, trial) if request.state is None else request.state
-            record = record or self._draw(study, request, state)
+            attrs = self._known(study).ledger.trials[trial.number].system_attrs
+            record = own_record(attrs, trial) or self._draw(study, request, state)
         if record is None:
             return None
         if DRAW_KEY not in attrs and FIXED_PARAMS_KEY not in attrs:

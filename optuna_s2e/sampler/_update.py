@@ -125,16 +125,12 @@ def _evidence(
     reuse: int,
 ) -> tuple[list[Draw], FloatArray]:
     """Return the draws of an update, oldest updates first, and their coordinates x (N, d)."""
-    reused = [n for r in ledger.last_openers(parent, reuse) for n in r.members]
-    draws, x = [], []
-    for draw in [*(ledger.draws[n] for n in reused if n in ledger.draws), *members]:
-        coordinates = ledger.coordinates(space, draw) if draw.trial.state.is_finished() else None
-        if coordinates is not None:  # a record that was damaged since is left out
-            draws.append(draw)
-            x.append(coordinates)
+    found = [ledger.evidence(space, r) for r in ledger.last_openers(parent, reuse)]
+    found.append(ledger.located(space, members))  # a record that was damaged since is left out
+    draws = [d for own, _ in found for d in own]
     if not draws:
         raise ValueError("No member is a draw from the study's space.")
-    return draws, np.array(x)
+    return draws, np.concatenate([x for _, x in found])
 
 
 def _is_chosen_by_model(draw: Draw, ledger: Ledger) -> bool:

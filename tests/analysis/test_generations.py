@@ -61,22 +61,23 @@ def test_two_openers_at_once_are_one_fork() -> None:
 
 
 def make_generation(index: int, losses: list[float]) -> Generation:
-    trials = tuple(range(len(losses)))
+    trials = tuple(range(10 * index, 10 * index + len(losses)))
     return Generation(index, np.ones(2), index or None, (), trials, np.array(losses))
 
 
 @pytest.mark.parametrize(("maximize", "best", "mean"), [(False, 1.0, 2.0), (True, -1.0, -2.0)])
-def test_rows_count_finite_losses_in_units_of_the_value(
+def test_rows_count_completed_trials_in_units_of_the_value(
     maximize: bool, best: float, mean: float
 ) -> None:
     full, empty = generation_rows(
         [
-            make_generation(0, [3.0, np.nan, 1.0, np.inf]),
+            make_generation(0, [3.0, np.nan, 1.0, np.inf, -9.0]),
             make_generation(1, [np.nan]),
         ],
+        complete={0, 2},  # the last one was pruned
         maximize=maximize,
     )
-    assert (full.index, full.opener, full.n_trials, full.n_complete) == (0, None, 4, 2)
+    assert (full.index, full.opener, full.n_trials, full.n_complete) == (0, None, 5, 2)
     assert (full.best, full.mean) == (best, mean)
     assert (empty.opener, empty.n_trials, empty.n_complete) == (1, 1, 0)
     assert empty.best is empty.mean is None

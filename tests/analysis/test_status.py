@@ -2,7 +2,8 @@
 
 import optuna
 import pytest
-from optuna.trial import FrozenTrial
+from optuna.distributions import FloatDistribution
+from optuna.trial import FrozenTrial, TrialState
 
 from optuna_s2e import S2ESampler
 from optuna_s2e._attributes import DRAW_KEY
@@ -53,6 +54,41 @@ def test_a_study_that_maximises_shows_its_values() -> None:
     values = [t.value for t in study.trials[:K] if t.value is not None]
     assert float(row[4]) == pytest.approx(max(values), rel=1e-4)
     assert float(row[5]) == pytest.approx(sum(values) / K, rel=1e-4)
+
+
+def test_counts_and_best_of_the_table_are_those_of_the_study() -> None:
+    """Pruned and failed trials are drawn, but not complete; others are named below the table."""
+
+    def objective(trial: optuna.Trial) -> float:
+        x = trial.suggest_float("x", 0, 1)
+        if trial.number % 5 == 1:
+            raise ValueError
+        if trial.number % 5 == 2:
+            trial.report(x - 9, 0)
+            raise optuna.TrialPruned
+        return x
+
+    study = optuna.create_study(sampler=S2ESampler(population_size=K, seed=0))
+    study.enqueue_trial({"x": 0.5})
+    study.optimize(objective, n_trials=30, catch=ValueError)
+    page = describe(Snapshot.of(study)).splitlines()
+    assert page[0].endswith(": 18 complete, 6 pruned, 6 fail")
+    start = next(i for i, line in enumerate(page) if "opener" in line) + 1
+    rows = [line.split() for line in page[start:-2]]
+    assert sum(int(row[2]) for row in rows) == 29
+    assert sum(int(row[3]) for row in rows) == 17  # without the enqueued one
+    best = min(t.value for t in study.get_trials(states=[TrialState.COMPLETE]) if t.number)
+    assert min(float(row[4]) for row in rows) == pytest.approx(best, rel=1e-4)
+    assert page[-1].startswith("Not in the table: 1 trial (enqueued")
+
+
+def test_what_a_recommendation_does_not_use_is_said() -> None:
+    study = searched()
+    study.add_trial(optuna.create_trial(
+        params={"x": 2.0}, distributions={"x": FloatDistribution(0, 3)}, value=0.0
+    ))  # fmt: skip
+    line = next(x for x in describe(Snapshot.of(study)).splitlines() if "Recommended" in x)
+    assert line.endswith("], without 1 trial of another space")
 
 
 def test_what_cannot_be_recommended_is_said() -> None:

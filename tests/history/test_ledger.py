@@ -139,3 +139,27 @@ def test_reading_many_generations_takes_work_in_proportion() -> None:
         return n_calls
 
     assert count_calls(240) < 6 * count_calls(60)
+
+
+def test_reused_draws_are_looked_up_once() -> None:
+    """What an opener reads does not grow with the updates whose draws it reuses."""
+
+    def lookups(n: int) -> int:
+        sampler = S2ESampler(population_size=K, estimator="natural", reuse=1000, seed=0)
+        study = optuna.create_study(sampler=sampler)
+        study.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=n * K)
+        n_lookups = 0
+
+        def count(frame: Any, event: str, argument: Any) -> None:
+            nonlocal n_lookups
+            n_lookups += event == "call" and frame.f_code.co_name == "coordinates"
+
+        sys.setprofile(count)
+        try:
+            study.ask().suggest_float("x", 0, 1)  # opens a generation
+        finally:
+            sys.setprofile(None)
+        assert len(generations(study)) == n + 1
+        return n_lookups
+
+    assert lookups(60) == lookups(20) <= 8 * K
