@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,7 +16,6 @@ from optuna_s2e.schedules import Schedule
 from optuna_s2e.surrogate import MAX_POINTS, Model
 
 RULES = ("smoothed", "theta", "best")
-LARGEST = sys.float_info.max
 
 
 @dataclass(frozen=True)
@@ -122,8 +120,7 @@ def _with_interval(
     z = model.featurize(space.encode(params)[None], space.active(params)[None])
     mean, deviation = (float(v[0]) for v in model.gp.predict(z))
     bounds = sorted(
-        (-1.0 if rules.maximize else 1.0) * max(-LARGEST, min(mean + z * deviation, LARGEST))
-        for z in (-1.96, 1.96)
+        (-1.0 if rules.maximize else 1.0) * (mean + z * deviation) for z in (-1.96, 1.96)
     )
     return Recommendation(
         params=params,

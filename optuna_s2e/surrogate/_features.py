@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from optuna_s2e._typing import BoolArray, FloatArray, IntArray
-from optuna_s2e.distributions import Categorical, SearchSpace, decode_column
+from optuna_s2e.distributions import SearchSpace, decode_column
 from optuna_s2e.schedules import find_space
 
 N_POINTS = 32  # points of the grid on which schedules are compared
@@ -52,10 +52,9 @@ def featurize(space: SearchSpace, x: FloatArray, active: BoolArray | None = None
     columns = dict(zip(space.names, x.T, strict=True))
     params = {n: decode_column(columns[n], space.distributions[n]) for n in own}
     curves: FloatArray = schedules.curves(params, N_POINTS) / np.sqrt(N_POINTS)
-    others = {n: d for n, d in space.distributions.items() if n not in own}
-    if not others:
+    rest = _others(space)
+    if rest is None:
         return curves
-    rest = SearchSpace.of(others)
     at = [space.names.index(n) for n in rest.names]
     return np.concatenate([curves, rest.unit_features(x[:, at], active[:, at])], axis=1)
 
@@ -79,12 +78,43 @@ def feature_groups(space: SearchSpace) -> IntArray:
         >>> feature_groups(space).tolist()
         [0, 1, 1]
     """
+    others = _others(space)
+    sizes = [N_POINTS] * bool(_schedule_names(space))
+    sizes += others.feature_sizes if others is not None else []
+    return np.repeat(np.arange(len(sizes)), sizes)
+
+
+def numbered_features(space: SearchSpace) -> BoolArray:
+    """Return which features of `featurize` are numbers of categories: equal or not, never near.
+
+    Args:
+        space: Space of the draws.
+
+    Returns:
+        True or False, (n_features,). All are False unless the space has many categories.
+
+    Example:
+        >>> from optuna.distributions import CategoricalDistribution, FloatDistribution
+        >>> from optuna_s2e.distributions import SearchSpace
+        >>> from optuna_s2e.surrogate import numbered_features
+        >>> space = SearchSpace.of(
+        ...     {"a": FloatDistribution(0, 9), "b": CategoricalDistribution(range(1000))}
+        ... )
+        >>> numbered_features(space).tolist()
+        [False, True]
+    """
+    numbered, others = np.zeros(len(feature_groups(space)), dtype=bool), _others(space)
+    if others is not None:  # they come last
+        of_others = others.numbered_features
+        numbered[len(numbered) - len(of_others) :] = of_others
+    return numbered
+
+
+def _others(space: SearchSpace) -> SearchSpace | None:
+    """Return the space of the parameters that belong to no schedule, if any."""
     own = _schedule_names(space)
     others = {n: d for n, d in space.distributions.items() if n not in own}
-    families = SearchSpace.of(others).distribution.families if others else ()
-    sizes = [N_POINTS] * bool(own)
-    sizes += [f.n if isinstance(f, Categorical) else f.n_columns for f in families]
-    return np.repeat(np.arange(len(sizes)), sizes)
+    return SearchSpace.of(others) if others else None
 
 
 def _schedule_names(space: SearchSpace) -> list[str]:

@@ -154,7 +154,9 @@ def test_candidates_near_the_best_lie_on_the_way_to_others(
 def test_share_failed_is_that_of_the_five_nearest() -> None:
     completed = np.array([[0.0], [0.1], [0.2], [0.3], [0.4]])
     failed = np.array([[0.8], [0.9], [1.0]])
-    share = _acquisition.share_failed(np.array([[0.0], [0.65], [1.0]]), completed, failed)
+    share = _acquisition.share_failed(
+        np.array([[0.0], [0.65], [1.0]]), completed, failed, np.zeros(1)
+    )
     assert share.tolist() == [0.0, 0.6, 0.6]
-    few = _acquisition.share_failed(np.array([[0.0]]), completed[:1], failed[:2])
+    few = _acquisition.share_failed(np.array([[0.0]]), completed[:1], failed[:2], np.zeros(1))
     assert few.tolist() == [2 / 3]
