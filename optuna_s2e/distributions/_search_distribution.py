@@ -41,12 +41,12 @@ from scipy.special import digamma, gammaln, zeta
 from optuna_s2e._checks import check_int, check_shape
 from optuna_s2e._typing import BoolArray, FloatArray, IntArray
 
-MANY_CATEGORIES = 64
+MANY_CATEGORIES = 72
 """With more categories in all, steps of theta are looked for in a subspace (`tangents`).
 
-Up to here the matrices of all components, 400 virtual draws at a time, take no longer than the
-rest of an update. Their last bits differ from those of the subspace, and recorded thetas shall be
-found again.
+Up to here the matrices of all components, for 400 virtual draws at a time, are quick enough.
+Between blocks they hold more than the subspace does, and recorded thetas must be found again. 72
+is the largest space of the studies.
 """
 
 NULL_LENGTH = 1e-9

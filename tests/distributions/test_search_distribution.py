@@ -165,6 +165,12 @@ def test_each_categorical_is_a_part_and_all_other_blocks_are_one():
     assert part.tolist() == [-1, -1, 1, 1, -1, -1, -1, 3, 3]
 
 
+@pytest.mark.parametrize(("n", "many"), [(1, False), (18, False), (19, True), (5000, True)])
+def test_more_than_72_categories_are_many(n, many):
+    distribution = SearchDistribution((*[Categorical(n)] * 4, Beta(), Dirichlet(80)))
+    assert distribution.has_many_categories is many
+
+
 def test_unseen_categories_are_named_by_their_components():
     distribution = SearchDistribution((Beta(), Categorical(4), Categorical(2)))
     X = np.array([[0.5, 3.0, 0.0], [0.5, 1.0, 1.0]])

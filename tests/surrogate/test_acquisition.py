@@ -98,7 +98,7 @@ def test_proposal_has_the_lowest_bound_of_what_a_loss_would_teach(n: int, seed: 
 
 def test_after_equal_losses_a_draw_of_p_theta_is_proposed() -> None:
     """The least certain points, by contrast, are the corners."""
-    found = proposals(model_of(lambda x: np.full(len(x), 0.1), 12), 150, generation=2)
+    found = proposals(model_of(lambda x: np.full(len(x), 7.0), 12), 150, generation=2)
     for column in found.T:
         assert stats.kstest(column, "uniform").pvalue > 1e-3
 
