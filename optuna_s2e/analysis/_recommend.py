@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -19,7 +18,6 @@ from optuna_s2e.schedules import Schedule
 from optuna_s2e.surrogate import MAX_POINTS, Model
 
 RULES = ("smoothed", "theta", "best")
-LARGEST = sys.float_info.max
 
 
 @dataclass(frozen=True)
@@ -128,8 +126,7 @@ class _Fitted(NamedTuple):
         space = self.model.space
         z = self.model.featurize(space.encode(params)[None], space.active(params)[None])
         mean, deviation = (float(v[0]) for v in self.model.gp.predict(z))
-        low, high = (max(-LARGEST, min(mean + z * deviation, LARGEST)) for z in (-1.96, 1.96))
-        return mean, (low, high)
+        return mean, (mean - 1.96 * deviation, mean + 1.96 * deviation)
 
 
 def _fit(found: Comparable, rules: Rules, study_name: str) -> _Fitted:

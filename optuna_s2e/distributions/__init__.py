@@ -27,6 +27,7 @@ from optuna_s2e.distributions._search_space import (
     decode,
     decode_column,
     intersection,
+    same_distribution,
     same_value,
     union,
 )
@@ -56,6 +57,7 @@ __all__ = [
     "keyed_coordinate",
     "keyed_rng",
     "parameter_names",
+    "same_distribution",
     "same_value",
     "simplex_params",
     "suggest_simplex",

@@ -35,10 +35,22 @@ from typing import NamedTuple, final
 
 import numpy as np
 from numpy.typing import ArrayLike
+from scipy.linalg import block_diag
 from scipy.special import digamma, gammaln, zeta
 
 from optuna_s2e._checks import check_int, check_shape
 from optuna_s2e._typing import BoolArray, FloatArray, IntArray
+
+MANY_CATEGORIES = 72
+"""With more categories in all, steps of theta are looked for in a subspace (`tangents`).
+
+Up to here the matrices of all components, for 400 virtual draws at a time, are quick enough.
+Between blocks they hold more than the subspace does, and recorded thetas must be found again. 72
+is the largest space of the studies.
+"""
+
+NULL_LENGTH = 1e-9
+"""Tangents shorter than this share of their summands are rounding errors."""
 
 EPSILON = 1e-6
 """Draws keep this distance from the boundary, where the score of a Beta is infinite."""
@@ -89,6 +101,24 @@ class Family(ABC):
     def mean(self, theta: FloatArray) -> FloatArray:
         """Return the mean, or the most probable category, (n_columns,)."""
 
+    def score_sum(self, theta: FloatArray, X: FloatArray, weights: FloatArray) -> FloatArray:
+        """Return the sum of weights (K,) times scores, (n_theta,)."""
+        return np.asarray(weights @ self.score(theta, X))
+
+    def score_along(self, theta: FloatArray, X: FloatArray, basis: FloatArray) -> FloatArray:
+        """Return the scores times a basis (n_theta, m), (K, m)."""
+        return np.asarray(self.score(theta, X) @ basis)
+
+    @abstractmethod
+    def hessian_along(
+        self, theta: FloatArray, X: FloatArray, weights: FloatArray, basis: FloatArray
+    ) -> FloatArray:
+        """Return basis' (sum of weights times Hessians) basis, (m, m)."""
+
+    @abstractmethod
+    def tangents(self, theta: FloatArray, gradient: FloatArray, free: BoolArray) -> FloatArray:
+        """Return the basis of this block for `SearchDistribution.tangents`, (n_theta, m)."""
+
     def project(self, theta: FloatArray, bounds: tuple[float, float]) -> FloatArray:
         """Bring finite theta of any sign into the box [low, high] per component."""
         return np.clip(theta, *bounds)
@@ -130,6 +160,19 @@ class _Concentration(Family):
         """Return the Hessian of A: diag(psi_1(theta)) - psi_1(S)."""
         # The trigamma function is Hurwitz's zeta(2, .), which scipy evaluates faster.
         return np.diag(zeta(2.0, theta)) - float(zeta(2.0, _sum(theta)))
+
+    def hessian_along(
+        self, theta: FloatArray, X: FloatArray, weights: FloatArray, basis: FloatArray
+    ) -> FloatArray:
+        """Return minus the sum of the weights times basis' F basis."""
+        return np.asarray(-weights.sum() * (basis.T @ self.fisher(theta) @ basis))
+
+    def tangents(self, theta: FloatArray, gradient: FloatArray, free: BoolArray) -> FloatArray:
+        """Return a basis of all free components."""
+        eigenvalues, axes = np.linalg.eigh(self.fisher(theta)[np.ix_(free, free)])
+        basis = np.zeros((self.n_theta, len(eigenvalues)))
+        basis[free] = axes / np.sqrt(eigenvalues)
+        return basis
 
     def kl(self, theta: FloatArray, other: FloatArray) -> FloatArray:
         """Return A(other) - A(theta) - (other - theta) . grad A(theta), a Bregman divergence."""
@@ -279,6 +322,51 @@ class Categorical(Family):
         total = _sum(theta)
         return np.diag(1.0 / (total * theta)) - 1.0 / total**2
 
+    def score_sum(self, theta: FloatArray, X: FloatArray, weights: FloatArray) -> FloatArray:
+        """Return the sum over the draws of each category, without their scores."""
+        return self._totals(X, weights) / theta - _sum(weights) / _sum(theta)
+
+    def score_along(self, theta: FloatArray, X: FloatArray, basis: FloatArray) -> FloatArray:
+        """Return one row of the basis per draw, without its score."""
+        return np.asarray(
+            (basis / theta[:, None])[self._index(X)] - basis.sum(axis=0) / _sum(theta)
+        )
+
+    def hessian_along(
+        self, theta: FloatArray, X: FloatArray, weights: FloatArray, basis: FloatArray
+    ) -> FloatArray:
+        """Return the sum of a rank-one and a diagonal form, without their matrices."""
+        columns = basis.sum(axis=0) / _sum(theta)
+        diagonal = self._totals(X, weights) / theta**2
+        return _sum(weights) * np.outer(columns, columns) - (basis.T * diagonal) @ basis
+
+    def tangents(self, theta: FloatArray, gradient: FloatArray, free: BoolArray) -> FloatArray:
+        r"""Return an orthonormal basis of F^+ g and F^+ 1.
+
+        By Proposition 1 the Hessian of this block is :math:`-(g 1^T + 1 g^T) / S`, so a step has
+        no other directions.
+        """
+        along = theta / np.linalg.norm(theta)
+
+        def orthogonal(v: FloatArray) -> FloatArray:  # to theta, along which F is singular
+            return v - along * float((along * v).sum())
+
+        def inner(a: FloatArray, b: FloatArray) -> float:  # a' F b
+            a, b = (v - theta * (_sum(v) / total) for v in (a, b))  # the same to p_theta
+            return float((a * b / theta).sum()) / total
+
+        total, basis = _sum(theta), list[FloatArray]()
+        for covector in (gradient, np.ones(self.n)):
+            v = covector / (float(np.abs(covector).max()) or 1.0)
+            d = orthogonal(total * theta * orthogonal(v))  # F^+ v
+            for _ in range(2):  # Gram and Schmidt, twice because the first time leaves a rest
+                for b in basis:
+                    d = d - b * inner(b, d)
+            length = np.sqrt(inner(d, d))
+            if length > NULL_LENGTH * np.sqrt(total * (theta * v * v).sum()):
+                basis.append(d / length)
+        return np.stack(basis, axis=1) if basis else np.zeros((self.n, 0))
+
     def kl(self, theta: FloatArray, other: FloatArray) -> FloatArray:
         """Return the sum of p log(p / q)."""
         p, q = (t / t.sum(axis=-1, keepdims=True) for t in (theta, other))
@@ -308,9 +396,12 @@ class Categorical(Family):
         return np.ones(self.n, dtype=np.bool_)
 
     def _index(self, X: FloatArray) -> IntArray:
-        if not np.isin(X, np.arange(self.n)).all():
+        if not np.all((np.floor(X) == X) & (X >= 0.0) & np.less(X, self.n)):
             raise ValueError(_outside("a Categorical", f"an index in 0..{self.n - 1}", X))
         return X[:, 0].astype(np.intp)
+
+    def _totals(self, X: FloatArray, weights: FloatArray) -> FloatArray:
+        return np.bincount(self._index(X), weights, self.n).astype(np.float64)
 
     def _one_hot(self, X: FloatArray) -> FloatArray:
         return np.asarray(np.eye(self.n)[self._index(X)])
@@ -320,6 +411,18 @@ class _Block(NamedTuple):
     family: Family
     columns: slice
     theta: slice
+
+
+class Tangents(NamedTuple):
+    """Hold what `SearchDistribution.tangents` returns.
+
+    Attributes:
+        basis: B with B' F B = I, (n_theta, m).
+        part: One number for each categorical block, and one for all other blocks together, (m,).
+    """
+
+    basis: FloatArray
+    part: IntArray
 
 
 @dataclass(frozen=True)
@@ -418,6 +521,65 @@ class SearchDistribution:
         for family, _, block in self._blocks:
             fisher[block, block] = family.fisher(theta[block])
         return fisher
+
+    @cached_property
+    def has_many_categories(self) -> bool:
+        """Whether there are more than `MANY_CATEGORIES` categories in all."""
+        return sum(f.n for f in self.families if isinstance(f, Categorical)) > MANY_CATEGORIES
+
+    def unseen(self, X: ArrayLike) -> list[IntArray]:
+        """Return which components of theta belong to categories that no row has, by block."""
+        X = self._checked_points(X)
+        return [
+            b.theta.start + np.setdiff1d(np.arange(b.family.n), X[:, b.columns])
+            for b in self._blocks
+            if isinstance(b.family, Categorical)
+        ]
+
+    def tangents(self, theta: ArrayLike, gradient: ArrayLike, free: BoolArray) -> Tangents:
+        """Return the directions among which a step downhill is looked for.
+
+        Args:
+            theta: Parameters, (n_theta,).
+            gradient: Gradient of J at theta, (n_theta,).
+            free: Components that a step may move, (n_theta,).
+
+        Returns:
+            Two directions of each categorical block and all free ones of the others, orthonormal
+            in the Fisher metric. The natural gradient lies in their span.
+        """
+        theta = self._checked_theta("theta", theta)
+        slope = self._checked_theta("gradient", gradient, positive=False)
+        bases = [b.family.tangents(theta[b.theta], slope[b.theta], free[b.theta])
+                 for b in self._blocks]  # fmt: skip
+        parts = [
+            i if isinstance(b.family, Categorical) else -1 for i, b in enumerate(self._blocks)
+        ]
+        return Tangents(block_diag(*bases), np.repeat(parts, [b.shape[1] for b in bases]))
+
+    def score_sum(self, theta: ArrayLike, X: ArrayLike, weights: FloatArray) -> FloatArray:
+        """Return the sum of weights (K,) times `score`, (n_theta,)."""
+        theta, X = self._checked_theta("theta", theta), self._checked_points(X)
+        sums = [b.family.score_sum(theta[b.theta], X[:, b.columns], weights) for b in self._blocks]
+        return np.concatenate(sums)
+
+    def score_along(self, theta: ArrayLike, X: ArrayLike, basis: FloatArray) -> FloatArray:
+        """Return `score` times a basis (n_theta, m), (K, m)."""
+        theta, X = self._checked_theta("theta", theta), self._checked_points(X)
+        return sum(
+            (b.family.score_along(theta[b.theta], X[:, b.columns], basis[b.theta])
+             for b in self._blocks), np.zeros((len(X), basis.shape[1])),
+        )  # fmt: skip
+
+    def hessian_along(
+        self, theta: ArrayLike, X: ArrayLike, weights: FloatArray, basis: FloatArray
+    ) -> FloatArray:
+        """Return basis' (sum of weights (K,) times `hessian`) basis, (m, m)."""
+        theta, X = self._checked_theta("theta", theta), self._checked_points(X)
+        return sum(
+            (b.family.hessian_along(theta[b.theta], X[:, b.columns], weights, basis[b.theta])
+             for b in self._blocks), np.zeros((basis.shape[1], basis.shape[1])),
+        )  # fmt: skip
 
     def kl(self, theta: ArrayLike, other: ArrayLike) -> float:
         """Return KL(p_theta || p_other) >= 0 in nats."""

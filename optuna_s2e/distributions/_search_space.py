@@ -145,6 +145,25 @@ def encode(value: Any, distribution: BaseDistribution) -> float:
     return min(max(u, EPSILON), 1.0 - EPSILON)
 
 
+def same_distribution(a: BaseDistribution, b: BaseDistribution) -> bool:
+    """Return whether two distributions are equal: a == b, but fast if there are many choices.
+
+    Args:
+        a: A distribution of Optuna.
+        b: Another one.
+
+    Example:
+        >>> from optuna.distributions import CategoricalDistribution
+        >>> from optuna_s2e.distributions import same_distribution
+        >>> same_distribution(CategoricalDistribution("ab"), CategoricalDistribution("ab"))
+        True
+    """
+    match a, b:
+        case CategoricalDistribution(), CategoricalDistribution() if a.choices == b.choices:
+            return True
+    return bool(a == b)
+
+
 def same_value(distribution: BaseDistribution, a: Any, b: Any) -> bool:
     """Return whether two values of a parameter are equal up to another platform's rounding.
 
@@ -295,14 +314,18 @@ class SearchSpace:
 
         Returns:
             Features, (K, n_features): the weights of simplexes, coordinates of numbers, and
-            categories as one-hot vectors at distance 1 from each other.
+            categories as one-hot vectors at distance 1 from each other. If there are many
+            categories, each is its number instead, or -1 where the objective asks for none.
         """
+        many = self.distribution.has_many_categories
         points = self.points(x)
         columns, start, at = [], 0, 0
         for family in self.distribution.families:
             block = points[:, start : start + family.n_columns]
             middle = 0.5
-            if isinstance(family, Categorical):
+            if isinstance(family, Categorical) and many:
+                middle = -1.0
+            elif isinstance(family, Categorical):
                 block = (block == np.arange(family.n)) / math.sqrt(2.0)
                 middle = math.sqrt(0.5) / family.n
             elif isinstance(family, Dirichlet):
@@ -311,6 +334,22 @@ class SearchSpace:
             start += family.n_columns
             at += family.n_columns - isinstance(family, Dirichlet)
         return np.concatenate(columns, axis=1)
+
+    @property
+    def feature_sizes(self) -> list[int]:
+        """Number of features of each family in `unit_features`."""
+        many = self.distribution.has_many_categories
+        return [
+            f.n if isinstance(f, Categorical) and not many else f.n_columns
+            for f in self.distribution.families
+        ]
+
+    @property
+    def numbered_features(self) -> BoolArray:
+        """Which features are numbers of categories, (n_features,)."""
+        many = self.distribution.has_many_categories
+        numbered = [isinstance(f, Categorical) and many for f in self.distribution.families]
+        return np.repeat(np.array(numbered, dtype=bool), self.feature_sizes)
 
     def sample(self, theta: FloatArray, rng: np.random.Generator) -> FloatArray:
         """Draw one x (d,) from p_theta."""
@@ -337,7 +376,9 @@ def intersection(
         ['a']
     """
     first, *rest = spaces
-    return {n: d for n, d in first.items() if all(s.get(n) == d for s in rest)}
+    return {
+        n: d for n, d in first.items() if all(n in s and same_distribution(s[n], d) for s in rest)
+    }
 
 
 def union(spaces: list[Mapping[str, BaseDistribution]]) -> dict[str, BaseDistribution]:
@@ -362,7 +403,9 @@ def union(spaces: list[Mapping[str, BaseDistribution]]) -> dict[str, BaseDistrib
     found: dict[str, BaseDistribution] = {}
     for space in spaces:
         found = {**space, **found}
-    return {n: d for n, d in found.items() if all(s.get(n, d) == d for s in spaces)}
+    return {
+        n: d for n, d in found.items() if all(same_distribution(s[n], d) for s in spaces if n in s)
+    }
 
 
 def _n_values(d: FloatDistribution | IntDistribution) -> int:

@@ -32,7 +32,7 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -40,7 +40,7 @@ from numpy.typing import ArrayLike
 from scipy import optimize
 
 from optuna_s2e._checks import check_shape
-from optuna_s2e._typing import FloatArray
+from optuna_s2e._typing import FloatArray, IntArray
 from optuna_s2e.distributions import SearchDistribution
 
 NULL_EIGENVALUE = 1e-12
@@ -486,14 +486,82 @@ def descent_step(
         [1.5, 2.5]
     """
     displacement = _displacement(distribution, theta, gradient, hessian, direction, settings)
-    scale = 1.0
-    for _ in range(MAX_BACKTRACKS if np.isfinite(displacement).all() else 0):
-        candidate = distribution.project(theta + scale * displacement, settings.theta_bounds)
-        kl = distribution.kl(candidate, reference)
-        if kl <= settings.max_kl:
-            return Step(candidate, kl, scale)
-        scale *= BACKTRACK
-    return Step(theta.copy(), distribution.kl(theta, reference), 0.0)
+    return _backtrack(distribution, theta, displacement, reference, settings)
+
+
+def subspace_step(
+    distribution: SearchDistribution,
+    theta: FloatArray,
+    points: FloatArray,
+    weighted_losses: FloatArray,
+    *,
+    direction: Direction,
+    needs_hessian: bool,
+    reference: FloatArray,
+    settings: StepSettings,
+    alike: Sequence[IntArray] = (),
+) -> tuple[FloatArray, Step]:
+    r"""Estimate the gradient and do a step among many categories, without large matrices.
+
+    The direction is taken in the subspace of `SearchDistribution.tangents`, with basis B: it sees
+    the gradient :math:`B^T g`, the Hessian :math:`B^T H B` and the Fisher information
+    :math:`B^T F B = I`. For one categorical block, and for natural gradients, this is the step of
+    `descent_step`. Time and memory grow with the number of categories, not with its square.
+    Hessian terms between a categorical block and others are left out: its directions follow from
+    the losses of the same draws, so the terms would be fitted to noise and stop the other blocks.
+
+    Args:
+        distribution: p_theta.
+        theta: Start of the step, inside the box, (n_theta,).
+        points: Draws, (N, n_columns).
+        weighted_losses: Weights of the draws times their standardised losses, (N,).
+        direction: Function that returns d.
+        needs_hessian: Whether the direction needs a Hessian.
+        reference: Centre of the trust region, (n_theta,).
+        settings: As for `descent_step`.
+        alike: Components of theta whose categories have the same expected loss, in groups. They
+            share the mean of their gradients, which is then less noisy.
+
+    Returns:
+        The gradient by Eq 7, (n_theta,), and the step.
+
+    Raises:
+        ValueError: If a shape is wrong, or a point is outside the support.
+
+    Example:
+        >>> import numpy as np
+        >>> from optuna_s2e.distributions import Categorical, SearchDistribution
+        >>> from optuna_s2e.estimators import newton, resolve
+        >>> distribution = SearchDistribution((Categorical(1000),))
+        >>> theta, points = distribution.uniform_theta(), np.array([[3.0], [5.0]])
+        >>> gradient, step = newton.subspace_step(
+        ...     distribution, theta, points, np.array([1.0, -1.0]),
+        ...     direction=newton.newton_direction, needs_hessian=True, reference=theta,
+        ...     settings=resolve({}),
+        ... )
+        >>> int(step.theta.argmin()), int(step.theta.argmax())
+        (3, 5)
+    """
+    n = len(points)
+    gradient = distribution.score_sum(theta, points, weighted_losses) / n
+    for components in alike:
+        if len(components):
+            gradient[components] = gradient[components].mean()
+    free = distribution.free(theta, gradient, settings.theta_bounds)
+    if direction is gradient_direction:  # needs no metric, and leaves the subspace
+        displacement = np.where(free, -settings.step_size * gradient, 0.0)
+        return gradient, _backtrack(distribution, theta, displacement, reference, settings)
+    basis, part = distribution.tangents(theta, gradient, free)
+    hessian = None
+    if needs_hessian:
+        scores = distribution.score_along(theta, points, basis)
+        hessian = (weighted_losses * scores.T) @ scores
+        hessian += distribution.hessian_along(theta, points, weighted_losses, basis)
+        hessian = (hessian + hessian.T) / (2.0 * n)
+        hessian = np.where(part[:, None] == part, hessian, 0.0)
+    d = direction(basis.T @ gradient, hessian, np.eye(basis.shape[1]), settings)
+    displacement = settings.step_size * (basis * d).sum(axis=1)
+    return gradient, _backtrack(distribution, theta, displacement, reference, settings)
 
 
 def update(
@@ -550,21 +618,33 @@ def update(
 
     weights = importance_weights(log_density, drawn, settings.max_weight)
     standardized = z_scores(losses, weights=weights)
-    scores = distribution.score(theta, points)
-    gradient = gradient_estimate(standardized, scores, weights)
-    hessian = None
-    if settings.needs_hessian:
-        hessians = distribution.hessian(theta, points)
-        hessian = hessian_estimate(standardized, scores, hessians, weights)
-    step = descent_step(
-        distribution,
-        theta,
-        gradient,
-        hessian,
-        direction=settings.direction,
-        reference=theta,
-        settings=settings,
-    )
+    if distribution.has_many_categories:
+        gradient, step = subspace_step(
+            distribution,
+            theta,
+            np.asarray(points, np.float64),
+            weights * standardized,
+            direction=settings.direction,
+            needs_hessian=settings.needs_hessian,
+            reference=theta,
+            settings=settings,
+        )
+    else:
+        scores = distribution.score(theta, points)
+        gradient = gradient_estimate(standardized, scores, weights)
+        hessian = None
+        if settings.needs_hessian:
+            hessians = distribution.hessian(theta, points)
+            hessian = hessian_estimate(standardized, scores, hessians, weights)
+        step = descent_step(
+            distribution,
+            theta,
+            gradient,
+            hessian,
+            direction=settings.direction,
+            reference=theta,
+            settings=settings,
+        )
     return Update(
         theta=step.theta,
         gradient_norm=float(np.linalg.norm(gradient)),
@@ -572,6 +652,24 @@ def update(
         effective_sample_size=effective_sample_size(weights),
         step_scale=step.scale,
     )
+
+
+def _backtrack(
+    distribution: SearchDistribution,
+    theta: FloatArray,
+    displacement: FloatArray,
+    reference: FloatArray,
+    settings: StepSettings,
+) -> Step:
+    """Return the longest step tried that stays in the trust region, or theta itself."""
+    scale = 1.0
+    for _ in range(MAX_BACKTRACKS if np.isfinite(displacement).all() else 0):
+        candidate = distribution.project(theta + scale * displacement, settings.theta_bounds)
+        kl = distribution.kl(candidate, reference)
+        if kl <= settings.max_kl:
+            return Step(candidate, kl, scale)
+        scale *= BACKTRACK
+    return Step(theta.copy(), distribution.kl(theta, reference), 0.0)
 
 
 def _displacement(

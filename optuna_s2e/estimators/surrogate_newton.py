@@ -22,6 +22,7 @@ from __future__ import annotations
 import numpy as np
 
 from optuna_s2e._typing import FloatArray
+from optuna_s2e.distributions import SearchDistribution
 from optuna_s2e.estimators import newton
 from optuna_s2e.estimators.settings import UpdateSettings
 from optuna_s2e.surrogate import Model
@@ -70,27 +71,53 @@ def update(
     """
     space, distribution = model.space, model.space.distribution
     moved, first_norm, scale = theta, 0.0, 0.0
+    unseen = distribution.unseen(space.points(model.x))  # to the model, they are alike
     for step_number in range(N_STEPS):
         points = distribution.sample(moved, rng, N_VIRTUAL)
         f = newton.z_scores(model.gp.mean(model.featurize(space.coordinates(points))))
-        weights = np.ones(N_VIRTUAL)
-        scores = distribution.score(moved, points)
-        gradient = newton.gradient_estimate(f, scores, weights)
-        # Proposition 1 as in newton.hessian_estimate, but by matrix products, which are faster.
-        hessian = (f * scores.T) @ scores
-        hessian += np.tensordot(f, distribution.hessian(moved, points), axes=1)
-        step = newton.descent_step(
-            distribution,
-            moved,
-            gradient,
-            (hessian + hessian.T) / (2.0 * N_VIRTUAL),
-            direction=newton.newton_direction,
-            reference=theta,
-            settings=settings,
-        )
+        if distribution.has_many_categories:
+            gradient, step = newton.subspace_step(
+                distribution,
+                moved,
+                points,
+                f,
+                direction=newton.newton_direction,
+                needs_hessian=True,
+                reference=theta,
+                settings=settings,
+                alike=unseen,
+            )
+        else:
+            gradient, step = _step(distribution, moved, points, f, theta, settings)
         if step_number == 0:
             first_norm, scale = float(np.linalg.norm(gradient)), step.scale
         moved = step.theta
         if step.scale < LEAST_SCALE:
             break
     return newton.Update(moved, first_norm, distribution.kl(moved, theta), N_VIRTUAL, scale)
+
+
+def _step(
+    distribution: SearchDistribution,
+    theta: FloatArray,
+    points: FloatArray,
+    f: FloatArray,
+    reference: FloatArray,
+    settings: UpdateSettings,
+) -> tuple[FloatArray, newton.Step]:
+    """Return the gradient and the step of virtual draws with losses f of mean 0."""
+    scores = distribution.score(theta, points)
+    gradient = newton.gradient_estimate(f, scores, np.ones(len(points)))
+    # Proposition 1 as in newton.hessian_estimate, but by matrix products, which are faster.
+    hessian = (f * scores.T) @ scores
+    hessian += np.tensordot(f, distribution.hessian(theta, points), axes=1)
+    step = newton.descent_step(
+        distribution,
+        theta,
+        gradient,
+        (hessian + hessian.T) / (2.0 * len(points)),
+        direction=newton.newton_direction,
+        reference=reference,
+        settings=settings,
+    )
+    return gradient, step

@@ -30,6 +30,7 @@ from optuna_s2e.distributions import (
     decode,
     intersection,
     keyed_coordinate,
+    same_distribution,
     same_value,
     union,
 )
@@ -116,7 +117,7 @@ def locate(draw: Draw, space: SearchSpace, openers: Mapping[int, Record]) -> Flo
         return _OTHER_SCHEDULE.format(dict(draw.tags), dict(space.tags))
     present = {n: trial.distributions[n] for n in space.names if n in trial.distributions}
     for name, d in present.items():
-        if d != space.distributions[name]:
+        if not same_distribution(d, space.distributions[name]):
             return f"parameter {name!r} is {d}, theta describes {space.distributions[name]}"
     if not present:
         return f"it has none of the parameters {list(space.names)}"

@@ -10,7 +10,7 @@
 from optuna_s2e.surrogate._acquisition import propose
 from optuna_s2e.surrogate._ard import ard_scales
 from optuna_s2e.surrogate._conditions import Condition, Conditions, find_conditions
-from optuna_s2e.surrogate._features import N_POINTS, feature_groups, featurize
+from optuna_s2e.surrogate._features import N_POINTS, feature_groups, featurize, numbered_features
 from optuna_s2e.surrogate._gp import (
     MAX_POINTS,
     GaussianProcess,
@@ -34,5 +34,6 @@ __all__ = [
     "featurize",
     "find_conditions",
     "fit",
+    "numbered_features",
     "propose",
 ]

@@ -24,8 +24,8 @@ draws are known, so the draws of one generation differ. Exploration decays with 
 the good region and then in it.
 
 Equal losses. If the model has seen nothing but equal losses, every candidate is as good as any
-other, and a draw of p_theta is trained. What is least certain then lies in the corners, where a
-small region of low losses would be found later than by random search.
+other, and the first one is trained, a draw of p_theta. What is least certain then lies in the
+corners, where a small region of low losses would be found later than by random search.
 
 Failures. A failed draw teaches no loss, so a region where the objective raises would be drawn
 from again and again. Where some of the five nearest draws have failed, the largest loss of the
@@ -51,6 +51,7 @@ from scipy.spatial.distance import cdist
 from optuna_s2e._blas import one_blas_thread
 from optuna_s2e._checks import check_int
 from optuna_s2e._typing import FloatArray
+from optuna_s2e.surrogate._gp import category_squares
 from optuna_s2e.surrogate._model import Model
 
 N_CANDIDATES = 800
@@ -106,15 +107,12 @@ def propose(
     z = model.featurize(x)
     unit = model.gp.unit  # no square overflows
     mean, deviation = (v / unit for v in model.gp.predict(z, known))
-    if not np.ptp(mean) and not len(failed):
-        flat: FloatArray = x[0]
-        return flat
     observed = np.hypot(deviation, model.gp.noise_deviation / unit)
     change = deviation**2 / np.maximum(observed, np.finfo(np.float64).tiny)
-    bound = mean - exploration(generation) * change
+    bound = mean - exploration(generation) * change if np.ptp(mean) else np.zeros(len(x))
     if len(failed):
         completed = model.gp.features
-        risk = share_failed(z, completed, model.featurize(failed))
+        risk = share_failed(z, completed, model.featurize(failed), model.gp.category_weights)
         bound = (1.0 - risk) * bound + risk * (model.gp.mean(completed).max() / unit)
     chosen: FloatArray = x[int(np.argmin(bound))]
     return chosen
@@ -149,18 +147,25 @@ def _near_the_best(model: Model, x: FloatArray, n: int, rng: np.random.Generator
     return np.where(is_category, either, bases + w * (others - bases))
 
 
-def share_failed(z: FloatArray, completed: FloatArray, failed: FloatArray) -> FloatArray:
+def share_failed(
+    z: FloatArray, completed: FloatArray, failed: FloatArray, category_weights: FloatArray
+) -> FloatArray:
     """Return the share of failed draws among the five nearest draws of each point.
 
     Args:
         z: Features of the points, (N, n_features).
         completed: Features of draws that completed, (C, n_features).
         failed: Features of draws that failed, (F, n_features), F > 0.
+        category_weights: As in `GaussianProcess`, (n_features,).
 
     Returns:
         Shares in [0, 1], (N,).
     """
-    distances = cdist(z, np.concatenate([completed, failed]))
+    ran = np.concatenate([completed, failed])
+    numbers = category_weights == 0.0
+    distances = cdist(z[:, numbers], ran[:, numbers])
+    if not numbers.all():
+        distances = np.sqrt(distances**2 + category_squares(z, ran, category_weights))
     n_near = min(N_NEAREST, distances.shape[1])
     nearest = np.argpartition(distances, n_near - 1, axis=1)[:, :n_near]
     return np.asarray((nearest >= len(completed)).mean(axis=1))

@@ -28,7 +28,8 @@ import numpy as np
 from scipy import linalg
 from scipy.optimize import minimize
 
-from optuna_s2e._typing import FloatArray, IntArray
+from optuna_s2e._typing import BoolArray, FloatArray, IntArray
+from optuna_s2e.surrogate._gp import category_squares
 
 MAX_POINTS = 100  # draws used: one evaluation takes about a millisecond
 MAX_STEPS = 15  # steps of L-BFGS
@@ -41,13 +42,16 @@ LOGITS = (-6.0, 2.5)  # bounds of logit s
 LOGIT, LOGIT_WIDTH, LOG_LENGTH_WIDTH = -2.0, 2.5, 1.5  # weak normal priors
 
 
-def ard_scales(features: FloatArray, y: FloatArray, groups: IntArray) -> FloatArray:
+def ard_scales(
+    features: FloatArray, y: FloatArray, groups: IntArray, numbered: BoolArray | None = None
+) -> FloatArray:
     """Return the factors by which ARD multiplies the features before distances are taken.
 
     Args:
         features: Z, (N, n_features). If N exceeds `MAX_POINTS`, evenly spread draws are used.
         y: Standardised losses, (N,).
         groups: Parameter of each feature, 0 .. G - 1, (n_features,).
+        numbered: Which features are numbers of categories, (n_features,). None means none.
 
     Returns:
         exp(a_j) of each feature's parameter j, (n_features,). The geometric mean over the
@@ -68,7 +72,8 @@ def ard_scales(features: FloatArray, y: FloatArray, groups: IntArray) -> FloatAr
     if n_groups == 1:
         return np.ones(len(groups))
     used = np.unique(np.linspace(0, len(y) - 1, min(len(y), MAX_POINTS)).round().astype(int))
-    posterior = _Posterior(features[used], y[used], groups, n_groups)
+    numbered = np.zeros(len(groups), dtype=bool) if numbered is None else numbered
+    posterior = _Posterior(features[used], y[used], groups, n_groups, numbered)
     starts = [np.array([0.0] * n_groups + [np.log(start), LOGIT]) for start in STARTS]
     density, alike = min((_mode(posterior, v, 0.0) for v in starts), key=lambda mode: mode[0])
     density_apart, apart = _mode(posterior, alike, LARGEST)
@@ -92,12 +97,19 @@ class _Posterior:
     """Minus the log posterior density of (a, log l, logit s), and its gradient."""
 
     def __init__(
-        self, features: FloatArray, y: FloatArray, groups: IntArray, n_groups: int
+        self,
+        features: FloatArray,
+        y: FloatArray,
+        groups: IntArray,
+        n_groups: int,
+        numbered: BoolArray,
     ) -> None:
-        blocks = [features[:, groups == j] for j in range(n_groups)]
-        self._squares = np.array(
-            [((b[:, None] - b) ** 2).sum(axis=2).ravel() for b in blocks]
-        )  # (G, N N)
+        blocks = [(features[:, groups == j], numbered[groups == j]) for j in range(n_groups)]
+        self._squares = np.array([
+            category_squares(b, b, of_category.astype(float)).ravel() if of_category.any()
+            else ((b[:, None] - b) ** 2).sum(axis=2).ravel()
+            for b, of_category in blocks
+        ])  # (G, N N)  # fmt: skip
         total = self._squares.sum(axis=0)
         self._typical = float(np.median(total[total > 0])) if np.any(total > 0) else 1.0
         self._y = y

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from optuna_s2e._typing import BoolArray, FloatArray, IntArray
-from optuna_s2e.distributions import Categorical, SearchSpace, decode_column
+from optuna_s2e.distributions import SearchSpace, decode_column
 from optuna_s2e.schedules import ScheduleSpace, find_spaces
 
 N_POINTS = 32  # points of the grid on which schedules are compared
@@ -79,10 +79,36 @@ def feature_groups(space: SearchSpace) -> IntArray:
     """
     schedules = _schedules(space)
     others = _others(space, schedules)
-    families = others.distribution.families if others is not None else ()
     sizes = [N_POINTS] * len(schedules)
-    sizes += [f.n if isinstance(f, Categorical) else f.n_columns for f in families]
+    sizes += others.feature_sizes if others is not None else []
     return np.repeat(np.arange(len(sizes)), sizes)
+
+
+def numbered_features(space: SearchSpace) -> BoolArray:
+    """Return which features of `featurize` are numbers of categories: equal or not, never near.
+
+    Args:
+        space: Space of the draws.
+
+    Returns:
+        True or False, (n_features,). All are False unless the space has many categories.
+
+    Example:
+        >>> from optuna.distributions import CategoricalDistribution, FloatDistribution
+        >>> from optuna_s2e.distributions import SearchSpace
+        >>> from optuna_s2e.surrogate import numbered_features
+        >>> space = SearchSpace.of(
+        ...     {"a": FloatDistribution(0, 9), "b": CategoricalDistribution(range(1000))}
+        ... )
+        >>> numbered_features(space).tolist()
+        [False, True]
+    """
+    numbered = np.zeros(len(feature_groups(space)), dtype=bool)
+    others = _others(space, _schedules(space))
+    if others is not None:  # they come last
+        of_others = others.numbered_features
+        numbered[len(numbered) - len(of_others) :] = of_others
+    return numbered
 
 
 def _schedules(space: SearchSpace) -> list[tuple[ScheduleSpace, list[str]]]:

@@ -46,12 +46,15 @@ class GaussianProcess:
         length_scale: l, in units of the features.
         noise_share: s, in (0, 1).
         unit: A power of two near the losses.
+        category_weights: Squared distance of two different categories, for features that are
+            numbers of categories; 0 for the others, (d,).
     """
 
     features: FloatArray
     length_scale: float
     noise_share: float
     unit: float
+    category_weights: FloatArray
     _cholesky: FloatArray
     _weights: FloatArray
     _scale: float  # prior standard deviation of an observation, standardised
@@ -109,15 +112,20 @@ class GaussianProcess:
             return np.clip(values * self.unit, -LARGEST, LARGEST)
 
     def _kernel(self, a: FloatArray, b: FloatArray) -> FloatArray:
-        return (1.0 - self.noise_share) * _matern(_distances(a, b) / self.length_scale)
+        distances = _distances(a, b, self.category_weights)
+        return (1.0 - self.noise_share) * _matern(distances / self.length_scale)
 
 
-def fit(features: FloatArray, losses: FloatArray) -> GaussianProcess:
+def fit(
+    features: FloatArray, losses: FloatArray, category_weights: FloatArray | None = None
+) -> GaussianProcess:
     """Fit a Gaussian process to losses.
 
     Args:
         features: Z, finite, (N, d).
         losses: Losses at these points, (N,), as in `clip_and_standardize`.
+        category_weights: As in `GaussianProcess`, (d,). None: no feature is the number of a
+            category.
 
     Returns:
         The fitted regression.
@@ -136,9 +144,10 @@ def fit(features: FloatArray, losses: FloatArray) -> GaussianProcess:
     if features.ndim != 2:
         raise ValueError(f"features must have shape (N, d), but got {features.shape}.")
     check_shape("losses", losses, "(N,)", (len(features),))
+    weights_of = np.zeros(features.shape[1]) if category_weights is None else category_weights
     y, mean, deviation = clip_and_standardize(losses)
     unit = _power_of_two(max(abs(mean), deviation))
-    distances = _distances(features, features)
+    distances = _distances(features, features, weights_of)
     typical = float(np.median(distances[distances > 0])) if np.any(distances > 0) else 1.0
     best: tuple[float, float, float, FloatArray, FloatArray, float] | None = None
     for length_scale in LENGTH_SCALES * typical:
@@ -162,7 +171,7 @@ def fit(features: FloatArray, losses: FloatArray) -> GaussianProcess:
     assert best is not None
     _, length_scale, share, cholesky, weights, scale = best
     return GaussianProcess(
-        features, length_scale, share, unit,
+        features, length_scale, share, unit, weights_of,
         cholesky, weights, scale, mean / unit, deviation / unit,
     )  # fmt: skip
 
@@ -239,6 +248,32 @@ def _matern(r: FloatArray) -> FloatArray:
     return np.asarray((1.0 + a + a * a / 3.0) * np.exp(-a))
 
 
-def _distances(a: FloatArray, b: FloatArray) -> FloatArray:
+def category_squares(a: FloatArray, b: FloatArray, weights: FloatArray) -> FloatArray:
+    """Return squared distances between categories.
+
+    Args:
+        a: Points, (N, d).
+        b: Points, (M, d).
+        weights: Squared distance of two different categories, 0 for other features, (d,). An
+            inactive parameter (-1) is half as far, as it is among one-hot vectors.
+
+    Returns:
+        Squared distances, (N, M).
+    """
+    squares = np.zeros((len(a), len(b)))
+    for j in np.flatnonzero(weights):
+        one, other = a[:, j, None], b[:, j]
+        differ = (one != other).astype(np.float64)
+        if (one < 0).any() or (other < 0).any():
+            differ -= 0.5 * ((one < 0) != (other < 0))
+        squares += weights[j] * differ
+    return squares
+
+
+def _distances(a: FloatArray, b: FloatArray, weights: FloatArray) -> FloatArray:
+    numbered = weights > 0.0
+    categories = category_squares(a, b, weights) if numbered.any() else 0.0
+    if numbered.any():
+        a, b = a[:, ~numbered], b[:, ~numbered]
     squares = (a * a).sum(axis=1)[:, None] + (b * b).sum(axis=1) - 2.0 * (a @ b.T)
-    return np.asarray(np.sqrt(np.maximum(squares, 0.0)))
+    return np.asarray(np.sqrt(np.maximum(squares, 0.0) + categories))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Mapping
 
@@ -105,12 +106,13 @@ def _mean_and_best(snapshot: Snapshot) -> list[p.Trace]:
 def _recommended_point(picked: Recommendation, generation: int) -> p.Trace:
     low, high = picked.interval
     expected = picked.expected_loss
+    above, below = (v if math.isfinite(v) else None for v in (high - expected, expected - low))
     return {
         "x": [generation],
         "y": [p.short_number(expected)],
         "error_y": {
-            "array": [p.short_number(high - expected)],
-            "arrayminus": [p.short_number(expected - low)],
+            "array": [above and p.short_number(above)],
+            "arrayminus": [below and p.short_number(below)],
             "color": p.RECOMMENDED,
         },
         "mode": "markers",

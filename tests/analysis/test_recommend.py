@@ -1,7 +1,6 @@
 """Which point is recommended, and how well its loss is foretold."""
 
 import math
-import sys
 from functools import cache
 from typing import Any
 
@@ -142,12 +141,12 @@ def test_the_interval_scales_with_the_values(direction: str) -> None:
         assert found.interval == tuple(scale * v for v in plain.interval)
 
 
-@pytest.mark.parametrize("value", [1e-300, 0.1, sys.float_info.max])
+@pytest.mark.parametrize("value", [1e-300, 0.1, 1.6e308])
 def test_the_interval_of_equal_values_is_near_them(value: float) -> None:
     study = optuna.create_study(sampler=RandomSampler(seed=0))
     study.optimize(lambda t: value + 0 * t.suggest_float("x", 0, 1), n_trials=9)
     low, high = recommend(study).interval
-    assert 0.9 * value < low <= value <= high < 1.1 * value or high == sys.float_info.max
+    assert 0.9 * value < low <= value <= high < 1.1 * value
 
 
 def test_one_trial_is_recommended() -> None:

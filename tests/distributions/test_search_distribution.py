@@ -113,6 +113,70 @@ def test_kl_is_the_expected_log_ratio(distribution):
     assert_mean((log_p - log_q)[:, None], distribution.kl(theta, other))
 
 
+@every_distribution
+def test_sums_and_products_are_those_of_the_full_matrices(distribution):
+    theta, X, rng = (
+        some_theta(distribution),
+        some_points(distribution, 20),
+        np.random.default_rng(3),
+    )
+    weights, basis = rng.normal(size=20), rng.normal(size=(distribution.n_theta, 3))
+    scores, hessians = distribution.score(theta, X), distribution.hessian(theta, X)
+    expected = (
+        weights @ scores,
+        scores @ basis,
+        basis.T @ np.tensordot(weights, hessians, 1) @ basis,
+    )
+    found = (
+        distribution.score_sum(theta, X, weights),
+        distribution.score_along(theta, X, basis),
+        distribution.hessian_along(theta, X, weights, basis),
+    )
+    for a, b in zip(found, expected, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("uniform", [True, False])
+@every_distribution
+def test_tangents_are_orthonormal_and_span_the_natural_gradient(distribution, uniform):
+    theta = distribution.uniform_theta() if uniform else some_theta(distribution)
+    X, fisher = some_points(distribution, 20), distribution.fisher(theta)
+    gradient = distribution.score_sum(theta, X, np.random.default_rng(3).normal(size=20))
+    free = np.ones(distribution.n_theta, dtype=bool)
+    basis, _ = distribution.tangents(theta, gradient, free)
+    np.testing.assert_allclose(basis.T @ fisher @ basis, np.eye(basis.shape[1]), atol=1e-9)
+    natural = np.linalg.pinv(fisher, rcond=1e-12) @ gradient
+    np.testing.assert_allclose(basis @ (basis.T @ gradient), natural, rtol=1e-7, atol=1e-9)
+
+
+def test_held_components_have_no_tangent_and_no_gradient_none():
+    distribution = SearchDistribution((Beta(), Categorical(5)))
+    theta, gradient = np.ones(7), np.array([1.0, -1.0, 0, 0, 0, 0, 0])
+    free = distribution.free(theta, gradient, (1.0, 100.0))
+    basis, _ = distribution.tangents(theta, gradient, free)
+    assert basis.shape == (7, 1)
+    assert np.flatnonzero(basis).tolist() == [1]
+
+
+def test_each_categorical_is_a_part_and_all_other_blocks_are_one():
+    distribution = SearchDistribution((Beta(), Categorical(5), Dirichlet(3), Categorical(4)))
+    theta, gradient = some_theta(distribution), np.random.default_rng(0).normal(size=14)
+    _, part = distribution.tangents(theta, gradient, np.ones(14, dtype=bool))
+    assert part.tolist() == [-1, -1, 1, 1, -1, -1, -1, 3, 3]
+
+
+@pytest.mark.parametrize(("n", "many"), [(1, False), (18, False), (19, True), (5000, True)])
+def test_more_than_72_categories_are_many(n, many):
+    distribution = SearchDistribution((*[Categorical(n)] * 4, Beta(), Dirichlet(80)))
+    assert distribution.has_many_categories is many
+
+
+def test_unseen_categories_are_named_by_their_components():
+    distribution = SearchDistribution((Beta(), Categorical(4), Categorical(2)))
+    X = np.array([[0.5, 3.0, 0.0], [0.5, 1.0, 1.0]])
+    assert [u.tolist() for u in distribution.unseen(X)] == [[2, 4], []]
+
+
 def test_kl_of_beta_agrees_with_quadrature():
     p, q = scipy.stats.beta(2.5, 1.5), scipy.stats.beta(1.2, 4.0)
     integral, _ = scipy.integrate.quad(lambda x: p.pdf(x) * (p.logpdf(x) - q.logpdf(x)), 0, 1)

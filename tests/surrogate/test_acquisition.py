@@ -98,7 +98,7 @@ def test_proposal_has_the_lowest_bound_of_what_a_loss_would_teach(n: int, seed: 
 
 def test_after_equal_losses_a_draw_of_p_theta_is_proposed() -> None:
     """The least certain points, by contrast, are the corners."""
-    found = proposals(model_of(lambda x: np.full(len(x), 0.1), 12), 150, generation=2)
+    found = proposals(model_of(lambda x: np.full(len(x), 7.0), 12), 150, generation=2)
     for column in found.T:
         assert stats.kstest(column, "uniform").pvalue > 1e-3
 
@@ -154,7 +154,9 @@ def test_candidates_near_the_best_lie_on_the_way_to_others(
 def test_share_failed_is_that_of_the_five_nearest() -> None:
     completed = np.array([[0.0], [0.1], [0.2], [0.3], [0.4]])
     failed = np.array([[0.8], [0.9], [1.0]])
-    share = _acquisition.share_failed(np.array([[0.0], [0.65], [1.0]]), completed, failed)
+    share = _acquisition.share_failed(
+        np.array([[0.0], [0.65], [1.0]]), completed, failed, np.zeros(1)
+    )
     assert share.tolist() == [0.0, 0.6, 0.6]
-    few = _acquisition.share_failed(np.array([[0.0]]), completed[:1], failed[:2])
+    few = _acquisition.share_failed(np.array([[0.0]]), completed[:1], failed[:2], np.zeros(1))
     assert few.tolist() == [2 / 3]

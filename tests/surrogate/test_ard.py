@@ -22,7 +22,9 @@ def standardised(y: np.ndarray) -> np.ndarray:
 def test_gradient_is_that_of_the_density(seed: int) -> None:
     z = drawn(30, 5)
     groups = np.array([0, 1, 1, 2, 3])
-    posterior = _Posterior(z, standardised(np.sin(3 * z[:, 0])), groups, 4)
+    posterior = _Posterior(
+        z, standardised(np.sin(3 * z[:, 0])), groups, 4, np.zeros(5, dtype=bool)
+    )
     v = np.append(np.random.default_rng(seed).normal(size=5), LOGIT)
     error = check_grad(lambda v: posterior(v)[0], lambda v: posterior(v)[1], v)
     assert error < 1e-4 * np.linalg.norm(posterior(v)[1])

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution
 
 from optuna_s2e import surrogate
 from optuna_s2e.distributions import SearchSpace
+from optuna_s2e.distributions import _search_distribution as p_theta
 from optuna_s2e.surrogate import Model
+from optuna_s2e.surrogate._acquisition import share_failed
+from optuna_s2e.surrogate._gp import category_squares
 
 BRANCHES = SearchSpace.of({
     "depth": FloatDistribution(0, 1),
@@ -37,3 +41,42 @@ def test_inactive_parameters_have_no_influence() -> None:
     np.testing.assert_allclose(model.gp.mean(model.featurize(trees)), [0.01, 0.81], atol=0.05)
     as_told = model.featurize(nets, np.ones(nets.shape, dtype=bool))
     assert np.ptp(model.gp.mean(as_told)) > 0.0
+
+
+def test_numbers_of_categories_are_as_far_apart_as_one_hot_vectors(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Searches among many categories see the same model; only the features take less memory."""
+    space = SearchSpace.of({
+        "c": CategoricalDistribution(range(40)),
+        "d": CategoricalDistribution("abcd"),
+        "x": FloatDistribution(0, 1),
+    })  # fmt: skip
+    rng = np.random.default_rng(0)
+    draws = space.coordinates(
+        space.distribution.sample(space.distribution.uniform_theta(), rng, 90)
+    )
+    x, new, pending = draws[:60], draws[60:80], draws[80:]
+    losses = (x[:, 0] % 5) + (x[:, 2] - 0.3) ** 2 + rng.normal(size=60)
+    found = []
+    for many in (10**9, 0):
+        monkeypatch.setattr(p_theta, "MANY_CATEGORIES", many)
+        again = SearchSpace.of(space.distributions)
+        model = Model.fit(again, x, active=np.ones(x.shape, dtype=bool), losses=losses)
+        z, known = model.featurize(new), model.featurize(pending)
+        failed = share_failed(z, model.gp.features, known, model.gp.category_weights)
+        found.append((*model.gp.predict(z, known), failed))
+        assert z.shape[1] == (45 if many else 3)
+    for one_hot, numbers in zip(*found, strict=True):
+        np.testing.assert_allclose(numbers, one_hot, rtol=1e-6)
+
+
+def test_inactive_categories_are_half_as_far(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(p_theta, "MANY_CATEGORIES", 0)
+    space = SearchSpace.of({"c": CategoricalDistribution("abc"), "x": FloatDistribution(0, 1)})
+    z = surrogate.featurize(
+        space, np.array([[0, 0.5], [2, 0.5], [1, 0.5]]), np.array([[1, 1], [1, 1], [0, 1]]) > 0
+    )
+    weights = np.where(surrogate.numbered_features(space), 4.0, 0.0)
+    squares = category_squares(z, z, weights)
+    assert squares.tolist() == [[0, 4, 2], [4, 0, 2], [2, 2, 0]]
