@@ -27,6 +27,9 @@ CURVES_KEY = "coteaching:curves"  # its learning curves
 # System attribute of a study (the lease of its driver) and of a trial (the driver's identifier)
 DRIVER_KEY = "s2e:driver"
 
+# System attribute of a study
+PAINTED_KEY = "s2e:painted"  # how many trials were complete when its pages were written last
+
 # User attributes of a study
 SEARCH_KEY = "s2e:search"  # settings of the search, for workers that join
 OBJECTIVE_KEY = "s2e:objective"  # settings of the package's own objective

@@ -53,9 +53,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Serve the pages until Ctrl-C."""
-    import threading
-
-    from optuna_s2e.dashboard import DashboardReporter, find_artifact_dir, serve
+    from optuna_s2e.dashboard import DashboardReporter, Painter, find_artifact_dir, serve
 
     storage = open_storage(args.storage, create=False)
     folder = args.artifact_dir or find_artifact_dir(storage, args.storage)
@@ -77,8 +75,7 @@ def run(args: argparse.Namespace) -> int:
         print(f"Pictures: {folder}", flush=True)
         if not args.no_browser:
             _open_browser(address)
-        threading.Event().wait()
-    return 0
+        Painter(storage, read_only=args.read_only).keep_looking()
 
 
 def _refresh(storage: BaseStorage, reporter: DashboardReporter) -> None:

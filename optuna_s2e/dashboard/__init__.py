@@ -13,12 +13,14 @@ pages.
 
 from optuna_s2e.dashboard._artifacts import ArtifactFolder
 from optuna_s2e.dashboard._folders import default_artifact_dir, find_artifact_dir
+from optuna_s2e.dashboard._painter import Painter
 from optuna_s2e.dashboard._reporter import DashboardReporter, is_available
 from optuna_s2e.dashboard._server import serve
 
 __all__ = [
     "ArtifactFolder",
     "DashboardReporter",
+    "Painter",
     "default_artifact_dir",
     "find_artifact_dir",
     "is_available",

@@ -16,7 +16,7 @@ from optuna.trial import FrozenTrial, TrialState
 from optuna_s2e._attributes import COMMAND_KEY
 from optuna_s2e.analysis import Snapshot, duration_text
 from optuna_s2e.dashboard._markdown import code, code_block, table
-from optuna_s2e.schedules import Schedule
+from optuna_s2e.schedules import Schedule, ScheduleSpace, find_space
 from optuna_s2e.storages import absolute_url, mask_url
 
 MAX_ROWS = 30  # generations in the table
@@ -65,6 +65,8 @@ def trial_note(
             rows.append([label, *(f"{v:.4f}" for v in (curve[0], best, curve[-1]))])
     if rows:
         parts.append(table(["", "first epoch", "best", "last"], rows, "---:"))
+    if schedule.params is not None:
+        parts.append(_formula(find_space(schedule.params)))
     return "\n\n".join(parts)
 
 
@@ -100,17 +102,24 @@ def study_note(
         pictures: Paths of the pictures of the best and the recommended trial, by number.
         baselines: Identifiers and names of studies to compare with.
     """
-    parts = [_headline(snapshot), _best(snapshot, study_id, pictures)]
+    parts = [_headline(snapshot, study_id), _best(snapshot, study_id, pictures)]
+    if snapshot.schedule_space is not None:
+        parts.append(_formula(snapshot.schedule_space))
     if snapshot.is_s2e:
         parts.append(_generations(snapshot))
     parts += [_comparison(study_id, baselines), _commands(snapshot, url)]
     return "\n\n".join(part for part in parts if part)
 
 
-def _headline(snapshot: Snapshot) -> str:
+def _has_ended(snapshot: Snapshot) -> bool:
+    n_complete = sum(t.state == TrialState.COMPLETE for t in snapshot.trials)
+    return snapshot.n_planned is not None and n_complete >= snapshot.n_planned
+
+
+def _headline(snapshot: Snapshot, study_id: int) -> str:
     states = Counter(t.state for t in snapshot.trials)
     n_complete, n_planned = states[TrialState.COMPLETE], snapshot.n_planned
-    ended = n_planned is not None and n_complete >= n_planned
+    ended = _has_ended(snapshot)
     size = snapshot.population_size
     first = []
     if size is not None:
@@ -122,7 +131,9 @@ def _headline(snapshot: Snapshot) -> str:
     others = [f"{states[s]} {s.name.lower()}" for s in TrialState
               if states[s] and s != TrialState.COMPLETE]  # fmt: skip
     when = snapshot.moment.astimezone().strftime("%Y-%m-%d %H:%M:%S %Z").strip()
-    return f"## {' · '.join(first)}\n\n{', '.join([f'Updated {when}', *others])}."
+    page = f"/dashboard/studies/{study_id}"
+    links = f"[Plots]({page}), [trials]({page}/trials)"
+    return f"## {' · '.join(first)}\n\n{links}. {', '.join([f'Updated {when}', *others])}."
 
 
 def _time_left(snapshot: Snapshot) -> list[str]:
@@ -137,26 +148,42 @@ def _best(snapshot: Snapshot, study_id: int, pictures: Mapping[int, str]) -> str
     best, picked = snapshot.best, snapshot.recommended
     if best is None:
         return "No trial is complete yet."
-    chosen = [("best", best, f"{best.value:.5g}")]
+    chosen = [("best", best, "")]
     if picked is not None and picked.trial is not None:
         low, high = picked.interval
-        expected = f"{picked.expected_loss:.5g}, 95 % interval {low:.4g} to {high:.4g}"
+        expected = f"{picked.expected_loss:.4g} ({low:.4g} to {high:.4g})"
         chosen.append(("**recommended**", snapshot.trials[picked.trial], expected))
     rows = [
-        (what, f"[#{t.number}]({_trial_path(study_id, t.number)})", value, _params(t))
-        for what, t, value in chosen
-    ]
-    parts = [table(["", "trial", "value", "parameters"], rows)]
-    if picked is not None and picked.trial != best.number:
-        parts.append(
-            "The best trial is partly luck. The recommended one is the best after smoothing over "
-            "similar trials."
-        )
+        (what, f"[#{t.number}]({_trial_path(study_id, t.number)})", f"{t.value:.5g}", expected,
+         _params(t))
+        for what, t, expected in chosen
+    ]  # fmt: skip
+    parts = [table(["", "trial", "value", "expected (95 %)", "parameters"], rows)]
+    if picked is not None:
+        parts.append(_why_recommended(picked.trial, best.number))
     shown = dict.fromkeys(t.number for _, t, _ in chosen if t.number in pictures)
     images = " ".join(
         f"[![R(t) of trial {n}]({pictures[n]})]({_trial_path(study_id, n)})" for n in shown
     )
     return "\n\n".join([*parts, images] if images else parts)
+
+
+def _why_recommended(picked: int | None, best: int) -> str:
+    if picked == best:
+        return (
+            f"Trial #{best} has the best value, and is also the best after smoothing over similar "
+            "trials: `s2e evaluate` and `s2e export` use it."
+        )
+    return (
+        f"Trial #{best} has the best value, which is partly luck. Trial #{picked} is the best "
+        "after smoothing over similar trials: `s2e evaluate` and `s2e export` use it."
+    )
+
+
+def _formula(space: ScheduleSpace) -> str:
+    """Return what R(t) and its parameters are; the formula as code."""
+    formula, _, parameters = space.about.partition(": ")
+    return f"{code(formula)}: {parameters}."
 
 
 def _trial_path(study_id: int, number: int) -> str:
@@ -167,7 +194,7 @@ def _params(trial: FrozenTrial) -> str:
     free = {n: v for n, v in trial.params.items() if not trial.distributions[n].single()}
     if len(free) > 6:
         return f"{len(free)} parameters, see the trial"
-    shown = (f"{n} {v:.4g}" if isinstance(v, float) else f"{n} {v}" for n, v in free.items())
+    shown = (f"{n}={v:.4g}" if isinstance(v, float) else f"{n}={v}" for n, v in free.items())
     # a bar would end the table's cell, also within a code span
     return ", ".join(code(s.replace("|", "\N{BROKEN BAR}"), 60) for s in shown)
 
@@ -209,16 +236,21 @@ def _comparison(study_id: int, baselines: Sequence[tuple[int, str]]) -> str:
 
 def _commands(snapshot: Snapshot, url: str | None) -> str:
     command = snapshot.attrs.get(COMMAND_KEY)
+    ended = _has_ended(snapshot)
     lines = []
-    if isinstance(command, str):
-        lines += ["# resume the search", command, ""]
+    if not isinstance(command, str):
+        more = ", for more trials" if ended else ""
+        lines += [f"# search on: run your script again (load_if_exists=True){more}", ""]
+    elif ended:
+        lines += ["# search on", _with_trials(command, 2 * (snapshot.n_planned or 1)), ""]
     else:
-        lines += ["# resume the search: run your script again (load_if_exists=True)", ""]
+        lines += ["# resume the search", command, ""]
     if url is not None:
         where = f"--storage {shlex.quote(mask_url(absolute_url(url)))}"
         which = f"{where} --study-name {shlex.quote(snapshot.name)}"
         objective = "" if isinstance(command, str) else " --objective MODULE:FUNCTION"
-        lines += ["# add a worker, here or elsewhere", f"s2e worker {which}{objective}", ""]
+        if not ended:
+            lines += ["# add a worker, here or elsewhere", f"s2e worker {which}{objective}", ""]
         if isinstance(command, str):
             lines += ["# compare on test data with fresh seeds", f"s2e evaluate {which}", ""]
         if snapshot.schedule_space is not None:
@@ -226,6 +258,12 @@ def _commands(snapshot: Snapshot, url: str | None) -> str:
         lines += ["# see where it stands, and whether every theta replays",
                   f"s2e status {which} --verify"]  # fmt: skip
     return "\n".join(["### Go on", "", code_block([w for line in lines for w in _wrapped(line)])])
+
+
+def _with_trials(command: str, n: int) -> str:
+    """Return a search's command line with another number of trials."""
+    changed, found = re.subn(r"(?<=--trials[ =])\d+", str(n), command)
+    return changed if found else f"{command} --trials {n}"
 
 
 def _wrapped(line: str) -> list[str]:

@@ -17,7 +17,7 @@ from optuna_s2e.schedules import Schedule
 
 WIDTH, HEIGHT = 400, 300
 MAX_POINTS = 80
-_TEXT, _FRAME = "#7c8594", "rgba(128,136,150,0.35)"
+_TEXT, _FRAME = "#6f7786", "rgba(128,136,150,0.35)"
 _SCHEDULE, _ERROR, _PRECISION = "#4f86f7", "#ef8a2c", "#22a06b"
 
 # name of the curve, label, colour; the first two that a trial has are drawn

@@ -70,7 +70,8 @@ class DashboardReporter:
 
     - each trial: one picture (R(t), validation error, label precision) that follows the training,
       a note with key numbers, and the user attributes `generation`, `keep_rate_mean` and
-      `keep_rate_final`;
+      `keep_rate_final`. After the first 500 trials there are the attributes only: more pictures
+      and notes would slow all pages down;
     - the study, each time that a generation is complete: four plots, and a note that says where
       the search stands. A person's own text in the notes is kept.
 
@@ -257,7 +258,8 @@ class DashboardReporter:
         trial.set_user_attr(KEEP_RATE_MEAN_KEY, round(float(schedule.keep_rates.mean()), 4))
         trial.set_user_attr(KEEP_RATE_FINAL_KEY, round(float(schedule.keep_rates[-1]), 4))
         running.artifact = trial_page.find_picture(attrs)  # a retry has that of its first try
-        if running.artifact is None and self._store is not None:
+        illustrated = trial.number < trial_page.MAX_ILLUSTRATED
+        if running.artifact is None and self._store is not None and illustrated:
             svg = picture(trial.number, schedule, {}, epoch=0)
             try:
                 running.artifact = trial_page.upload_picture(self._store, trial, svg)
@@ -275,6 +277,8 @@ class DashboardReporter:
         final: bool,
     ) -> None:
         """Write the picture and the note, whose new link makes an open page fetch the picture."""
+        if trial.number >= trial_page.MAX_ILLUSTRATED:
+            return
         if running.artifact is not None and self._store is not None:
             n_done = max((len(c) for c in curves.values()), default=0)
             value = notes.value_now(curves, running.metric)

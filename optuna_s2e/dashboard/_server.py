@@ -9,9 +9,11 @@ import re
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from socketserver import ThreadingMixIn
 from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qs
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 from optuna.storages import BaseStorage
@@ -20,6 +22,7 @@ from optuna.study import Study
 from optuna_s2e import _optuna
 from optuna_s2e._checks import check_int
 from optuna_s2e.dashboard._artifacts import ArtifactFolder
+from optuna_s2e.schedules import SPACES, ScheduleSpace
 from optuna_s2e.storages import open_storage
 
 if TYPE_CHECKING:
@@ -27,13 +30,29 @@ if TYPE_CHECKING:
 
 App = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 
+MAX_LINES = 500  # Optuna's plot of intermediate values has a line per trial; thousands freeze it
+_TAGS = {name for kind in SPACES for name in ScheduleSpace(2, kind).tags}
 _STUDY_PATH = re.compile(r"/api/studies/\d+")
+_IMPORTANCES_PATH = re.compile(r"/api/studies/\d+/param_importances")
+_PAGE_PATH = re.compile(r"/dashboard(/.*)?")
 LOOPBACK = ("127.0.0.1", "localhost", "::1", "[::1]")
 # a picture is shown, but no script in an uploaded document runs
 _ARTIFACT_HEADERS = [
     ("Content-Security-Policy", "sandbox; default-src 'none'; style-src 'unsafe-inline'"),
     ("X-Content-Type-Options", "nosniff"),
 ]
+# The page's own text colour tells whether it is dark: all texts are legible on either background.
+# Our plots come before Optuna's, and do not touch each other.
+_STYLE = b"""<style>
+[id^="user-defined-plot:s2e_"] text { fill: currentColor !important; }
+a:not([class]) { color: color-mix(in srgb, currentColor, #1f6feb); }
+a:not([class]):has(> img) { color: inherit; }
+img[src^="/artifacts/"] { background: rgb(from currentColor calc(255 - r) calc(255 - g) calc(255 - b) / 1); }
+.MuiGrid-root:not(.MuiGrid-container):has([id^="user-defined-plot:s2e_"]) {
+    order: -1; padding: 16px 0 0 16px;
+}
+</style>
+</head>"""  # noqa: E501
 
 
 @contextmanager
@@ -143,7 +162,12 @@ def _guarded(
             return _refuse(start, "403 Forbidden", "This dashboard is read-only.")
         path = environ.get("PATH_INFO", "")
         if _STUDY_PATH.fullmatch(path):
-            return _in_order(app, environ, start)
+            after = parse_qs(environ.get("QUERY_STRING", "")).get("after", ["0"])[0]
+            return _edited(app, environ, start, partial(_readable_study, after=after))
+        if _IMPORTANCES_PATH.fullmatch(path):
+            return _edited(app, environ, start, _without_tags)
+        if _PAGE_PATH.fullmatch(path):
+            return _edited(app, environ, start, _styled)
         if not path.startswith("/artifacts/"):
             return app(environ, start)
 
@@ -155,20 +179,57 @@ def _guarded(
     return guarded
 
 
-def _in_order(app: App, environ: dict[str, Any], start: Callable[..., Any]) -> list[bytes]:
-    """Answer with the plots of a study ordered by name: the dashboard's own order is random."""
+def _edited(
+    app: App,
+    environ: dict[str, Any],
+    start: Callable[..., Any],
+    edit: Callable[[bytes], bytes],
+) -> list[bytes]:
+    """Answer with what `edit` makes of the dashboard's answer."""
+    for name in ("HTTP_IF_MODIFIED_SINCE", "HTTP_IF_NONE_MATCH", "HTTP_RANGE"):
+        environ.pop(name, None)  # a whole answer, not what a browser has or wants of the original
     head: list[Any] = []
     chunks = app(environ, lambda status, headers, *rest: head.extend((status, headers)))
     body = b"".join(chunks)
+    if hasattr(chunks, "close"):  # it is a file
+        chunks.close()
     status, headers = head
-    answer = json.loads(body) if environ["REQUEST_METHOD"] == "GET" and body else None
-    if isinstance(answer, dict) and isinstance(answer.get("plotly_graph_objects"), list):
-        answer["plotly_graph_objects"].sort(key=lambda plot: str(plot["id"]))
-        body = json.dumps(answer).encode()
+    if environ["REQUEST_METHOD"] == "GET" and status.startswith("200"):
+        body = edit(body)
         headers = [(k, v) for k, v in headers if k.lower() != "content-length"]
         headers.append(("Content-Length", str(len(body))))
     start(status, headers)
     return [body]
+
+
+def _styled(page: bytes) -> bytes:
+    return page.replace(b"</head>", _STYLE, 1)
+
+
+def _readable_study(body: bytes, after: str) -> bytes:
+    """Order the plots of a study, whose order is random, and leave out what hides the rest.
+
+    Args:
+        body: The study as the dashboard's pages get it.
+        after: How many trials the page has already, and are not in the answer.
+    """
+    answer = json.loads(body)
+    answer["plotly_graph_objects"].sort(key=lambda plot: str(plot["id"]))
+    for space in ("intersection_search_space", "union_search_space"):
+        answer[space] = [p for p in answer[space] if p["name"] not in _TAGS]
+    if int(after) + len(answer["trials"]) > MAX_LINES:
+        answer["has_intermediate_values"] = False
+    return json.dumps(answer).encode()
+
+
+def _without_tags(body: bytes) -> bytes:
+    """Leave out of the importances what names a schedule space and never varies."""
+    answer = json.loads(body)
+    answer["param_importances"] = [
+        [p for p in of_objective if p["name"] not in _TAGS]
+        for of_objective in answer["param_importances"]
+    ]
+    return json.dumps(answer).encode()
 
 
 def _knows(authorization: str, password: str) -> bool:

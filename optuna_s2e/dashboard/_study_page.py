@@ -9,10 +9,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from optuna.study import Study
-from optuna.trial import FrozenTrial
+from optuna.trial import FrozenTrial, TrialState
 
 from optuna_s2e import _optuna
-from optuna_s2e._attributes import OBJECTIVE_KEY
+from optuna_s2e._attributes import OBJECTIVE_KEY, PAINTED_KEY
 from optuna_s2e.analysis import Snapshot
 from optuna_s2e.dashboard import _notes as notes
 from optuna_s2e.dashboard._markdown import update_note
@@ -53,6 +53,8 @@ def write_study(study: Study, trials: Sequence[FrozenTrial] | None = None) -> No
         baselines=_baselines(study),
     )
     update_note(study, note)
+    n_complete = sum(t.state == TrialState.COMPLETE for t in snapshot.trials)
+    _optuna.set_study_system_attr(study, PAINTED_KEY, n_complete)
 
 
 class _Json:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from optuna.artifacts._protocol import ArtifactStore
 
 PICTURE = "schedule.svg"  # file name of the one artifact of a trial
+MAX_ILLUSTRATED = 500  # trials with a note and a picture: the dashboard reads all notes per trial
 
 
 def upload_picture(store: ArtifactStore, trial: Trial, svg: str) -> str:
@@ -77,8 +78,10 @@ def write_finished_trial(
         store: Where its picture is. None leaves the picture as it is.
 
     Returns:
-        Whether the trial has a schedule; if not, nothing is written.
+        Whether anything is written: not for a trial without a schedule, or after the first 500.
     """
+    if trial.number >= MAX_ILLUSTRATED:
+        return False
     try:
         schedule = Schedule.from_trial(trial)
     except ValueError:

@@ -36,11 +36,15 @@ class Space(NamedTuple):
         distributions: Function T -> Optuna's distributions of the searched parameters.
         keep_rates: Function (parameters by name, (n, 1) each; epochs t, (m,); T) -> R before
             clipping, (n, m).
+        about: R(t) and its parameters in one sentence, for people who look at a search.
+        meanings: What single parameters are, in two or three words, by name.
     """
 
     version: int
     distributions: Callable[[int], dict[str, FloatDistribution]]
     keep_rates: Callable[[Mapping[str, FloatArray], FloatArray, int], FloatArray]
+    about: str
+    meanings: Mapping[str, str]
 
 
 def _exponential_decay(t: FloatArray, a1: FloatArray, a2: FloatArray) -> FloatArray:
@@ -129,7 +133,28 @@ def _eq1_keep_rates(p: Mapping[str, FloatArray], t: FloatArray, n_epochs: int) -
     return 1.0 - p["R.tau"] * np.minimum(t / p["R.tk"], 1.0) ** p["R.c"]  # Eq 1
 
 
+_EQ1_ABOUT = (
+    "R(t) = 1 - tau * min(t / tk, 1) ** c: tau is the drop, tk the epoch at which it is complete, "
+    "and c its exponent (below 1 R falls early, above 1 late)"
+)
+_EQ1_MEANINGS = {"R.tau": "drop", "R.tk": "epoch of full drop", "R.c": "exponent"}
+_TABLE1_ABOUT = (
+    "R(t) = w1 f1(t) + ... + w4 f4(t): the weights (R.mix) sum to 1, and each basis is a decay, "
+    "shaped by a1 and a2, plus a rise of height a3 and exponent a4 (Table 1)"
+)
+_TABLE1_MEANINGS = {
+    name: what
+    for i in range(1, len(BASES) + 1)
+    for name, what in zip(
+        basis_names(i),
+        ("decay, exponent", "decay, speed", "rise, height", "rise, exponent"),
+        strict=True,
+    )
+}
+
 SPACES = {
-    "eq1": Space(1, _eq1_distributions, _eq1_keep_rates),
-    "table1": Space(1, _table1_distributions, _table1_keep_rates),
+    "eq1": Space(1, _eq1_distributions, _eq1_keep_rates, _EQ1_ABOUT, _EQ1_MEANINGS),
+    "table1": Space(
+        1, _table1_distributions, _table1_keep_rates, _TABLE1_ABOUT, _TABLE1_MEANINGS
+    ),
 }

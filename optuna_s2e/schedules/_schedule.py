@@ -282,6 +282,16 @@ class ScheduleSpace:
         return {f"{PREFIX}{self.kind}": self._space.version, N_EPOCHS: self.n_epochs}
 
     @property
+    def about(self) -> str:
+        """R(t) and its parameters in one sentence."""
+        return self._space.about
+
+    @property
+    def meanings(self) -> Mapping[str, str]:
+        """What single parameters are, in two or three words, by name."""
+        return self._space.meanings
+
+    @property
     def distributions(self) -> dict[str, BaseDistribution]:
         """Optuna's distributions of all parameters, tags first; for `study.ask`."""
         tags = {name: IntDistribution(value, value) for name, value in self.tags.items()}

@@ -21,7 +21,7 @@ from optuna_s2e.analysis import Snapshot
 Figure = dict[str, Any]
 Trace = dict[str, Any]
 
-TEXT, GRID, FAINT = "#7c8594", "rgba(128,136,150,0.22)", "rgba(128,136,150,0.25)"
+TEXT, GRID, FAINT = "#6f7786", "rgba(128,136,150,0.22)", "rgba(128,136,150,0.25)"
 BEST, RECOMMENDED = "#ef8a2c", "#22a06b"
 EARLY_TO_LATE = ("#94a7c4", "#6f9fe0", "#4f7df0", "#7d5fe6", "#b04fc8")
 COLORS = ("#4f86f7", "#ef8a2c", "#22a06b", "#b04fc8", "#d8504d", "#17a2b8", "#a0803c", "#7c8594")
@@ -54,11 +54,11 @@ def highlights(snapshot: Snapshot) -> Iterator[Highlight]:
         yield Highlight(f"{what}: #{best.number}", best, BEST, 4, None)
 
 
-def text(value: object) -> str:
+def text(value: object, max_length: int = MAX_LABEL) -> str:
     """Return a string of a study as text that does nothing: Plotly interprets HTML tags."""
     shown = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in str(value))
-    if len(shown) > MAX_LABEL:
-        shown = shown[: MAX_LABEL - 1] + "\N{HORIZONTAL ELLIPSIS}"
+    if len(shown) > max_length:
+        shown = shown[: max_length - 1] + "\N{HORIZONTAL ELLIPSIS}"
     return html.escape(shown, quote=False)
 
 

@@ -12,9 +12,11 @@ from optuna_s2e.analysis import Marginal, Proportions, Snapshot
 from optuna_s2e.distributions import decode
 from optuna_s2e.visualization import _plotly as p
 
-MAX_ROWS = 16  # numbers of theta
+MAX_ROWS = 16  # numbers of theta; fewer beside two areas
 MAX_AREAS = 2  # simplexes and categories of theta
 MAX_WEIGHTS = 12  # weights or choices of one of them
+MAX_ROW_LABEL = 24  # characters of a parameter's name at its row
+ROOMY = 6  # so few rows are high enough for a second line of text
 _BAND = "rgba(79,134,247,0.35)"
 _LOW, _HEIGHT = 0.1, 0.8  # of a parameter's range within its row
 
@@ -33,16 +35,14 @@ def theta(snapshot: Snapshot) -> p.Figure:
     if snapshot.space is None:
         return p.empty_figure(title, "uniform (θ = 1) until the first generation is complete")
     proportions, marginals = snapshot.theta_summary
-    areas, rows = proportions[:MAX_AREAS], _most_moved(marginals, MAX_ROWS)
-    n_columns = 1 + (len(rows) > MAX_ROWS // 2)
-    per_column = -(-len(rows) // n_columns)
-    columns = [rows[i : i + per_column] for i in range(0, len(rows), per_column or 1)]
+    areas = proportions[:MAX_AREAS]
+    rows = _most_moved(marginals, MAX_ROWS - 4 * max(0, len(areas) - 1))
     n_generations = len(snapshot.generations)
-    shown = p.thinned(n_generations, p.MAX_GENERATIONS // n_columns)
+    shown = p.thinned(n_generations, p.MAX_GENERATIONS)
     layout = p.layout_of(title, "generation", None)
     x, y = layout.pop("xaxis"), layout.pop("yaxis")
     x |= p.generation_ticks(n_generations)
-    spans = p.domains([1.0] * len(areas) + [max(1.0, per_column / 4)] * bool(rows))
+    spans = p.domains([1.0] * len(areas) + [max(1.0, len(rows) / 4)] * bool(rows))
     traces: list[p.Trace] = []
     for k, area in enumerate(areas, start=1):
         traces += _stacked_areas(area, shown, k)
@@ -53,45 +53,50 @@ def theta(snapshot: Snapshot) -> p.Figure:
         layout[p.axis_name("yaxis", k)] = y | {
             "domain": spans[k - 1], "range": [0, 1], "title": {"text": p.text(area.name)}
         }  # fmt: skip
-    across = [[0.0, 1.0]] if n_columns == 1 else [[0.0, 0.39], [0.61, 1.0]]
-    for c, column in enumerate(columns):
-        k = len(areas) + 1 + c
+    if rows:
+        k = len(areas) + 1
+        space = snapshot.schedule_space
+        meanings = space.meanings if space is not None else {}
         labels = []
-        for i, row in enumerate(column):
+        for i, row in enumerate(rows):
             distribution = snapshot.space.distributions[row.name]
-            values = [decode(mean, distribution) for mean in row.mean[shown]]
-            traces += _row(row, shown, per_column - 1 - i, k, values)
-            labels.append(f"{p.text(row.name)}  {p.short_text(values[-1])}")
-        layout[p.axis_name("xaxis", k)] = x | {
-            "domain": across[c], "anchor": p.axis_name("y", k)
-        }  # fmt: skip
-        layout[p.axis_name("yaxis", k)] = (
-            y | {"domain": spans[-1]} | _row_axis(labels, per_column, k)
-        )
+            values = [p.short_text(decode(mean, distribution)) for mean in row.mean[shown]]
+            what = meanings.get(row.name)
+            traces += _row(row, shown, len(rows) - 1 - i, k, values, what)
+            label = f"{p.text(row.name, MAX_ROW_LABEL)}  {values[-1]}"
+            if what and len(rows) <= ROOMY:
+                label += f"<br><span style='font-size:10px'>{what}</span>"
+            labels.append(label)
+        layout[p.axis_name("xaxis", k)] = x | {"anchor": p.axis_name("y", k)}
+        layout[p.axis_name("yaxis", k)] = y | {"domain": spans[-1]} | _row_axis(labels, k)
+    if not areas:
+        layout["margin"]["b"] = 60  # there is no legend
     _explain(layout, len(proportions) - len(areas) + len(marginals) - len(rows), bool(rows))
     return {"data": traces, "layout": layout}
 
 
-def _row_axis(labels: Sequence[str], n_rows: int, k: int) -> dict[str, Any]:
+def _row_axis(labels: Sequence[str], k: int) -> dict[str, Any]:
     """Return the vertical axis of rows: labels in their middle, grid lines between them."""
+    n_rows = len(labels)
     return {
         "anchor": p.axis_name("x", k),
         "range": [0, n_rows],
-        "tickvals": [n_rows - 0.5 - i for i in range(len(labels))],
+        "tickvals": [n_rows - 0.5 - i for i in range(n_rows)],
         "ticktext": list(labels),
+        "tickfont": {"size": 12 if n_rows <= MAX_ROWS // 2 else 10},
         "showgrid": False,
         "minor": {"tick0": 0, "dtick": 1, "showgrid": True, "gridcolor": p.GRID},
     }
 
 
 def _explain(layout: dict[str, Any], n_left_out: int, has_rows: bool) -> None:
+    """Say under the title how to read the rows; lines short enough for half a narrow page."""
+    lines = ["one row per parameter: range, mean ± deviation, newest mean"] if has_rows else []
     if n_left_out:
-        layout["title"]["text"] += (
-            f" <i>({n_left_out} parameters that moved least are not shown)</i>"
-        )
-    if has_rows:
-        subtitle = "one row per parameter: its range, mean ± standard deviation, newest mean"
-        layout["title"]["subtitle"] = {"text": subtitle}
+        lines.append(f"not shown: the {n_left_out} parameters that moved least")
+    if lines:
+        layout["title"]["subtitle"] = {"text": "<br>".join(lines)}
+        layout["margin"]["t"] += 15 * (len(lines) - 1)
 
 
 def _stacked_areas(area: Proportions, shown: npt.NDArray[np.int64], k: int) -> list[p.Trace]:
@@ -113,7 +118,12 @@ def _stacked_areas(area: Proportions, shown: npt.NDArray[np.int64], k: int) -> l
 
 
 def _row(
-    row: Marginal, shown: npt.NDArray[np.int64], base: int, k: int, values: Sequence[Any]
+    row: Marginal,
+    shown: npt.NDArray[np.int64],
+    base: int,
+    k: int,
+    values: Sequence[str],
+    what: str | None,
 ) -> list[p.Trace]:
     """Draw mean and standard deviation of one parameter in its row."""
 
@@ -124,8 +134,9 @@ def _row(
     axes = {"xaxis": p.axis_name("x", k), "yaxis": p.axis_name("y", k), "showlegend": False}
     band = p.filled_band(shown, height(mean - deviation), height(mean + deviation), _BAND)
     line = p.line(shown, height(mean), p.COLORS[0], 1.5, "") | {
-        "customdata": [p.short_text(v) for v in values],
-        "hovertemplate": f"{p.text(row.name)}: %{{customdata}}<extra></extra>",
+        "customdata": list(values),
+        "hovertemplate": f"{p.text(row.name)}{f' ({what})' if what else ''}: %{{customdata}}"
+        "<extra></extra>",
     }
     return [band | axes, line | axes]
 

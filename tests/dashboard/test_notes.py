@@ -8,8 +8,8 @@ import pytest
 from optuna_dashboard import get_note, save_note
 from reporting import make_objective
 
-from optuna_s2e import S2ESampler, open_storage
-from optuna_s2e._attributes import N_TRIALS_KEY
+from optuna_s2e import S2ESampler, ScheduleSpace, open_storage, recommend
+from optuna_s2e._attributes import COMMAND_KEY, N_TRIALS_KEY
 from optuna_s2e.analysis import Snapshot
 from optuna_s2e.dashboard import DashboardReporter
 from optuna_s2e.dashboard._markdown import BEGIN, END, code, code_block, merge, table
@@ -77,6 +77,65 @@ def test_the_status_page_says_what_the_study_says(study: optuna.Study) -> None:
         ["1", "#4", "4", "4"],
         ["2", "#8", "1", "1"],
     ]
+
+
+def schedule_value(trial: optuna.Trial) -> float:
+    return float(ScheduleSpace(8).suggest(trial).keep_rates.mean())
+
+
+COMMAND = "s2e search --data digits --trials 8 --study-name s"
+
+
+@pytest.mark.parametrize(
+    ("command", "n_planned", "heading", "line"),
+    [
+        (COMMAND, 12, "# resume the search", COMMAND),
+        (COMMAND, 8, "# search on", COMMAND.replace("8", "16")),
+        (COMMAND.replace("s 8", "s=8"), 8, "# search on", COMMAND.replace("s 8", "s=16")),
+        ("s2e search --data digits", 8, "# search on", "s2e search --data digits --trials 16"),
+        (None, 12, "# search on: run your script again (load_if_exists=True)", None),
+        (None, 8, "# search on: run your script again (load_if_exists=True), for more trials",
+         None),
+    ],
+)  # fmt: skip
+def test_only_an_unfinished_search_is_resumed(
+    study: optuna.Study, command: str | None, n_planned: int, heading: str, line: str | None
+) -> None:
+    study.set_user_attr(N_TRIALS_KEY, n_planned)
+    if command is not None:
+        study.set_user_attr(COMMAND_KEY, command)
+    study.optimize(schedule_value, n_trials=8)
+    page = status_page(study)
+    lines = page.splitlines()
+    assert heading in lines
+    if line is not None:
+        assert lines[lines.index(heading) + 1] == line
+    finished = n_planned == 8
+    assert ("finished" in page.splitlines()[0]) == finished
+    assert ("resume" in page) == (not finished and command is not None)
+    assert ("s2e worker" in page) == (not finished)
+
+
+def test_the_page_leads_to_the_plots_and_explains_what_it_shows(study: optuna.Study) -> None:
+    study.optimize(schedule_value, n_trials=9)
+    page = status_page(study)
+    assert "[Plots](/dashboard/studies/1)" in page
+    assert "` R(t) = 1 - tau * min(t / tk, 1) ** c `: tau is the drop, tk the epoch" in page
+    best, picked = study.best_trial, recommend(study)
+    assert picked.trial is not None
+    low, high = picked.interval
+    row = next(line for line in page.splitlines() if line.startswith("| **recommended**"))
+    cells = [cell.strip("\N{EM SPACE} ") for cell in row.split("|")[2:5]]
+    assert cells == [
+        f"[#{picked.trial}](/dashboard/studies/1/trials?numbers={picked.trial})",
+        f"{study.trials[picked.trial].value:.5g}",
+        f"{picked.expected_loss:.4g} ({low:.4g} to {high:.4g})",
+    ]
+    if picked.trial == best.number:
+        assert f"Trial #{best.number} has the best value, and is also the best after" in page
+    else:
+        assert f"Trial #{best.number} has the best value, which is partly luck. Trial " \
+               f"#{picked.trial} is the best after smoothing" in page  # fmt: skip
 
 
 def test_a_long_table_of_generations_is_cut() -> None:

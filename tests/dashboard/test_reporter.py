@@ -284,3 +284,17 @@ def test_a_reporter_travels_with_its_objective(study: optuna.Study, tmp_path: Pa
 def test_the_number_of_trials_must_be_an_int(n_trials: Any, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="n_trials must be an int of at least 1, but got"):
         DashboardReporter(tmp_path, n_trials=n_trials)
+
+
+def test_a_long_search_has_notes_and_pictures_of_its_first_trials_only(
+    study: optuna.Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("optuna_s2e.dashboard._trial_page.MAX_ILLUSTRATED", 3)
+    reporter = DashboardReporter(tmp_path / "pictures")
+    assert search_with(study, reporter, n_trials=5) == []
+    assert reporter.repaint(study) == 3
+    with serve(study, tmp_path / "pictures") as base:
+        trials = detail(base)["trials"]
+    assert [bool(t["note"]["body"]) for t in trials] == [True] * 3 + [False] * 2
+    assert [len(t["artifacts"]) for t in trials] == [1] * 3 + [0] * 2
+    assert all("generation" in t.user_attrs for t in study.trials)

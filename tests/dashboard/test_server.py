@@ -24,6 +24,7 @@ from optuna.artifacts import upload_artifact
 from optuna.artifacts.exceptions import ArtifactNotFound
 from reporting import make_objective
 
+from optuna_s2e import ScheduleSpace
 from optuna_s2e.cli._main import main
 from optuna_s2e.dashboard import (
     ArtifactFolder,
@@ -66,6 +67,51 @@ def test_the_plots_come_in_order(study: optuna.Study, tmp_path: Path) -> None:
         answer = json.loads(urlopen(api(base, "/api/studies/1")).read())
     names = [plot["id"] for plot in answer["plotly_graph_objects"]]
     assert names == ["s2e_1_schedules", "s2e_2_theta", "s2e_3_generations", "s2e_4_curves"]
+
+
+def test_constants_fill_no_plot(study: optuna.Study) -> None:
+    study.optimize(lambda t: float(ScheduleSpace(8).suggest(t).keep_rates.mean()), n_trials=5)
+    searched = {"R.tau", "R.tk", "R.c"}
+    with serve(study) as base:
+        answer = json.loads(urlopen(api(base, "/api/studies/1")).read())
+        for space in ("intersection_search_space", "union_search_space"):
+            assert {p["name"] for p in answer[space]} == searched
+        assert len(answer["trials"][0]["params"]) == 5  # what a trial has is told in full
+        found = json.loads(urlopen(api(base, "/api/studies/1/param_importances")).read())
+        assert {p["name"] for p in found["param_importances"][0]} == searched
+
+
+def test_a_line_per_trial_is_drawn_for_the_first_500_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("optuna_s2e.dashboard._server.MAX_LINES", 4)
+
+    def objective(trial: optuna.Trial) -> float:
+        trial.report(0.5, 0)
+        return 0.5
+
+    study = optuna.create_study()
+    study.optimize(objective, n_trials=4)
+    with serve(study) as base:
+        path = f"/api/studies/{study._study_id}"
+        assert json.loads(urlopen(api(base, path)).read())["has_intermediate_values"]
+        time.sleep(2.1)  # the dashboard remembers the trials for two seconds
+        study.optimize(objective, n_trials=1)
+        for after in ("", "?after=3", "?after=5"):
+            answer = json.loads(urlopen(api(base, path + after)).read())
+            assert not answer["has_intermediate_values"]
+            assert all(t["intermediate_values"] for t in answer["trials"])
+
+
+def test_the_page_has_our_style_however_it_is_asked_for(study: optuna.Study) -> None:
+    with serve(study) as base:
+        first = urlopen(base)
+        page = first.read()
+        assert b"currentColor" in page
+        assert int(first.headers["Content-Length"]) == len(page)
+        cached = {"If-Modified-Since": first.headers["Last-Modified"]}
+        with urlopen(Request(f"{base}/studies/1", headers=cached)) as again:
+            assert again.read() == page  # not what a browser has of a plain dashboard
+        assert status(base, "HEAD") == 200
+        assert status(api(base, "/api/studies/7")) == 404
 
 
 def test_read_only_refuses_every_change(study: optuna.Study) -> None:
@@ -256,3 +302,19 @@ def test_s2e_dashboard_on_a_taken_port_is_one_line(
     line = capsys.readouterr().err.strip()
     assert line.startswith("s2e dashboard: error: The dashboard cannot listen on")
     assert "\n" not in line
+
+
+def test_s2e_dashboard_shows_the_plots_of_a_study_that_had_no_reporter(
+    study: optuna.Study, tmp_path: Path
+) -> None:
+    study.optimize(lambda t: float(ScheduleSpace(8).suggest(t).keep_rates.mean()), n_trials=5)
+    url = f"sqlite:///{tmp_path}/s2e.db"
+    with launched(tmp_path, "--storage", url, "--no-browser") as (base, _):
+        end = time.monotonic() + 60
+        while time.monotonic() < end:
+            answer = json.loads(urlopen(api(base, "/api/studies/1")).read())
+            if len(answer["plotly_graph_objects"]) == 4 and answer["note"]["body"]:
+                break
+            time.sleep(0.5)
+        assert len(answer["plotly_graph_objects"]) == 4
+        assert " · 5 trials" in answer["note"]["body"]
