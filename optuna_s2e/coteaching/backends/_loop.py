@@ -36,7 +36,7 @@ class LoopTrainer:
             labels: Noisy labels, (N,) or (1, N).
 
         Raises:
-            ValueError: If the networks share what training changes.
+            ValueError: If the networks share what training changes, or have nothing to train.
         """
         (seed,) = seeds
         self._setup, self._labels = setup, labels.view(-1)
@@ -45,6 +45,8 @@ class LoopTrainer:
         self.is_small = setup.is_small(self._networks[0])
         # one optimiser for both: it treats each weight alone, and one call is cheaper than two
         parameters = dict.fromkeys(p for net in self._networks for p in net.parameters())
+        if not any(parameter.requires_grad for parameter in parameters):
+            raise ValueError("network must have weights to train, but it has none, or all frozen.")
         self._optimizer = setup.config.make_optimizer(list(parameters))
         self._orders = DataOrders(setup, seeds)
 

@@ -12,7 +12,8 @@ Notation
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -38,8 +39,8 @@ class _Held(NamedTuple):
     place: Place
     span: Span
 
-    def overlaps(self, place: Place, span: Span) -> bool:
-        return self.place == place and self.span[0] < span[1] and span[0] < self.span[1]
+    def overlaps(self, span: Span) -> bool:
+        return self.span[0] < span[1] and span[0] < self.span[1]
 
 
 class _Trained(NamedTuple):
@@ -87,7 +88,8 @@ class SharingGuard:
             ValueError: If they share trainable weights, or hold what an earlier trial trained.
         """
         first, second = (list(_held_by(net)) for net in networks)
-        shared = [(a, b) for a in first for b in second if a.overlaps(b.place, b.span)]
+        at = _by_place(second)
+        shared = [(a, b) for a in first for b in at[a.place] if a.overlaps(b.span)]
         for a, b in shared:
             if a.tensor.requires_grad or b.tensor.requires_grad:
                 raise ValueError(
@@ -125,10 +127,11 @@ class SharingGuard:
         if shared:
             name = shared[0].held.name
             raise ValueError(
-                f"network must make new buffers at each call, but {name!r} is the same memory in "
-                f"both networks of a trial, and the training changed it. {_REMEDY}. Batch "
-                "normalisation changes its statistics also if its weights are frozen, unless the "
-                "network keeps it in evaluation mode."
+                f"network must make new weights and buffers at each call, but {name!r} is the "
+                "same memory in both networks of a trial, and the training changed it. "
+                f"{_REMEDY}. "
+                "Batch normalisation changes its statistics also if its weights are frozen, "
+                "unless the network keeps it in evaluation mode."
             )
 
 
@@ -146,13 +149,21 @@ def _held_by(network: nn.Module) -> Iterator[_Held]:
             yield _Held(name, tensor, place, (first * size, (last + 1) * size))
 
 
-def _refuse_trained(held: Sequence[_Held]) -> None:
+def _by_place(held: Iterable[_Held]) -> defaultdict[Place, list[_Held]]:
+    at: defaultdict[Place, list[_Held]] = defaultdict(list)
+    for each in held:
+        at[each.place].append(each)
+    return at
+
+
+def _refuse_trained(held: Iterable[_Held]) -> None:
+    at = _by_place(held)
     for key, earlier in list(_trained.items()):
         if earlier.storage.expired():  # type: ignore[no-untyped-call]
             _trained.pop(key, None)
             continue
-        for each in held:
-            if each.overlaps(earlier.place, earlier.span):
+        for each in at[earlier.place]:
+            if each.overlaps(earlier.span):
                 raise ValueError(
                     f"network must make new weights and buffers at each call, but {each.name!r} "
                     f"is memory that the training of an earlier trial changed. {_REMEDY}."

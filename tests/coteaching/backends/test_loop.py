@@ -131,6 +131,15 @@ def test_anything_but_logits_is_named(make, found):
     assert str(result.failure).startswith(message)
 
 
+@pytest.mark.parametrize("net", [nn.Identity(), nn.Linear(4, 3).requires_grad_(False)])
+def test_a_network_without_weights_to_train_is_named(net):
+    data, _ = _data("float32")
+    (result,) = train_batch(
+        RATES[:1], [0], data=data, network=lambda shape, c: copy.deepcopy(net), config=CONFIG
+    )
+    assert "network must have weights to train" in str(result.failure)
+
+
 class _NoFloat64(TorchDispatchMode):
     """A device that refuses tensors of float64, as Apple's do."""
 

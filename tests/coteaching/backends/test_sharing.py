@@ -112,7 +112,10 @@ def test_statistics_that_training_moves_are_refused_and_restored(tiny):
         return nn.Sequential(norm, nn.Linear(5, n_classes))
 
     for result in _train(tiny, network):
-        assert "new buffers at each call, but '0.running_mean' is the" in str(result.failure)
+        assert (
+            "new weights and buffers at each call, but '0.running_mean' is the same memory in both"
+            in str(result.failure)
+        )
     for name, value in norm.state_dict().items():
         assert torch.equal(value, before[name]), name
 
