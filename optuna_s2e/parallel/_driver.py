@@ -189,10 +189,12 @@ class Driver:
         past = self._past(batch) if batch is not None else None
         mark = (DRIVER_KEY, self.lease.driver)
         while room > 0 and (trial_id := _optuna.pop_waiting(self._study, *mark)) is not None:
+            self._check()
             yield self._begin(trial_id, None, past)
             room -= 1
         slots = batch.slots if batch is not None else [None] * room
         for slot in slots[:room]:
+            self._check()
             try:
                 trial_id = self._new_trial(slot)
                 if slot is not None and batch is not None and self._engine is not None:

@@ -7,8 +7,8 @@ open, and Python drops it where it falls into the callback of a weak reference o
 - the handler sets a flag first, which loops look at (`check`);
 - it raises where trials run or are waited for (`interruptible`); elsewhere, what is under way may
   end within MAX_WAIT seconds;
-- an alarm raises once more until the exception has arrived. Then whatever must be written of the
-  interrupted trials has some seconds (`_CLOSING`): the storage may be away.
+- an alarm raises once more until the exception has arrived. What must be written of the
+  interrupted trials has the time that is left (`_IN_ALL`): the storage may be away.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ from typing import Any
 import optuna
 
 MAX_WAIT = 1.0  # seconds that a signal waits where no trial runs
-_CLOSING = {"SIGINT": 1.0, "SIGTERM": 10.0}  # seconds after an interruption; a person waits less
+_IN_ALL = {"SIGINT": 1.8, "SIGTERM": 10.0}  # seconds after the signal; a person waits less
+_CLOSING = 0.5  # seconds at least after an interruption
 _AGAIN = 0.2  # seconds after which an exception that has not arrived is raised again
 _POLL = 0.01
 
@@ -140,7 +141,7 @@ class Orders:
         self.stop = name
         self._deadline = min(self._deadline, now if at_once else now + self._grace)
         if self._raised is not None:
-            self._limit = min(self._limit, now + _CLOSING[name])
+            self._limit = min(self._limit, now + _IN_ALL[name])
         if _HAS_ALARM and signal.SIGALRM not in self._old:
             self._take(signal.SIGALRM)
         self._act(frame)
@@ -163,7 +164,8 @@ class Orders:
     def _interrupt(self) -> None:
         assert self.stop is not None
         if self._raised is None:
-            self._limit = time.monotonic() + _CLOSING[self.stop]
+            now = time.monotonic()
+            self._limit = max(now + _CLOSING, min(now, self._deadline) + _IN_ALL[self.stop])
         self._raised = Stopped(self.stop)
         self._alarm(_AGAIN)
         raise self._raised
