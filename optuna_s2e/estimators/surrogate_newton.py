@@ -71,7 +71,8 @@ def update(
     """
     space, distribution = model.space, model.space.distribution
     moved, first_norm, scale = theta, 0.0, 0.0
-    unseen = distribution.unseen(space.points(model.x))  # to the model, they are alike
+    # To the model, categories that no draw had are alike.
+    unseen = distribution.unseen(space.points(model.x)) if distribution.has_many_categories else []
     for step_number in range(N_STEPS):
         points = distribution.sample(moved, rng, N_VIRTUAL)
         f = newton.z_scores(model.gp.mean(model.featurize(space.coordinates(points))))
