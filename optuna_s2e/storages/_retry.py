@@ -413,8 +413,8 @@ class RetryingStorage(BaseStorage, _optuna.BaseHeartbeat):
             if any(_optuna.study_id(study) == study_id for study in self.get_all_studies()):
                 raise self._made_again() from None
             raise
-        # databases may keep whole seconds only
-        if start and trial.datetime_start and abs(trial.datetime_start - start) >= _A_SECOND:
+        began = _optuna.began_at(trial)
+        if start and began and abs(began - start) >= _A_SECOND:  # some keep whole seconds only
             raise self._made_again()
         return trial
 
