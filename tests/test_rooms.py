@@ -31,7 +31,6 @@ WHOLE = {  # longer modules, and why they are not split
 MAX_TEST_LINES = 500
 
 TESTED_THROUGH = {  # module -> the test file that reaches it through a neighbour, by file name
-    "optuna_s2e.cli._common": "test_cli_search.py",
     "optuna_s2e.coteaching.data._sources": "test_noisy_data.py",
     "optuna_s2e.dashboard._pictures": "test_reporter.py",
     "optuna_s2e.dashboard._trial_page": "test_reporter.py",

@@ -36,14 +36,8 @@ _SQLITE_SLICE = 1.0  # seconds that it waits in one piece, in which no signal is
 WRITER_TIMEOUT = 30.0  # seconds after which PostgreSQL ends a write whose worker has stopped
 
 _SQLITE_BUSY, _SQLITE_LOCKED = 5, 6
-_SQLITE_UNUSABLE = (
-    8,
-    10,
-    11,
-    13,
-    14,
-    26,
-)  # read-only, I/O, corrupt, full, not opened, no database
+# read-only, I/O error, corrupt, full, cannot be opened, no database
+_SQLITE_UNUSABLE = (8, 10, 11, 13, 14, 26)
 
 # https://www.postgresql.org/docs/current/libpq-connect.html: notice a server that has vanished
 _LIBPQ_OPTIONS = {
@@ -287,7 +281,7 @@ def _limit_suspended_writes(engine: Engine) -> None:
 
 
 def _raise_unavailable(context: ExceptionContext) -> None:
-    """Raise StorageUnavailableError or StorageUnusableError in place of an error which means it."""
+    """Raise StorageUnavailableError or StorageUnusableError in place of what means it."""
     error = context.original_exception
     if not isinstance(error, Exception):
         return  # a signal (KeyboardInterrupt, SystemExit), which SQLAlchemy calls a disconnect

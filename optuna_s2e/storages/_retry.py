@@ -339,19 +339,20 @@ class RetryingStorage(BaseStorage, _optuna.BaseHeartbeat):
             trials = storage.get_all_trials(study_id, deepcopy=False)
             return next((_optuna.trial_id(t) for t in reversed(trials) if is_it(t)), None)
 
+        newest = self._newest.get(study_id, -1)  # before: other threads make trials too
         trial_id = self._run(
             lambda s: s.create_new_trial(study_id, template), writing=True, look_up=look_up
         )
-        if trial_id <= self._newest.get(study_id, -1):
+        if trial_id <= newest:
             self.set_trial_state_values(trial_id, TrialState.FAIL)
             raise self._made_again()
-        self._newest[study_id] = trial_id
+        self._newest[study_id] = max(newest, trial_id)
         if template.state == TrialState.RUNNING:
             self._begun[trial_id] = study_id, template.datetime_start
         return trial_id
 
     def _made_again(self) -> StorageInternalError:
-        """Return the error for a study whose identifiers a new one has: SQLite gives them again."""
+        """Return the error for a study whose identifiers a new one has. SQLite reuses them."""
         return self._unusable(
             "holds another study in place of the one that was opened: it was deleted and made "
             "again meanwhile. Start again to work on the new one."
@@ -429,8 +430,8 @@ class RetryingStorage(BaseStorage, _optuna.BaseHeartbeat):
             if any(_optuna.study_id(study) == study_id for study in self.get_all_studies()):
                 raise self._made_again() from None
             raise
-        # databases may keep whole seconds only
-        if start and trial.datetime_start and abs(trial.datetime_start - start) >= _A_SECOND:
+        began = _optuna.began_at(trial)
+        if start and began and abs(began - start) >= _A_SECOND:  # some keep whole seconds only
             raise self._made_again()
         return trial
 

@@ -54,8 +54,8 @@ def _check_sqlite(url: str, parsed: sqlalchemy.URL) -> None:
         )
     if "?" in url and not parsed.query:
         raise ValueError(
-            f"url must have options such as timeout=5 after its ?, but got {hide_passwords(url)!r}. In "
-            "the name of a file, write %3F for ?."
+            "url must have options such as timeout=5 after its ?, but got "
+            f"{hide_passwords(url)!r}. In the name of a file, write %3F for ?."
         )
 
 
