@@ -10,6 +10,7 @@ import argparse
 import os
 import re
 import sys
+import warnings
 from collections.abc import Sequence
 from importlib import import_module
 from typing import Any, NamedTuple, NoReturn
@@ -60,6 +61,8 @@ EXIT_ERROR = 2
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command, as `optuna_s2e.cli.main` describes it."""
+    if argv is None:
+        warnings.formatwarning = _one_line_warning
     argv = sys.argv[1:] if argv is None else list(argv)
     try:
         args = make_parser().parse_args(argv)
@@ -82,6 +85,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(f"s2e {args.command}: error: {one_line(error, args)}", file=sys.stderr)
         return EXIT_ERROR
+
+
+def _one_line_warning(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int,
+    line: str | None = None,
+) -> str:  # fmt: skip
+    return f"Warning: {' '.join(str(message).split())}\n"
 
 
 def make_parser() -> argparse.ArgumentParser:

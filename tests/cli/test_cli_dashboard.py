@@ -35,7 +35,7 @@ def test_dashboard_serves_the_studies_until_ctrl_c_and_warns_about_visitors(
 
 
 def test_empty_password_is_refused(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    searched: Searched, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.delenv("S2E_DASHBOARD_PASSWORD", raising=False)
     monkeypatch.setattr("getpass.getpass", lambda prompt: "")

@@ -1,5 +1,7 @@
 """Errors in the words of the command line."""
 
+import subprocess
+import sys
 from argparse import Namespace
 from pathlib import Path
 
@@ -65,3 +67,14 @@ def test_data_without_a_test_part_are_one_line(capsys: pytest.CaptureFixture[str
     assert (
         error == "s2e evaluate: error: An evaluation needs test data, but 'own.npz' holds none.\n"
     )
+
+
+def test_a_warning_is_one_line() -> None:
+    arrays = make_arrays()
+    x, y = arrays["train_x"], arrays["train_y"]
+    np.savez(DATA, x=x[:80], y=y[:80], x_val=x[80:], y_val=y[80:])
+    command = [sys.executable, "-m", "optuna_s2e", *search(1, "--validation", "noisy")]
+    ran = subprocess.run(command, capture_output=True, text=True, check=True)
+    (line,) = (line for line in ran.stderr.splitlines() if "changes nothing" in line)
+    assert line.startswith("Warning: validation 'noisy' changes nothing for 'own.npz'")
+    assert "warnings.warn" not in ran.stderr

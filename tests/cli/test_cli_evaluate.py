@@ -38,7 +38,10 @@ def test_evaluation_prints_a_table_and_writes_its_files(
 @pytest.mark.parametrize(
     ("noise", "why"),
     [
-        ([], "it needs the true noise rate, which is unknown; --noise-rate E adds it"),
+        (
+            ["--noise", "none"],
+            "it needs the true noise rate, which is unknown; --noise-rate E adds it",
+        ),
         (["--noise", "symmetric", "--noise-rate", "0.97"], "the rate is 0.97; --noise-rate 0.95"),
         (["--noise", "symmetric", "--noise-rate", "0"], "the noise rate is 0"),
     ],
@@ -61,13 +64,14 @@ def test_coteaching_is_left_out_without_a_noise_rate_that_it_can_take(
 
 def test_json_is_one_document(searched: Searched, capsys: pytest.CaptureFixture[str]) -> None:
     capsys.readouterr()
-    assert main(["evaluate", "--repeats", "1", "--json"]) == 0
+    assert main(["evaluate", "--repeats", "1", "--json"]) == 0  # 50 % symmetric noise
     printed = capsys.readouterr()
     document = json.loads(printed.out)
     file = json.loads(Path("s/evaluation.json").read_text())
     assert {key: document[key] for key in file} == file
     assert document["searched"]["trial"] == recommend(study()).trial
-    assert set(document["left_out"]) == {"coteaching"}
+    assert document["left_out"] == {}
+    assert set(document["methods"]) == {"standard", "coteaching", "searched"}
     assert all(Path(name).is_file() for name in document["files"].values())
     (accuracy,) = document["methods"]["searched"]["final_accuracy"]
     assert f"{100 * accuracy:.2f}" in printed.err  # the table, for people
@@ -137,7 +141,7 @@ def test_a_second_evaluation_trains_nothing_and_more_repeats_train_the_rest(
 @pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGKILL])
 def test_a_stopped_evaluation_goes_on_where_it_was(sign: signal.Signals) -> None:
     n_epochs = 1500  # a second
-    assert main(search(1, "--epochs", str(n_epochs))) == 0
+    assert main(search(1, "--epochs", str(n_epochs), "--noise", "none")) == 0
     kept = Path("s/networks.jsonl")
     process = Command("evaluate", "--repeats", "20")
     wait_until(lambda: kept.exists() and kept.read_text().count("\n") >= 4, process)
