@@ -179,12 +179,12 @@ def _pack(numbers: npt.ArrayLike, dtype: str) -> str:
 
 def _unpack(text: str, dtype: str, limit: int) -> npt.NDArray[Any]:
     """Invert `_pack`. Return no numbers if the text is damaged or holds more than the limit."""
+    unpacker, none = zlib.decompressobj(), np.empty(0, dtype)
     try:
-        data = zlib.decompressobj().decompress(base64.b64decode(text), 8 * (limit + 1))
-        numbers = np.frombuffer(data, dtype)
+        data = unpacker.decompress(base64.b64decode(text), 8 * limit + 1)
+        return np.frombuffer(data, dtype) if unpacker.eof else none
     except (ValueError, zlib.error):
-        return np.empty(0, dtype)
-    return numbers if len(numbers) <= limit else np.empty(0, dtype)
+        return none
 
 
 class Slot(NamedTuple):
