@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import optuna
 
 from optuna_s2e._attributes import OBJECTIVE_KEY
+from optuna_s2e.analysis import recommend
 from optuna_s2e.cli import _common
 from optuna_s2e.estimators import DEFAULT_ESTIMATOR, ESTIMATORS
 from optuna_s2e.label_noise import NOISES
@@ -262,6 +263,10 @@ def _print_result(study: optuna.Study, args: argparse.Namespace, interrupted: bo
         values = ", ".join(f"{n} {v:.4g}" for n, v in trial.params.items() if n != "R.n_epochs")
         print(f"Best of {args.trials} trials: trial {trial.number}, {args.metric} "
               f"{trial.value:.4f} ({values})")  # fmt: skip
+        picked = recommend(study).trial
+        if picked != trial.number:
+            print(f"Its value is partly luck. Recommended: trial {picked}, the best after "
+                  "smoothing over similar trials; s2e evaluate and s2e export use it.")  # fmt: skip
         line = _with_option(args.argv, "--trials", 2 * args.trials)
         onward = {"search on": shlex.join(["s2e", *line])}
     which = _common.study_options(args, study)
