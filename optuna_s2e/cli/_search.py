@@ -266,7 +266,7 @@ def _print_result(study: optuna.Study, args: argparse.Namespace, interrupted: bo
         picked = recommend(study).trial
         if picked != trial.number:
             print(f"Its value is partly luck. Recommended: trial {picked}, the best after "
-                  "smoothing over similar trials; s2e evaluate and s2e export use it.")  # fmt: skip
+                  "smoothing over similar trials: s2e evaluate and export use it.")  # fmt: skip
         line = _with_option(args.argv, "--trials", 2 * args.trials)
         onward = {"search on": shlex.join(["s2e", *line])}
     which = _common.study_options(args, study)

@@ -208,7 +208,7 @@ def test_a_study_of_5000_trials_is_shown(browser: Browser) -> None:
     ])  # fmt: skip
     with serve(study) as base, browser.at(base, f"/studies/{study._study_id}") as page:
         page.get_by_text("Study User Attributes").wait_for()
-        page.wait_for_function("document.querySelectorAll('#graph-history .main-svg').length > 0")
+        page.wait_for_function("document.querySelectorAll('#plot-history .main-svg').length > 0")
         assert page.get_by_text("Intermediate values").count() == 0
 
 
