@@ -91,7 +91,9 @@ class Painter:
         trials = _optuna.all_trials(study)
         n_complete = sum(t.state == TrialState.COMPLETE for t in trials)
         last, self._seen[name] = self._seen.get(name), n_complete
-        painted = _optuna.study_system_attrs(study).get(PAINTED_KEY, 0)
+        painted = _optuna.study_system_attrs(study).get(PAINTED_KEY)
+        if not isinstance(painted, int):  # never, or damaged
+            painted = 0
         goes_on = last is not None and n_complete != last  # and perhaps its reporter paints
         if n_complete == painted or (goes_on and n_complete - painted < BEHIND):
             return False

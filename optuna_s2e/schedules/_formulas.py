@@ -154,7 +154,5 @@ _TABLE1_MEANINGS = {
 
 SPACES = {
     "eq1": Space(1, _eq1_distributions, _eq1_keep_rates, _EQ1_ABOUT, _EQ1_MEANINGS),
-    "table1": Space(
-        1, _table1_distributions, _table1_keep_rates, _TABLE1_ABOUT, _TABLE1_MEANINGS
-    ),
+    "table1": Space(1, _table1_distributions, _table1_keep_rates, _TABLE1_ABOUT, _TABLE1_MEANINGS),
 }

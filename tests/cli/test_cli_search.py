@@ -27,7 +27,7 @@ from commands import (
 )
 from processes import Command
 
-from optuna_s2e import S2ESampler, generations, replay
+from optuna_s2e import S2ESampler, generations, recommend, replay
 from optuna_s2e._attributes import OBJECTIVE_KEY
 from optuna_s2e.cli import main
 from optuna_s2e.coteaching import CoteachingObjective, load_data
@@ -39,6 +39,11 @@ def test_search_of_the_digits_prints_its_result_and_what_comes_next(
     assert main(["search", "--epochs", "2", "--trials", "2"]) == 0
     out = capsys.readouterr().out
     assert re.search(r"Best of 2 trials: trial [01], validation_error 0\.\d{4} \(R\.", out)
+    best, picked = (
+        study("digits-symmetric-0.5").best_trial,
+        recommend(study("digits-symmetric-0.5")),
+    )
+    assert (f"Recommended: trial {picked.trial}, the best" in out) == (picked.trial != best.number)
     which = "--storage sqlite:///s2e.db --study-name digits-symmetric-0.5"
     assert f" s2e evaluate {which}\n" in out
     assert f" s2e status {which}\n" in out

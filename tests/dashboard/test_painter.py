@@ -68,9 +68,7 @@ def test_studies_of_others_are_left_alone(tmp_path: Path) -> None:
     plain.optimize(lambda t: t.suggest_float("x", 0, 1), n_trials=3)
     two = optuna.create_study(study_name="two", storage=storage, directions=["minimize"] * 2)
     two.optimize(lambda t: (t.suggest_float("x", 0, 1), 0.0), n_trials=3)
-    schedules = optuna.create_study(
-        study_name="z", storage=storage, sampler=RandomSampler(seed=0)
-    )
+    schedules = optuna.create_study(study_name="z", storage=storage, sampler=RandomSampler(seed=0))
     schedules.optimize(objective, n_trials=3)
     assert Painter(storage).look() == ["z"]
     for study in (plain, two):

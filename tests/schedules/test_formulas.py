@@ -1,13 +1,15 @@
 """Table 1 and Eq 4 against the formulas, one number at a time."""
 
 import math
+import re
 from typing import Any
 
 import numpy as np
 import pytest
 
-from optuna_s2e import table1_schedule
-from optuna_s2e.schedules import basis_function
+from optuna_s2e import ScheduleSpace, table1_schedule
+from optuna_s2e.distributions import find_simplexes
+from optuna_s2e.schedules import SPACES, basis_function
 
 
 def literal_basis(i: int, t: float, T: int, a: Any) -> float:
@@ -56,3 +58,15 @@ def test_parameters_broadcast_against_epochs() -> None:
 def test_only_four_bases_exist(i: Any) -> None:
     with pytest.raises(ValueError, match=r"i must be an int in \[1, 4\], but got"):
         basis_function(i, np.ones(1), 5, np.ones(4))
+
+
+@pytest.mark.parametrize("kind", SPACES)
+def test_every_space_explains_its_parameters(kind: str) -> None:
+    space = ScheduleSpace(10, kind)
+    searched = {n: d for n, d in space.distributions.items() if n not in space.tags}
+    weights = {name for names in find_simplexes(searched) for name in names}
+    assert space.meanings.keys() == searched.keys() - weights
+    formula, _, words = space.about.partition(": ")
+    assert formula.startswith("R(t) = ")
+    for name in space.meanings:  # R.tau is called tau, R.f1.a2 is called a2
+        assert re.search(rf"\b{name.rpartition('.')[2]}\b", words)

@@ -100,6 +100,35 @@ def test_theta_rows_are_the_means_of_the_recorded_thetas(studies):
         assert line.hovertemplate.startswith(name)
 
 
+def test_theta_says_what_its_numbers_are(studies):
+    figure = plot_theta(studies["eq1"])
+    labels = figure.layout.yaxis.ticktext
+    meanings = ("exponent", "drop", "epoch of full drop")
+    assert [label.partition("<br>")[2] for label in labels] == [
+        f"<span style='font-size:10px'>{what}</span>" for what in meanings
+    ]
+    assert figure.layout.margin.b < plot_theta(studies["table1"]).layout.margin.b  # no legend
+    table1 = plot_theta(studies["table1"])
+    assert len(table1.layout.yaxis2.ticktext) == 16  # one column, whose labels are in the margin
+    assert "yaxis3" not in table1.layout
+    hovers = [t.hovertemplate for t in table1.data if t.hovertemplate]
+    assert "R.f1.a3 (rise, height): %{customdata}<extra></extra>" in hovers
+
+
+def test_theta_says_in_short_lines_what_it_leaves_out():
+    def objective(trial):
+        total = sum(trial.suggest_float(f"a_rather_long_name_{k:02d}", 0, 1) for k in range(20))
+        suggest_simplex(trial, "w", 3)
+        return total + (trial.suggest_categorical("kind", ["a", "b"]) == "a")
+
+    figure = plot_theta(searched(objective))
+    lines = figure.layout.title.subtitle.text.split("<br>")
+    assert lines[1] == "not shown: the 8 parameters that moved least"
+    assert max(map(len, lines)) <= 60  # half a page of 1,024 pixels
+    assert len(figure.layout.yaxis3.ticktext) == 12  # below two areas
+    assert all(len(label) <= 35 for label in figure.layout.yaxis3.ticktext)
+
+
 def test_theta_stacks_the_expected_weights_to_one(studies):
     figure = plot_theta(studies["table1"])
     areas = [t for t in figure.data if t.stackgroup]
