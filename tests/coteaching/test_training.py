@@ -418,7 +418,9 @@ def test_kept_networks_are_those_that_were_evaluated_last(backend, network):
             error = (logits.argmax(dim=1) != data.y_val).double().mean().item()
             assert error == pytest.approx(result.curves.error[last, i], abs=1e-12)
     first, second = results[0].networks
-    assert any((a != b).any() for a, b in zip(first.parameters(), second.parameters(), strict=True))
+    assert any(
+        (a != b).any() for a, b in zip(first.parameters(), second.parameters(), strict=True)
+    )
 
 
 def test_networks_are_kept_on_request_and_of_trainings_that_did_not_fail(tiny):

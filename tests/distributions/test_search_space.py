@@ -128,6 +128,8 @@ def test_ints_beyond_floats_lie_on_their_grid(d: IntDistribution) -> None:
         cells = np.array([(v - d.low) / width for v in values[1:-1]])
         if width // d.step > 1000:
             assert stats.kstest(cells, "uniform").pvalue > 1e-4
+
+
 NARROW: dict[str, tuple[Any, Any, Any]] = {
     "tiny": (FloatDistribution(1e-14, 1e-13), 5e-14, 6e-14),
     "tiny log": (FloatDistribution(1e-15, 1e-13, log=True), 1e-14, 2e-14),
