@@ -32,7 +32,7 @@ from optuna_s2e.storages._connection import (
     StorageUnusableError,
     operation,
 )
-from optuna_s2e.storages._signals import before_trial, signals_wait
+from optuna_s2e.storages._deferral import before_trial, signals_wait
 
 T = TypeVar("T")
 StaleTrialCallback = Callable[[optuna.Study, FrozenTrial], None]

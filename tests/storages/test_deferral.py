@@ -16,7 +16,7 @@ from optuna.trial import TrialState
 from processes import Process, wait_until
 
 from optuna_s2e import S2ESampler, open_storage, optimize_batch
-from optuna_s2e.storages import _signals
+from optuna_s2e.storages import _deferral
 
 
 @pytest.fixture(autouse=True)
@@ -167,7 +167,7 @@ def test_a_handler_of_ones_own_is_called_once_and_stays(study: optuna.Study) -> 
     sqlalchemy.event.listen(engine_of(study), "commit", shoot_both, once=True)
     study.set_user_attr("a", 1)
     assert sorted(called) == sorted(numbers)
-    time.sleep(5 * _signals._PAUSE)
+    time.sleep(5 * _deferral._PAUSE)
     study.set_user_attr("a", 2)
     assert len(called) == 2
     assert [signal.getsignal(number) for number in numbers] == [own, own]
@@ -193,7 +193,7 @@ def test_a_thread_that_works_leaves_the_handlers_alone(study: optuna.Study) -> N
 def test_a_long_operation_is_interrupted_and_leaves_no_lock(
     when: str, study: optuna.Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_signals, "MAX_WAIT", 0.1)
+    monkeypatch.setattr(_deferral, "MAX_WAIT", 0.1)
 
     def shoot_and_wait(connection: Any, cursor: Any = None, statement: str = "", *_: Any) -> None:
         if when != "commit" and not statement.startswith("BEGIN"):
