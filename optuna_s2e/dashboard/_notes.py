@@ -7,6 +7,7 @@ import re
 import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from datetime import timedelta
 from typing import Any
 
@@ -65,8 +66,8 @@ def trial_note(
             rows.append([label, *(f"{v:.4f}" for v in (curve[0], best, curve[-1]))])
     if rows:
         parts.append(table(["", "first epoch", "best", "last"], rows, "---:"))
-    if schedule.params is not None:
-        parts.append(_formula(find_space(schedule.params)))
+    with suppress(ValueError):  # it is an array
+        parts.append(_formula(find_space(schedule.params or {})))
     return "\n\n".join(parts)
 
 
