@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from math import inf, isfinite
 from numbers import Integral, Real
+from typing import Any
 
 import numpy.typing as npt
 
@@ -82,7 +83,7 @@ def check_choice(name: str, value: object, choices: Iterable[str]) -> str:
     raise ValueError(f"{name} must be one of {shown}, but got {value!r}.")
 
 
-def check_shape(name: str, array: npt.NDArray, symbols: str, shape: tuple[int, ...]) -> None:  # type: ignore[type-arg]
+def check_shape(name: str, array: npt.NDArray[Any], symbols: str, shape: tuple[int, ...]) -> None:
     """Check the shape of an array.
 
     Args:
@@ -96,6 +97,26 @@ def check_shape(name: str, array: npt.NDArray, symbols: str, shape: tuple[int, .
     """
     if array.shape != shape:
         raise ValueError(f"{name} must have shape {symbols} = {shape}, but got {array.shape}.")
+
+
+def check_axes(
+    name: str, array: npt.NDArray[Any], symbols: str, *, may_be_empty: bool = False
+) -> None:
+    """Check the number of axes of an array whose lengths are free.
+
+    Args:
+        name: Name of the argument.
+        array: Value of the argument.
+        symbols: One letter for each axis, such as "(N,)" or "(K, T)".
+        may_be_empty: Whether an axis may have length 0.
+
+    Raises:
+        ValueError: If the array has another number of axes, or is empty.
+    """
+    n_axes = len([symbol for symbol in symbols.strip("()").split(",") if symbol])
+    if array.ndim != n_axes or not (array.size or may_be_empty):
+        condition = symbols if may_be_empty else f"{symbols} and not be empty"
+        raise ValueError(f"{name} must have shape {condition}, but got {array.shape}.")
 
 
 def _interval(low: float, high: float, open_low: bool, open_high: bool) -> str:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from optuna_s2e._checks import check_choice, check_int, check_number
+from optuna_s2e._checks import check_axes, check_choice, check_int, check_number, check_shape
 from optuna_s2e._typing import FloatArray, IntArray
 
 NOISES = ("none", "symmetric", "pair")
@@ -132,8 +132,8 @@ def published_noise(
 
 def _checked_matrix(matrix: npt.ArrayLike) -> FloatArray:
     checked = np.asarray(matrix, dtype=np.float64)
-    if checked.ndim != 2 or checked.shape[0] != checked.shape[1] or len(checked) < 2:
-        raise ValueError(f"transition_matrix must have shape (C, C), but got {checked.shape}.")
+    check_axes("transition_matrix", checked, "(C, C)")
+    check_shape("transition_matrix", checked, "(C, C)", (max(2, len(checked)),) * 2)
     is_distribution = (checked >= 0).all(axis=1) & np.isclose(checked.sum(axis=1), 1.0)
     if not is_distribution.all():
         row = int(is_distribution.argmin())
@@ -146,8 +146,7 @@ def _checked_matrix(matrix: npt.ArrayLike) -> FloatArray:
 
 def _checked_labels(labels: npt.ArrayLike, n_classes: int | None) -> IntArray:
     checked = np.asarray(labels)
-    if checked.ndim != 1:
-        raise ValueError(f"labels must have shape (N,), but got {checked.shape}.")
+    check_axes("labels", checked, "(N,)", may_be_empty=True)
     if checked.size and not np.issubdtype(checked.dtype, np.integer):
         raise ValueError(f"labels must be integers, but got {checked.dtype}.")
     if checked.size and (checked.min() < 0 or checked.max() >= (n_classes or np.inf)):

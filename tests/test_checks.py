@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from optuna_s2e._checks import check_choice, check_int, check_number, check_shape
+from optuna_s2e._checks import check_axes, check_choice, check_int, check_number, check_shape
 
 
 @pytest.mark.parametrize("value", [3, np.int64(3), np.uint8(3)])
@@ -64,3 +64,15 @@ def test_choices_and_shapes_are_named() -> None:
     with pytest.raises(ValueError) as caught:
         check_shape("s", np.ones((3, 2)), "(K, n)", (2, 3))
     assert str(caught.value) == "s must have shape (K, n) = (2, 3), but got (3, 2)."
+
+
+def test_axes_of_any_length_are_counted() -> None:
+    check_axes("rates", np.ones((2, 3)), "(K, T)")
+    check_axes("labels", np.ones(0), "(N,)", may_be_empty=True)
+    with pytest.raises(ValueError, match="^rates must") as caught:
+        check_axes("rates", np.ones(3), "(K, T)")
+    assert str(caught.value) == "rates must have shape (K, T) and not be empty, but got (3,)."
+    with pytest.raises(ValueError, match="and not be empty"):
+        check_axes("rates", np.ones((0, 3)), "(K, T)")
+    with pytest.raises(ValueError, match=r"^labels must have shape \(N,\), but got \(1, 2\)\.$"):
+        check_axes("labels", np.ones((1, 2)), "(N,)", may_be_empty=True)

@@ -30,7 +30,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from optuna_s2e._checks import check_choice, check_int, check_shape
+from optuna_s2e._checks import check_axes, check_choice, check_int, check_shape
 from optuna_s2e._typing import FloatArray
 from optuna_s2e.coteaching._config import TrainingConfig
 from optuna_s2e.coteaching._networks import Network, seeded_generators
@@ -371,8 +371,7 @@ def _checked_trials(
     keep_rates: npt.ArrayLike, seeds: Sequence[int]
 ) -> tuple[FloatArray, list[int]]:
     rates = np.asarray(keep_rates, dtype=np.float64)
-    if rates.ndim != 2 or rates.size == 0:
-        raise ValueError(f"keep_rates must have shape (K, T), but got {rates.shape}.")
+    check_axes("keep_rates", rates, "(K, T)")
     if not ((rates > 0) & (rates <= 1)).all():  # also refuses NaN
         wrong = rates[~((rates > 0) & (rates <= 1))][0]
         raise ValueError(f"keep_rates must be in (0, 1], but got {wrong!r}.")

@@ -28,7 +28,7 @@ import numpy.typing as npt
 from optuna.distributions import BaseDistribution, FloatDistribution
 from optuna.trial import BaseTrial
 
-from optuna_s2e._checks import check_int
+from optuna_s2e._checks import check_axes, check_int
 from optuna_s2e._typing import FloatArray
 
 MAX_WEIGHTS = 1000
@@ -112,8 +112,7 @@ def simplex_params(name: str, weights: npt.ArrayLike) -> dict[str, float]:
         {'w.simplex3.1': 0.0, 'w.simplex3.2': 0.25}
     """
     w = np.asarray(weights, dtype=np.float64)
-    if w.ndim != 1:
-        raise ValueError(f"weights must have shape (k,), but got {w.shape}.")
+    check_axes("weights", w, "(k,)")
     if not (np.all(w >= 0) and abs(w.sum() - 1) <= 1e-6):
         raise ValueError(f"weights must be non-negative and sum to 1, but got {weights!r}.")
     names = parameter_names(name, len(w))

@@ -39,7 +39,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import optimize
 
-from optuna_s2e._checks import check_shape
+from optuna_s2e._checks import check_axes, check_shape
 from optuna_s2e._typing import FloatArray, IntArray
 from optuna_s2e.distributions import SearchDistribution
 
@@ -162,8 +162,7 @@ def z_scores(losses: ArrayLike, *, weights: ArrayLike | None = None) -> FloatArr
         [1.0, -1.0, 1.0, -1.0]
     """
     values = np.asarray(losses, dtype=np.float64)
-    if values.ndim != 1 or len(values) == 0:
-        raise ValueError(f"losses must have shape (N,), N >= 1, but got {values.shape}.")
+    check_axes("losses", values, "(N,)")
     if np.isnan(values).any():
         at = int(np.argmax(np.isnan(values)))
         raise ValueError(f"losses[{at}] must be a number, but got nan. Drop failed draws.")

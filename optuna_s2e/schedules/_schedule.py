@@ -33,7 +33,7 @@ import numpy.typing as npt
 from optuna.distributions import BaseDistribution, IntDistribution
 from optuna.trial import BaseTrial, FrozenTrial
 
-from optuna_s2e._checks import check_choice, check_int, check_number
+from optuna_s2e._checks import check_axes, check_choice, check_int, check_number
 from optuna_s2e._typing import FloatArray
 from optuna_s2e.schedules._formulas import SPACES
 
@@ -93,8 +93,8 @@ class Schedule:
         self, keep_rates: npt.ArrayLike, params: Mapping[str, float | int] | None = None
     ) -> None:
         rates = np.array(keep_rates, dtype=np.float64)  # a copy, so nobody else can change it
-        if rates.ndim != 1 or not 1 <= rates.size <= MAX_EPOCHS:
-            raise ValueError(f"keep_rates must have shape (n_epochs,), but got {rates.shape}.")
+        check_axes("keep_rates", rates, "(n_epochs,)")
+        check_int("n_epochs", rates.size, 1, MAX_EPOCHS)
         if not np.all((rates > 0) & (rates <= 1)):  # also refuses NaN
             epoch = int(np.argmin((rates > 0) & (rates <= 1)))
             raise ValueError(

@@ -27,7 +27,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy import linalg
 
-from optuna_s2e._checks import check_shape
+from optuna_s2e._checks import check_axes, check_shape
 from optuna_s2e._typing import FloatArray
 
 LENGTH_SCALES = np.geomspace(0.1, 6.0, 9)  # in units of the median distance
@@ -141,8 +141,7 @@ def fit(
         >>> abs(float(mean[0]) - 0.25) < 0.01, bool(deviation[1] > 10 * deviation[0])
         (True, True)
     """
-    if features.ndim != 2:
-        raise ValueError(f"features must have shape (N, d), but got {features.shape}.")
+    check_axes("features", features, "(N, d)", may_be_empty=True)
     check_shape("losses", losses, "(N,)", (len(features),))
     weights_of = np.zeros(features.shape[1]) if category_weights is None else category_weights
     y, mean, deviation = clip_and_standardize(losses)

@@ -372,7 +372,7 @@ def test_trust_region_is_measured_from_the_reference():
         ({"theta": [1.0, -1.0]}, "theta[1] must be finite and > 0, but got -1.0."),
         (
             {"points": np.zeros((0, 1)), "losses": [], "log_density_drawn": []},
-            "losses must have shape (N,), N >= 1, but got (0,).",
+            "losses must have shape (N,) and not be empty, but got (0,).",
         ),
     ],
 )
