@@ -34,7 +34,7 @@ ERRORS: dict[str, tuple[list[str], str]] = {
         r"me:\*\*\*@127.0.0.1:1/x cannot be opened",
     ),
     "password": (["status", "postgresql://me:secret@db/x"], r"unrecognized .*me:\*\*\*@db/x"),
-    "no study": (["status"], "the storage holds no studies"),
+    "no study": (["status"], "the file does not exist"),
     "no value": (["search", "--trials"], "--trials: expected one argument"),
 }
 
@@ -97,7 +97,7 @@ def test_error_inside_the_database_is_one_line(
 
 
 def test_traceback_shows_where_an_error_came_from() -> None:
-    with pytest.raises(ValueError, match="holds no studies"):
+    with pytest.raises((ValueError, OSError), match="the file does not exist"):
         main(["status", "--traceback"])
 
 
