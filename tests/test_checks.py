@@ -72,7 +72,7 @@ def test_axes_of_any_length_are_counted() -> None:
     with pytest.raises(ValueError, match="^rates must") as caught:
         check_axes("rates", np.ones(3), "(K, T)")
     assert str(caught.value) == "rates must have shape (K, T) and not be empty, but got (3,)."
-    with pytest.raises(ValueError, match="and not be empty"):
+    with pytest.raises(ValueError, match=r"and not be empty"):
         check_axes("rates", np.ones((0, 3)), "(K, T)")
     with pytest.raises(ValueError, match=r"^labels must have shape \(N,\), but got \(1, 2\)\.$"):
         check_axes("labels", np.ones((1, 2)), "(N,)", may_be_empty=True)
