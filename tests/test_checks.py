@@ -69,7 +69,7 @@ def test_choices_and_shapes_are_named() -> None:
 def test_axes_of_any_length_are_counted() -> None:
     check_axes("rates", np.ones((2, 3)), "(K, T)")
     check_axes("labels", np.ones(0), "(N,)", may_be_empty=True)
-    with pytest.raises(ValueError, match="^rates must") as caught:
+    with pytest.raises(ValueError, match=r"^rates must") as caught:
         check_axes("rates", np.ones(3), "(K, T)")
     assert str(caught.value) == "rates must have shape (K, T) and not be empty, but got (3,)."
     with pytest.raises(ValueError, match=r"and not be empty"):
