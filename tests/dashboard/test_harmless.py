@@ -213,6 +213,7 @@ def test_s2e_search_survives_clicks(click: str, capsys: pytest.CaptureFixture[st
             else:
                 call(base, "/api/studies/1/rename", "POST", {"study_name": "new"})
 
+    open_storage("sqlite:///s2e.db")
     with serve("sqlite:///s2e.db") as base, warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         event.listen(Pool, "checkin", visit)
