@@ -245,6 +245,10 @@ def _open_study(
         raise ValueError(
             f"Study {name!r} holds trials of another objective. Use another --study-name."
         )
+    old = recorded.get("data") if isinstance(recorded, dict) else None
+    if isinstance(old, dict) and "content" not in old:  # of an earlier release
+        data = {key: value for key, value in settings["data"].items() if key != "content"}
+        settings = {**settings, "data": data}
     kept = [t for t in trials if t.state not in (TrialState.FAIL, TrialState.WAITING)]
     sampler = _make_sampler(args, None if kept else "adopt")
     changes = [] if recorded in (None, settings) else [_differences(settings, recorded)]
@@ -283,6 +287,8 @@ def _differences(own: dict[str, Any], recorded: Any, prefix: str = "") -> str:
         here, there = own.get(key), recorded.get(key)
         if isinstance(here, dict) and isinstance(there, dict) and here != there:
             found.append(_differences(here, there, f"{prefix}{key}."))
+        elif here != there and key == "content":
+            found.append(f"the data in {own['name']!r} have changed")
         elif here != there:
             found.append(f"{prefix}{key} is {here!r}, there {there!r}")
     return ", ".join(found)

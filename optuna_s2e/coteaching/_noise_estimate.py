@@ -68,7 +68,8 @@ class NoiseEstimate:
     Attributes:
         noise_rate: Estimated share of wrong labels, in [0, 1].
         interval: 95 % interval of the noise rate.
-        transition_matrix: Estimated P, rows sum to 1, (C, C).
+        transition_matrix: Estimated P, rows sum to 1, (C, C). The row of a class without samples
+            is that of the identity.
         deviations: Standard deviations of P's entries, (C, C).
         used_clean_labels: Whether clean validation labels were used. If not, the noise rate is
             an upper bound where the network makes many errors of its own.
@@ -110,7 +111,7 @@ def estimate_noise(
         data: Data whose training labels are partly wrong.
         network: Name or function, as in `make_network`.
         config: Optimiser and mini-batches. The default is `TrainingConfig()`.
-        n_epochs: Epochs of each training, at least 1.
+        n_epochs: Epochs of each training, at least 2.
         clean_validation: Whether the validation labels are right. If they have errors of their
             own, say False: no label counts as right then.
         device: As in `train_batch`.
@@ -130,7 +131,7 @@ def estimate_noise(
         >>> abs(estimate.noise_rate - 0.3) < 0.05
         True
     """
-    check_int("n_epochs", n_epochs, 1)
+    check_int("n_epochs", n_epochs, 2)
     seed = check_int("seed", seed, 0)
     rng = np.random.default_rng([seed, 0])
     given = data.noisy_labels.cpu().numpy()
@@ -238,12 +239,15 @@ def _by_clean_labels(
     bias = float(rates.mean()) - found.noise_rate
     rate = float(np.clip(found.noise_rate - bias, 0.0, 1.0))
     matrix = np.clip(2.0 * found.matrix - matrices.mean(axis=0), 0.0, None)
+    deviations = matrices.std(axis=0, ddof=1)
+    unseen = np.setdiff1d(np.arange(len(matrix)), np.union1d(given, y_val))
+    matrix[unseen], deviations[unseen] = np.eye(len(matrix))[unseen], 0.0
     spread = 1.96 * float(np.hypot(rates.std(ddof=1), bias))
     return NoiseEstimate(
         noise_rate=rate,
         interval=(max(rate - spread, 0.0), min(rate + spread, 1.0)),
         transition_matrix=matrix / matrix.sum(axis=1, keepdims=True),
-        deviations=matrices.std(axis=0, ddof=1),
+        deviations=deviations,
         used_clean_labels=True,
     )
 

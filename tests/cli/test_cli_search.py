@@ -105,6 +105,28 @@ def test_study_of_another_objective_is_refused(
     assert "must minimise one objective" in only_line(capsys, *search(20, name="up"))
 
 
+def test_a_data_file_that_has_changed_is_refused_by_all_who_train(
+    searched: Searched, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arrays = make_arrays()
+    np.savez(DATA, **{**arrays, "train_y": np.roll(arrays["train_y"], 1)})
+    line = only_line(capsys, *search(20))
+    assert f"Study 's' searches another objective: the data in {DATA!r} have changed. Use" in line
+    for command in ("evaluate", "worker"):
+        assert f"{command}: error: {DATA!r} has changed: its training" in last_line(capsys, command)
+    assert main(["status"]) == main(["export", "--json"]) == 0  # they need no data
+    assert len(study().trials) == N_SEARCHED
+
+
+def test_studies_of_earlier_releases_recorded_no_content_of_files(searched: Searched) -> None:
+    settings = study().user_attrs[OBJECTIVE_KEY]
+    del settings["data"]["content"]
+    study().set_user_attr(OBJECTIVE_KEY, settings)
+    assert main(search(N_SEARCHED + 1)) == 0
+    assert len(study().trials) == N_SEARCHED + 1
+    assert study().user_attrs[OBJECTIVE_KEY] == settings
+
+
 def test_an_unfit_network_is_found_before_the_storage_is_touched(
     capsys: pytest.CaptureFixture[str],
 ) -> None:

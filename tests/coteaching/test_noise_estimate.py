@@ -131,6 +131,23 @@ def test_a_class_that_no_fold_can_share_is_refused() -> None:
         estimate_noise(data, device="cpu")
 
 
+@pytest.mark.parametrize("clean_validation", [True, False])
+def test_of_a_class_without_samples_nothing_is_said(clean_validation: bool) -> None:
+    digits = load_data("digits", noise="pair", noise_rate=0.3, seed=0)
+    with pytest.warns(UserWarning, match=r"no sample of the classes \[10, 11\]"):
+        data = NoisyData.from_arrays(
+            digits.x, digits.noisy_labels, digits.x_val, digits.y_val, n_classes=12
+        )
+    found = estimate_noise(data, n_epochs=3, device="cpu", clean_validation=clean_validation)
+    np.testing.assert_array_equal(found.transition_matrix[10:], np.eye(12)[10:])
+    np.testing.assert_array_equal(found.deviations[10:], 0.0)
+
+
+def test_one_epoch_is_refused_by_the_name_of_the_argument(tiny: NoisyData) -> None:
+    with pytest.raises(ValueError, match="n_epochs must be an int of at least 2, but got 1"):
+        estimate_noise(tiny, n_epochs=1, device="cpu")
+
+
 def test_a_training_that_fails_says_why(tiny: NoisyData) -> None:
     def network(input_shape: tuple[int, ...], n_classes: int) -> nn.Module:
         layer = nn.Linear(input_shape[0], n_classes)

@@ -390,12 +390,18 @@ def _mlp(input_shape, n_classes):
     return nn.Sequential(nn.Flatten(), nn.Linear(16, 7), nn.ReLU(), nn.Linear(7, n_classes))
 
 
+def _with_a_layer_twice(input_shape, n_classes):
+    twice = nn.Sequential(nn.Linear(5, 5), nn.Tanh())
+    return nn.Sequential(nn.Flatten(), nn.Linear(16, 5), twice, twice, nn.Linear(5, n_classes))
+
+
 @pytest.mark.parametrize(
     ("backend", "network"),
     [("loop", _mlp), ("rows", _cnn), ("fused", _mlp), ("fused", _cnn),
      ("fused", _cnn_with_statistics), ("fused", lambda shape, c: nn.Sequential(
-         nn.Flatten(), nn.Linear(16, 5), nn.Tanh(), nn.Linear(5, c)))],
-    ids=["loop", "rows", "mlp", "cnn", "batch norm", "vmap"],
+         nn.Flatten(), nn.Linear(16, 5), nn.Tanh(), nn.Linear(5, c))),
+     ("fused", _with_a_layer_twice)],
+    ids=["loop", "rows", "mlp", "cnn", "batch norm", "vmap", "vmap, a layer twice"],
 )  # fmt: skip
 def test_kept_networks_are_those_that_were_evaluated_last(backend, network):
     rng = np.random.default_rng(3)

@@ -56,7 +56,8 @@ class FusedVmapTrainer(FusedTrainer):
         return list(self._parameters_of.values()), list(self._buffers_of.values())
 
     def _stack(self, networks: list[nn.Module]) -> None:
-        self._network = networks[0]
+        # a copy: functional_call leaves its tensors in modules that a network holds twice
+        self._network = copy.deepcopy(networks[0])
         self._parameters_of, self._buffers_of = stack_module_state(networks)
 
     def _copy_to(self, network: nn.Module, m: int) -> None:

@@ -28,6 +28,7 @@ def load_data(
     n_validation: int | None = None,
     published_noise: bool = False,
     download: bool = True,
+    content: str | None = None,
 ) -> NoisyData:
     """Load a data set and split off validation data; make labels of clean data sets wrong.
 
@@ -62,13 +63,15 @@ def load_data(
         published_noise: Whether to take the published noise of Co-teaching and S2E, bit for bit.
             It does not depend on the seed (`optuna_s2e.label_noise.published_noise`).
         download: Whether to download data sets that are missing in `root`.
+        content: What `settings["content"]` was when a `.npz` file was loaded before: the file is
+            refused if its training or validation data are others now. None takes any.
 
     Returns:
         Training, validation and, if there are any, test data.
 
     Raises:
-        ValueError: If an argument is out of range, the data are unusable, or a noise rate is given
-            for a `.npz` file and no noise.
+        ValueError: If an argument is out of range, the data are unusable or not those of
+            `content`, or a noise rate is given for a `.npz` file and no noise.
         OSError: If files are missing and cannot, or must not, be downloaded.
         ImportError: If scikit-learn or torchvision is needed and missing.
 
@@ -85,6 +88,12 @@ def load_data(
     seed = check_int("seed", seed, 0)
     source = read_source(name, root, rng=_rng(seed, _SOURCE_STREAM), download=download)
     noise, noise_rate = _asked_noise(name, noise, noise_rate, published_noise)
+    files = {} if name in DATA_SETS else {"content": source.content}
+    if content not in (None, files.get("content")):
+        raise ValueError(
+            f"{str(name)!r} has changed: its training and validation data were {content}, and are "
+            f"{files.get('content')} now. Bring the file back, or start a new study with it."
+        )
     labels, classes = encode_labels(source.labels)
     source = source._replace(**labels)
     source = _with_noise(source, name, noise, noise_rate, len(classes), seed, published_noise)
@@ -97,6 +106,7 @@ def load_data(
         "validation": validation,
         "n_validation": n_validation if n_validation is None else int(n_validation),
         "published_noise": bool(published_noise),
+        **files,
     }
     return assemble(source.inputs, source.labels, classes, name=str(name), settings=settings)
 

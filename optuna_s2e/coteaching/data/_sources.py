@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -50,6 +51,15 @@ class Source(NamedTuple):
     def labels(self) -> dict[str, Array]:
         """The labels that there are, by name."""
         return self._present("y", "y_val", "y_test", "clean_labels")
+
+    @property
+    def content(self) -> str:
+        """A digest of what a search depends on: all but the test data, which may come later."""
+        digest = hashlib.sha256()
+        for name, array in self._present("x", "y", "x_val", "y_val", "clean_labels").items():
+            digest.update(f"{name} {array.dtype.str} {array.shape} ".encode())
+            digest.update(array.tobytes())
+        return digest.hexdigest()[:16]
 
     def _present(self, *names: str) -> dict[str, Array]:
         arrays = self._asdict()

@@ -106,10 +106,28 @@ def test_studies_of_earlier_releases_get_the_data_that_they_recorded(tmp_path, n
     settings = CoteachingObjective(load_data(path), n_epochs=2, device="cpu").settings
     recorded = json.loads(json.dumps(settings))
     recorded["data"] |= {"noise": noise, "noise_rate": 0.5}
+    content = recorded["data"].pop("content")  # they did not record it
     again = CoteachingObjective.from_settings(recorded, device="cpu")
+    recorded["data"]["content"] = content
     assert again.settings == recorded
     wrong = np.mean([_labels(again.data)[row.tobytes()] != y for row, y in zip(X, Y, strict=True)])
     assert (0.3 < wrong < 0.6) if noise == "symmetric" else (wrong == 0)
+
+
+def test_a_file_that_has_changed_is_not_taken_for_that_of_the_settings(tmp_path):
+    arrays = {"x": X, "y": Y, "x_val": X[:30], "y_val": Y[:30]}
+    path = _save(tmp_path, **arrays)
+    settings = CoteachingObjective(load_data(path), n_epochs=2, device="cpu").settings
+    np.savez_compressed(path, **arrays, x_test=X[:9], y_test=Y[:9])  # test data may be added
+    again = CoteachingObjective.from_settings(settings, device="cpu")
+    assert again.settings == settings
+    assert len(again.data.x_test) == 9
+    for name in arrays:
+        changed = {**arrays, name: np.roll(arrays[name], 1, axis=0)}
+        np.savez(path, **changed)
+        with pytest.raises(ValueError, match=r"\.npz' has changed: its training and validation"):
+            CoteachingObjective.from_settings(settings, device="cpu")
+        assert load_data(path).settings["content"] != settings["data"]["content"]
 
 
 def test_noisy_validation_says_that_it_cannot_change_that_of_the_file(tmp_path):
