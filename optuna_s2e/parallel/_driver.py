@@ -83,6 +83,7 @@ class Driver:
 
     Attributes:
         n_told: How many trials came back.
+        leaves_none_running: False if an interruption kept it from failing trials that ran.
     """
 
     def __init__(
@@ -101,6 +102,7 @@ class Driver:
     ) -> None:
         self._study, self._run, self._orders = study, run, orders
         self.lease, self.bar, self.n_told = lease, bar, 0
+        self.leaves_none_running = True
         self._limits, self._left, self._callbacks = limits, limits.n_trials, callbacks
         self._seed_of_number, self._replaceable = seed_of_number, replaceable
         sampler = study.sampler if isinstance(study.sampler, S2ESampler) else None
@@ -119,7 +121,9 @@ class Driver:
         except LeaseLostError as lost:
             raise RuntimeError(str(lost)) from None
         finally:
+            self.leaves_none_running = False
             self._fail_running("The driver of its batch ended before it did.")
+            self.leaves_none_running = True
 
     def _stopped(self) -> bool:
         """Say whether no more trials are to begin; raise if this driver must not go on at all."""

@@ -128,14 +128,19 @@ def optimize_batch(
             driver.run()
             orders.check()
     except Stopped as stopped:
-        _end_as_asked(str(stopped), driver.n_told)
+        _end_as_asked(str(stopped), driver)
 
 
-def _end_as_asked(signal_name: str, n_told: int) -> NoReturn:
+def _end_as_asked(signal_name: str, driver: Driver) -> NoReturn:
     """Raise what Python raises at this signal, and say what was saved."""
+    running = (
+        "those that were running are failed."
+        if driver.leaves_none_running
+        else "the storage did not answer in time, and the next call fails those that were running."
+    )
     text = (
-        f"{signal_name}: optimize_batch was stopped. {n_told} trials of this call are kept; those "
-        "that were running are failed. Call it again: it goes on with the same points."
+        f"{signal_name}: optimize_batch was stopped. {driver.n_told} trials of this call are "
+        f"kept; {running} Call it again: it goes on with the same points."
     )
     if signal_name == "SIGINT":
         raise KeyboardInterrupt(text) from None

@@ -49,7 +49,10 @@ class Orders:
 
     Attributes:
         stop: The name of the signal that came; None if none did.
+        waits_itself: True: a storage that defers signals need not defer what this handles.
     """
+
+    waits_itself = True
 
     def __init__(self, grace: float = 0.0) -> None:
         self.stop: str | None = None
@@ -124,9 +127,10 @@ class Orders:
     # --- signals -----------------------------------------------------------------------------
 
     def _take(self, number: int) -> None:
-        self._old[number] = signal.signal(number, self._receive)
+        self._old[number] = signal.signal(number, self)
 
-    def _receive(self, number: int, frame: FrameType | None) -> None:
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        """Handle a signal."""
         if os.getpid() != self._process:  # a process that was forked from this one
             signal.signal(number, self._old[number])
             os.kill(os.getpid(), number)

@@ -3,14 +3,15 @@
 Python runs the handler of a signal wherever the main thread happens to be. A KeyboardInterrupt
 inside SQLAlchemy may leave a connection in a transaction, and an SQLite file locked for everybody.
 One between the lines of Optuna's ask and tell leaves a trial RUNNING that nobody runs. So while
-the main thread is in one of them, `_receive` stands in for the handlers. A signal that waited is
-handed on
+the main thread is in one of them, a `_StandIn` takes the place of each handler. A signal that
+waited is handed on
 
 - at the end of the next operation that is neither in an ask nor in a tell,
-- just before the next trial begins,
+- just before the next trial begins, and at the end of Optuna's loop,
 - or as soon as the main thread has left ask, tell and storage, which a thread tries out.
 
-After MAX_WAIT it is handed on wherever the main thread is.
+After MAX_WAIT it is handed on wherever the main thread is. A handler with an attribute
+`waits_itself` that is true raises nothing amid an operation, and keeps its place.
 """
 
 from __future__ import annotations
@@ -31,16 +32,23 @@ from optuna_s2e import _optuna
 MAX_WAIT = 1.0  # seconds
 _PAUSE = 0.01  # seconds between two tries to hand a signal on
 
+_Handler = Callable[[int, FrameType | None], Any]
+
 # the signals whose handlers may raise an exception
 _NAMES = ("SIGINT", "SIGTERM", "SIGALRM", "SIGHUP", "SIGUSR1", "SIGUSR2")
 _SIGNALS = [getattr(signal, name) for name in _NAMES if hasattr(signal, name)]  # not on Windows
 
 # All of these are the main thread's. Its handlers run amid its code, so the lock is reentrant.
 _lock = threading.RLock()
-_handlers: dict[int, Callable[[int, FrameType | None], Any]] = {}  # that `_receive` stands in for
-_waiting: dict[int, float] = {}  # signals that wait, and since when
+_waiting: dict[int, tuple[float, _Handler]] = {}  # signals that wait: since when, and for whom
 _sent_again: set[int] = set()  # by the thread, not from outside
-_depth = 0  # operations under way, one inside another
+
+
+class _OfThread(threading.local):
+    depth = 0  # operations under way, one inside another. A fork keeps those of its thread only
+
+
+_main = _OfThread()
 
 
 def _begin_process() -> None:
@@ -58,28 +66,26 @@ if hasattr(os, "register_at_fork"):  # not on Windows
 @contextlib.contextmanager
 def signals_wait() -> Iterator[None]:
     """Let signals wait for the end of the block, which is an operation of a storage."""
-    global _depth
     if not _is_main():
         yield  # handlers never interrupt it
         return
-    _depth += 1
+    _main.depth += 1
     try:
         for number in _SIGNALS:
             handler = signal.getsignal(number)
-            if callable(handler) and handler is not _receive:  # neither SIG_DFL nor SIG_IGN
-                _handlers[number] = handler
-                signal.signal(number, _receive)
+            if callable(handler) and not getattr(handler, "waits_itself", False):
+                signal.signal(number, _StandIn(handler))
         yield
     finally:
-        _depth -= 1
+        _main.depth -= 1
         frame = sys._getframe()
-        if _depth == 0 and not _optuna.is_asking_or_telling(frame):
+        if _main.depth == 0 and not _optuna.is_asking_or_telling(frame):
             _hand_on(frame)
 
 
-def before_trial() -> None:
-    """Hand on the signals that wait. Call it between operations, before a trial begins."""
-    if _is_main() and _depth == 0:
+def hand_on() -> None:
+    """Hand on the signals that wait. Call it where an exception does no harm: between trials."""
+    if _is_main() and _main.depth == 0:
         _hand_on(sys._getframe())
 
 
@@ -87,38 +93,51 @@ def _is_main() -> bool:
     return threading.current_thread() is threading.main_thread()
 
 
-def _receive(number: int, frame: FrameType | None) -> None:
-    """Stand in for the handler of a signal: let it wait, or hand it on."""
-    with _lock:
-        again, new = number in _sent_again, number not in _waiting
-        _sent_again.discard(number)
-        if again and new:
-            return  # it was handed on meanwhile
-        since = _waiting.setdefault(number, time.monotonic())
-    late = time.monotonic() - since > MAX_WAIT
-    if late and _depth:
-        _call(number, frame)
-    elif late or not (_depth or _optuna.is_asking_or_telling(frame)):
-        _hand_on(frame)
-    elif new:
-        with contextlib.suppress(RuntimeError):  # no thread can start: the operation hands it on
-            _thread.start_new_thread(_send_again, (number,))
+class _StandIn:
+    """Stands in for the handler of a signal: lets the signal wait, or hands it on.
+
+    It knows its handler. Somebody may take it for the handler, and put it back later.
+    """
+
+    waits_itself = True
+
+    def __init__(self, handler: _Handler) -> None:
+        self.handler = handler
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        with _lock:
+            again, new = number in _sent_again, number not in _waiting
+            _sent_again.discard(number)
+            if again and new:
+                return  # it was handed on meanwhile
+            since, _ = _waiting.setdefault(number, (time.monotonic(), self.handler))
+        late = time.monotonic() - since > MAX_WAIT
+        if late and _main.depth:
+            if (waiting := _end_waiting(number)) is not None:
+                waiting(number, frame)
+        elif late or not (_main.depth or _optuna.is_asking_or_telling(frame)):
+            _hand_on(frame)
+        elif new:
+            with contextlib.suppress(RuntimeError):  # no thread can start: the operation does it
+                _thread.start_new_thread(_send_again, (number,))
 
 
 def _hand_on(frame: FrameType | None) -> None:
-    """Give the handlers back, and call those whose signals wait."""
-    for number, handler in list(_handlers.items()):
-        if signal.getsignal(number) is _receive:  # else somebody has set another one meanwhile
-            signal.signal(number, handler)
-    for number in list(_waiting):
-        _call(number, frame)
+    """Give the handlers back, and call those whose signals wait, which may raise, last."""
+    for number in sorted(_SIGNALS, key=_waiting.__contains__):
+        waiting = _end_waiting(number)  # first: no more of them are sent to the handler itself
+        handler = signal.getsignal(number)
+        if isinstance(handler, _StandIn):
+            signal.signal(number, handler.handler)
+        if waiting is not None:
+            waiting(number, frame)
 
 
-def _call(number: int, frame: FrameType | None) -> None:
+def _end_waiting(number: int) -> _Handler | None:
+    """Return the handler of a signal that waits no longer; None if it did not wait."""
     with _lock:
-        waited = _waiting.pop(number, None) is not None
-    if waited:
-        _handlers[number](number, frame)
+        _, handler = _waiting.pop(number, (0.0, None))
+    return handler
 
 
 def _send_again(number: int) -> None:

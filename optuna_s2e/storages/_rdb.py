@@ -32,7 +32,7 @@ from optuna_s2e.storages._connection import (
 from optuna_s2e.storages._urls import driver_is_missing, hide_passwords, mask_url, sqlite_file
 
 SQLITE_TIMEOUT = 60.0  # seconds that a writer waits for another
-_SQLITE_SLICE = 1.0  # seconds that it waits in one piece, in which no signal is looked at
+_SQLITE_SLICE = 0.2  # seconds that it waits in one piece, in which no signal is looked at
 WRITER_TIMEOUT = 30.0  # seconds after which PostgreSQL ends a write whose worker has stopped
 
 _SQLITE_BUSY, _SQLITE_LOCKED = 5, 6

@@ -32,7 +32,7 @@ from optuna_s2e.storages._connection import (
     StorageUnusableError,
     operation,
 )
-from optuna_s2e.storages._deferral import before_trial, signals_wait
+from optuna_s2e.storages._deferral import hand_on, signals_wait
 
 T = TypeVar("T")
 StaleTrialCallback = Callable[[optuna.Study, FrozenTrial], None]
@@ -323,7 +323,7 @@ class RetryingStorage(BaseStorage, _optuna.BaseHeartbeat):
         that. Where a database keeps whole seconds only, as MySQL does by default, a lost
         acknowledgement leaves an empty trial RUNNING.
         """
-        before_trial()
+        hand_on()
         template = copy.copy(template_trial or optuna.trial.create_trial(state=TrialState.RUNNING))
         template.datetime_start = template.datetime_start or datetime.now()
 
@@ -376,7 +376,7 @@ class RetryingStorage(BaseStorage, _optuna.BaseHeartbeat):
     ) -> bool:
         """Set state and values of a trial. Return False if another worker runs the trial."""
         if state == TrialState.RUNNING:
-            before_trial()
+            hand_on()
         called = datetime.now()
 
         def look_up(storage: BaseStorage) -> bool | None:
@@ -450,6 +450,7 @@ class RetryingStorage(BaseStorage, _optuna.BaseHeartbeat):
 
     def remove_session(self) -> None:
         """Close what this thread has open, if this process has opened the storage."""
+        hand_on()  # Optuna's loop has ended
         connection = self._connection.if_open()
         if connection is not None:
             connection.storage.remove_session()

@@ -6,16 +6,18 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import optuna
 import pytest
+import sqlalchemy
 from batches import K, new_study, parabola, states
 from optuna.samplers import RandomSampler
 from optuna.storages import InMemoryStorage
 from optuna.trial import Trial, TrialState
 
-from optuna_s2e import optimize_batch
+from optuna_s2e import open_storage, optimize_batch
 from optuna_s2e._attributes import STOPPED_BY_KEY
 from optuna_s2e.parallel import work
 from optuna_s2e.parallel._signals import Orders, Stopped
@@ -173,7 +175,7 @@ def test_ctrl_c_ends_in_time_while_the_storage_is_away(run: str, in_training: bo
     if run == "worker":
         assert work(study, objective, 5) == "SIGINT"
     else:
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(KeyboardInterrupt, match="the next call fails those that were running"):
             optimize_batch(study, objective, 5)
     assert time.monotonic() - sent[0] < 6  # less than 2.5 on a quiet machine
 
@@ -271,3 +273,28 @@ def test_a_driver_in_a_thread_leaves_signals_to_the_main_thread() -> None:
     thread.start()
     thread.join()
     assert len(study.trials) == K
+
+
+@pytest.mark.parametrize("run", ["driver", "worker"])
+def test_a_storage_that_lets_signals_wait_does_not_delay_these(run: str, tmp_path: Path) -> None:
+    storage: Any = open_storage(f"sqlite:///{tmp_path}/s.db")
+    study = new_study(storage)
+    seen = []
+
+    def objective(trial: Trial) -> float:
+        if trial.number == 1:
+            shoot(signal.SIGTERM)  # from here on SIGALRM is handled, too
+        return trial.suggest_float("x", 0, 1)
+
+    @sqlalchemy.event.listens_for(storage._backend._backend.engine, "commit")
+    def look(*_: Any) -> None:
+        if threading.current_thread() is threading.main_thread():
+            numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)
+            seen.append([type(signal.getsignal(number)) for number in numbers])
+
+    if run == "worker":
+        assert work(study, objective, 5, grace=100) == "SIGTERM"
+    else:
+        with pytest.raises(SystemExit):
+            optimize_batch(study, objective, 5)
+    assert [Orders] * 3 in seen

@@ -186,6 +186,49 @@ def test_a_thread_that_works_leaves_the_handlers_alone(study: optuna.Study) -> N
     assert seen == [signal.default_int_handler]
 
 
+def test_after_a_search_the_handlers_are_back(study: optuna.Study) -> None:
+    optuna.logging.set_verbosity(optuna.logging.ERROR)  # nothing is read to be logged
+    study.optimize(quick, n_trials=1)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_whoever_puts_back_what_was_found_gives_the_signal_to_its_own_handler(
+    study: optuna.Study,
+) -> None:
+    called: list[int] = []
+    study.ask()  # ends with a stand-in for Python's handler
+    found = signal.signal(signal.SIGINT, lambda number, frame: called.append(number))
+    study.set_user_attr("a", 1)
+    signal.signal(signal.SIGINT, found)
+    with pytest.raises(KeyboardInterrupt):
+        shoot()
+    assert called == []
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
+def test_a_fork_of_another_thread_amid_an_operation_is_in_none(study: optuna.Study) -> None:
+    codes: list[int] = []
+
+    def fork() -> None:
+        pid = os.fork()
+        if pid == 0:
+            with _deferral.signals_wait():
+                pass
+            given_back = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+            os._exit(0 if given_back else 1)
+        codes.append(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+
+    def fork_in_a_thread(*_: Any) -> None:
+        thread = threading.Thread(target=fork)
+        thread.start()
+        thread.join()
+
+    sqlalchemy.event.listen(engine_of(study), "commit", fork_in_a_thread, once=True)
+    study.set_user_attr("a", 1)
+    assert codes == [0]
+
+
 # --- signals that waited for long ------------------------------------------------------------
 
 
