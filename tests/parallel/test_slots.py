@@ -240,7 +240,7 @@ def test_pruned_draws_and_draws_of_somebody_else_are_no_members() -> None:
     assert [d.record.slot for d in batch.members] == [K, K + 1, K + 3]
 
 
-@pytest.mark.filterwarnings("ignore:The parameter 'y'")
+@pytest.mark.filterwarnings("ignore:The parameter 'y'", "ignore:The last 4 completed")
 @pytest.mark.parametrize("asks", [True, False])
 def test_a_generation_of_which_nothing_can_be_used_says_why(asks: bool) -> None:
     study = new_study()
