@@ -5,6 +5,7 @@ import signal
 import socket
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -238,3 +239,79 @@ def test_an_attribute_is_replaced_only_if_it_is_what_was_read(url: str, plain: b
     engine = getattr(getattr(study._storage, "_backend", None), "engine", None)
     if engine is not None:
         engine.dispose()
+
+
+class WithoutStep(InMemoryStorage):
+    """Cannot replace a value in one step, as a gRPC proxy."""
+
+    def replace_study_system_attr(self, *_: Any) -> None:
+        return None
+
+
+@pytest.fixture(params=[InMemoryStorage, WithoutStep])
+def brief(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> optuna.Study:
+    """A study whose leases are renewed every 50 ms."""
+    monkeypatch.setattr(lease, "REFRESH", 0.05)
+    monkeypatch.setattr(lease, "SETTLE", 0.05)
+    return new_study(request.param())
+
+
+def held_in(study: optuna.Study) -> Any:
+    return study._storage.get_study_system_attrs(study._study_id).get(DRIVER_KEY)
+
+
+def eventually(condition: Callable[[], bool]) -> bool:
+    end = time.monotonic() + 30
+    while not condition() and time.monotonic() < end:
+        time.sleep(0.01)
+    return condition()
+
+
+def test_a_lease_counts_while_it_is_held_and_is_given_back(brief: optuna.Study) -> None:
+    with lease.Lease(brief) as held:
+        assert held_in(brief)["driver"] == held.driver
+        assert (held_in(brief)["pid"], held_in(brief)["host"]) == (
+            os.getpid(),
+            socket.gethostname(),
+        )
+        assert eventually(lambda: held_in(brief)["count"] >= 3)
+        held.confirm()
+        with pytest.raises(RuntimeError, match=r"another optimize_batch.*Stop that process first"):
+            lease.Lease(brief).__enter__()
+        assert held_in(brief)["driver"] == held.driver
+    assert held_in(brief) is None
+    with lease.Lease(brief) as other:
+        assert held_in(brief)["driver"] == other.driver != held.driver
+
+
+@pytest.mark.parametrize(
+    ("other", "who"),
+    [({"driver": "d", "pid": 7, "host": "far"}, "process 7 on 'far'"),
+     ({"driver": "d"}, "process None on None"), (None, "process None on None"),
+     ("x", "process None on None")],
+    ids=str,
+)  # fmt: skip
+def test_a_lease_that_is_not_there_any_more_is_lost(
+    brief: optuna.Study, other: Any, who: str
+) -> None:
+    with lease.Lease(brief) as held:
+        held.check()
+        brief._storage.set_study_system_attr(brief._study_id, DRIVER_KEY, other)
+        assert eventually(lambda: not held._thread.is_alive())  # it renews nothing more
+        for look in (held.check, held.confirm):
+            with pytest.raises(lease.LeaseLostError, match=f"{who}.*It has taken over"):
+                look()
+        assert held_in(brief) == other
+    assert held_in(brief) == other  # nor is it given back
+
+
+def test_only_a_lease_that_is_old_is_renewed_before_a_trial() -> None:
+    study = new_study()
+    with lease.Lease(study) as held:
+        held.confirm()
+        assert held_in(study)["count"] == 0
+        for count in (1, 2):
+            held._renewed -= lease.REFRESH  # as if this process had stood still
+            held.confirm()
+            held.confirm()
+            assert held_in(study)["count"] == count
