@@ -22,6 +22,7 @@ from optuna_s2e import open_storage, optimize_batch
 from optuna_s2e._attributes import DRIVER_KEY
 from optuna_s2e._optuna import replace_study_system_attr
 from optuna_s2e.parallel import _lease as lease
+from optuna_s2e.parallel._process import this_process
 
 
 @pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
@@ -95,7 +96,12 @@ def test_a_driver_elsewhere_is_judged_by_its_count_not_by_clocks(
         assert completed(study) == K
 
 
-@pytest.mark.parametrize("value", ["x", 7, {}, {"driver": 3}, {"driver": "d", "pid": "x"}])
+@pytest.mark.parametrize(
+    "value",
+    ["x", 7, {}, {"driver": 3}, {"driver": "d", "pid": "x"},
+     {"driver": "d", **this_process()._asdict(), "pid": "self"}],
+    ids=["x", "7", "empty", "driver", "pid", "self"],
+)  # fmt: skip
 def test_a_damaged_lease_keeps_nobody_out(value: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lease, "PATIENCE", 0.1)
     study = new_study()
@@ -315,3 +321,36 @@ def test_only_a_lease_that_is_old_is_renewed_before_a_trial() -> None:
             held.confirm()
             held.confirm()
             assert held_in(study)["count"] == count
+
+
+class Staggered(WithoutStep):
+    """Every write takes 0.2 s longer than the one before, so two overlap."""
+
+    n_writes = 0
+
+    def set_study_system_attr(self, *args: Any) -> None:
+        self.n_writes += 1
+        time.sleep(0.2 * self.n_writes)
+        super().set_study_system_attr(*args)
+
+
+def test_of_two_drivers_on_a_storage_without_the_step_the_last_to_write_has_the_lease(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(lease, "SETTLE", 1.0)
+    study, both = new_study(Staggered()), threading.Barrier(2)
+
+    def enter(_: int) -> lease.Lease | RuntimeError:
+        held = lease.Lease(study)
+        both.wait()
+        try:
+            return held.__enter__()
+        except RuntimeError as error:
+            return error
+
+    with ThreadPoolExecutor(2) as pool:
+        first, second = sorted(pool.map(enter, range(2)), key=lambda x: isinstance(x, lease.Lease))
+    assert isinstance(second, lease.Lease)
+    assert "is driven by another optimize_batch" in str(first)
+    assert held_in(study)["driver"] == second.driver
+    second.__exit__()
