@@ -10,10 +10,12 @@ import optuna
 import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
+from optuna.distributions import FloatDistribution
 from optuna.trial import FrozenTrial, TrialState
 
 from optuna_s2e import S2ESampler, generations, replay
 from optuna_s2e._attributes import DRAW_KEY, FIXED_PARAMS_KEY
+from optuna_s2e.distributions import SearchSpace
 from optuna_s2e.history import _ledger
 from optuna_s2e.history._ledger import Ledger, locate, space_of
 from optuna_s2e.history._record import Rules
@@ -367,3 +369,29 @@ def test_the_settings_in_force_are_those_of_the_head_or_of_the_first_draw_that_l
     in_force = ledger.settings_in_force(ledger.state(K).chain)
     assert in_force is not None
     assert in_force["step_size"] == 0.5
+
+
+def test_a_draw_from_a_theta_of_another_space_or_of_none_is_not_from_the_space() -> None:
+    ledger = read(searched(2 * K))
+    chain, draw = ledger.state(K).chain, ledger.draws[K + 1]
+    assert chain is not None
+    assert not isinstance(locate(draw, chain.space, ledger.openers), str)
+    x_alone = SearchSpace.of({"x": chain.space.distributions["x"]}, {})
+    reason = "it was drawn from a theta of another space"
+    assert locate(draw, x_alone, ledger.openers) == reason
+    assert locate(draw, chain.space, {}) == reason
+
+
+def test_a_failed_member_says_nothing_about_the_first_space() -> None:
+    """It failed because it asked for another range, say."""
+    trials = searched(K + 1)
+    failed = edit(trials[0], number=K, trial=K)
+    failed.state, failed.values = TrialState.FAIL, None
+    failed.distributions["x"] = FloatDistribution(0, 2)
+    opener = edit(trials[K], number=K + 1, trial=K + 1, opener=K + 1, members=[*range(K + 1)])
+    ledger = read([*trials[:K], failed, opener])
+    assert ledger.damage() == []
+    chain = ledger.state(K).chain
+    assert chain is not None
+    assert chain.space == space_of(ledger.completed[:K])
+    assert (chain.members, chain.n_counted) == (set(range(K + 1)), K)
