@@ -165,3 +165,21 @@ def test_running_and_failed_trials_belong_to_their_generation_and_have_no_loss()
     generation = generations(study)[1]
     assert generation.trials == (K, K + 1, K + 2, K + 3)
     np.testing.assert_array_equal(generation.losses, [value, np.nan, np.nan, 7.0])
+
+
+def test_the_openers_of_a_space_that_was_left_are_no_forks() -> None:
+    def wider(trial: optuna.Trial) -> float:
+        return trial.suggest_float("x", 0, 3)
+
+    options = {"population_size": 2, "seed": 0, "warn_independent_sampling": False}
+    study = searched(5, S2ESampler(**options, estimator="natural", on_config_change="adopt"))
+    study.optimize(wider, n_trials=6)
+    snapshot = Snapshot.of(study)
+    openers = [g.opener for g in snapshot.generations]
+    assert len(snapshot.ledger.openers) > len(openers) - 1 > 0
+    assert all(n >= 5 for n in openers if n is not None)
+    assert snapshot.n_forks == 0
+    assert all(
+        np.array_equal(a.theta, b.theta)
+        for a, b in zip(generations(study), replay(study), strict=True)
+    )
