@@ -257,7 +257,7 @@ def test_losses_are_minimised_and_a_pruned_trial_without_report_is_the_worst() -
     nan = create_trial(state=TrialState.PRUNED)
     nan.values = [float("nan")]
     assert Rules(maximize=True).loss(nan) == Rules().loss(nan) == float("inf")
-    assert Rules().counts(best)
+    assert (Rules().counts(best), Rules().counts(none)) == (True, False)
     assert [Rules(consider_pruned=c).counts(none) for c in (False, True)] == [False, True]
 
 

@@ -338,3 +338,12 @@ def test_keys_and_seeds_are_those_of_every_release() -> None:
     engine = engine_of(S2ESampler(population_size=K, seed=0))
     assert engine.key(study, trial) == (0, 0)
     assert [engine.seed_of_slot(study, slot) for slot in slots[:2]] == [58139447, 4019517397]
+
+
+def test_the_first_generation_keeps_the_settings_it_began_with() -> None:
+    study = make_study()
+    study.optimize(quadratic, n_trials=2)
+    study.sampler = S2ESampler(population_size=K, seed=0, step_size=0.5, on_config_change="adopt")
+    study.optimize(quadratic, n_trials=K - 1)
+    sizes = [record(t)["settings"]["step_size"] for t in study.trials]
+    assert sizes == [1.0] * K + [0.5]  # the last one opens generation 1
