@@ -41,7 +41,7 @@ def plan_next(ledger: Ledger, state: State, population_size: int) -> Plan:
     """
     chain = state.chain
     members = state.pool[:population_size] if len(state.pool) >= population_size else []
-    if chain is None or not (members or chain.head):
+    if chain is None:
         return Plan(None)
     return Plan(chain, members, ledger.pending(chain, members), ledger.failed(chain))
 

@@ -4,10 +4,17 @@ import numpy as np
 import optuna
 import pytest
 from optuna.samplers import RandomSampler
+from optuna.trial import TrialState
 
 from optuna_s2e import S2ESampler, generations, replay
 from optuna_s2e.analysis import Snapshot, closes_generation
-from optuna_s2e.analysis._generations import Generation, generation_rows
+from optuna_s2e.analysis._generations import (
+    Generation,
+    count_forks,
+    generation_rows,
+    member_lags,
+    population_size,
+)
 from optuna_s2e.history import Ledger, Rules
 
 K = 4
@@ -112,3 +119,67 @@ def test_a_ledger_that_follows_the_study_gives_the_same_answers() -> None:
 
     study.optimize(quadratic, n_trials=13, callbacks=[look])
     assert closed == [3, 7, 11]
+
+
+def test_without_draws_there_are_no_forks_lags_or_population_size() -> None:
+    snapshot = Snapshot.of(searched(2, RandomSampler(seed=0)))
+    assert snapshot.n_forks == 0
+    assert count_forks(None, snapshot.ledger) == 0
+    assert member_lags(None, snapshot.ledger) == ()
+    assert population_size(None, snapshot.ledger) is None
+
+
+def test_lags_count_the_updates_since_a_member_was_drawn() -> None:
+    study = optuna.create_study(sampler=S2ESampler(population_size=2, seed=0, estimator="natural"))
+    late = study.ask()
+    late.suggest_float("x", 0, 1)
+    study.optimize(quadratic, n_trials=2 + 2 + 1)  # opens 1 and 2
+    study.tell(late, 0.5)
+    study.optimize(quadratic, n_trials=2)
+    snapshot = Snapshot.of(study)
+    assert [g.members for g in snapshot.generations] == [(), (1, 2), (3, 4), (5, 0)]
+    assert member_lags(snapshot.chain, snapshot.ledger) == (0, 0, 0, 0, 0, 2)
+    assert population_size(snapshot.chain, snapshot.ledger) == 2
+
+
+def test_a_theta_whose_member_was_changed_does_not_follow_and_names_it() -> None:
+    trials = searched(2 * K + 1, S2ESampler(population_size=K, seed=0)).trials
+    trials[5].params = {"x": 0.125}
+    changed = optuna.create_study(sampler=S2ESampler(population_size=K, seed=0))
+    changed.add_trials(trials)
+    assert len(generations(changed)) == 3
+    message = rf"generation 2 \(trial {2 * K}\) does not follow: its members \[5\] are no draws"
+    with pytest.raises(ValueError, match=message):
+        replay(changed)
+
+
+def test_running_and_failed_trials_belong_to_their_generation_and_have_no_loss() -> None:
+    study = searched(K + 1, S2ESampler(population_size=K, seed=0))
+    value = study.trials[-1].value
+    for state in (None, TrialState.FAIL, TrialState.PRUNED):
+        trial = study.ask()
+        trial.suggest_float("x", 0, 1)
+        trial.report(7.0, 0)
+        if state is not None:
+            study.tell(trial, state=state)
+    generation = generations(study)[1]
+    assert generation.trials == (K, K + 1, K + 2, K + 3)
+    np.testing.assert_array_equal(generation.losses, [value, np.nan, np.nan, 7.0])
+
+
+def test_the_openers_of_a_space_that_was_left_are_no_forks() -> None:
+    def wider(trial: optuna.Trial) -> float:
+        return trial.suggest_float("x", 0, 3)
+
+    options = {"population_size": 2, "seed": 0, "warn_independent_sampling": False}
+    study = searched(5, S2ESampler(**options, estimator="natural", on_config_change="adopt"))
+    study.optimize(wider, n_trials=6)
+    snapshot = Snapshot.of(study)
+    openers = [g.opener for g in snapshot.generations]
+    assert len(snapshot.ledger.openers) > len(openers) - 1 > 0
+    assert all(n >= 5 for n in openers if n is not None)
+    assert snapshot.n_forks == 0
+    assert all(
+        np.array_equal(a.theta, b.theta)
+        for a, b in zip(generations(study), replay(study), strict=True)
+    )

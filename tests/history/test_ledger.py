@@ -1,5 +1,6 @@
 """The ledger against a model of the rules, under any interleaving of workers."""
 
+import copy
 import math
 import sys
 from typing import Any
@@ -9,11 +10,14 @@ import optuna
 import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
-from optuna.trial import TrialState
+from optuna.distributions import FloatDistribution
+from optuna.trial import FrozenTrial, TrialState
 
 from optuna_s2e import S2ESampler, generations, replay
-from optuna_s2e._attributes import FIXED_PARAMS_KEY
-from optuna_s2e.history._ledger import Ledger
+from optuna_s2e._attributes import DRAW_KEY, FIXED_PARAMS_KEY
+from optuna_s2e.distributions import SearchSpace
+from optuna_s2e.history import _ledger
+from optuna_s2e.history._ledger import Ledger, locate, space_of
 from optuna_s2e.history._record import Rules
 
 K = 3
@@ -163,3 +167,231 @@ def test_reused_draws_are_looked_up_once() -> None:
         return n_lookups
 
     assert lookups(60) == lookups(20) <= 8 * K
+
+
+def searched(n_trials: int) -> list[FrozenTrial]:
+    """Return the trials of one worker: trial m K opens generation m."""
+    sampler = S2ESampler(population_size=K, seed=0, estimator="natural")
+    study = optuna.create_study(sampler=sampler)
+    study.optimize(suggest, n_trials=n_trials)
+    return study.trials
+
+
+def edit(drawn: FrozenTrial, **changes: Any) -> FrozenTrial:
+    """Return a copy of a trial whose number or record is another one."""
+    copied = copy.deepcopy(drawn)
+    copied.number = changes.pop("number", drawn.number)
+    copied.system_attrs[DRAW_KEY] = copied.system_attrs[DRAW_KEY] | changes
+    return copied
+
+
+def read(trials: list[FrozenTrial]) -> Ledger:
+    return Ledger(Rules()).read(trials)
+
+
+@pytest.mark.parametrize(
+    ("opener", "change"),
+    [
+        (2 * K, {"parent": 2}),  # no opener
+        (2 * K, {"parent": 2 * K}),
+        (2 * K, {"generation": 3}),  # two after its parent's
+        (2 * K, {"members": [3, 4, 3 * K]}),  # no such trial
+        (2 * K, {"members": [3, 4, 2 * K]}),  # itself
+        (2 * K, {"space": "another"}),
+        (2 * K, {"theta": [1.0] * 3}),
+        (2 * K, {"theta": [1.0] * 5}),
+        (K, {"parent": 2}),  # generation 1 has no parent
+        (K, {"members": [0, 1, 3 * K]}),
+    ],
+    ids=str,
+)
+def test_an_opener_that_does_not_follow_is_none_and_is_named(
+    opener: int, change: dict[str, Any]
+) -> None:
+    trials = searched(3 * K)
+    assert read(trials).damage() == []
+    trials[opener] = edit(trials[opener], **change)
+    ledger = read(trials)
+    lost = [n for n in (K, 2 * K) if n >= opener]  # with its child
+    assert sorted(ledger.openers) == [n for n in (K, 2 * K) if n < opener]
+    assert ledger.damage() == [f"Trial {n} records a theta that does not follow." for n in lost]
+
+
+def test_a_draw_whose_opener_is_lost_is_named() -> None:
+    trials = searched(2 * K)
+    trials[K + 1] = edit(trials[K + 1], opener=99)
+    line = f"Trial {K + 1} was drawn from a theta that no trial records."
+    assert read(trials).damage() == [line]
+
+
+def test_the_head_has_the_largest_generation_and_then_the_lowest_number() -> None:
+    """Two workers open generation 1 at once; the chain of the second overtakes the other."""
+    trials = searched(3 * K)
+    opener, child, last = trials[K], trials[2 * K], trials[3 * K - 1]
+    trials = [
+        *trials[:K],
+        opener,
+        edit(opener, number=4, trial=4, opener=4),
+        trials[5],
+        child,  # of 3
+        edit(child, number=7, trial=7, opener=7, parent=4),
+        edit(child, number=8, trial=8, opener=8, parent=7, generation=3, members=[6, 7]),
+        edit(last, number=9, trial=9, opener=8, generation=3),
+    ]
+    following = Ledger(Rules())
+    for n, openers, members, pool in [
+        (4, [3], 3, [3]),
+        (5, [3], 3, [3, 4]),
+        (6, [3], 3, [3, 4, 5]),
+        (7, [3, 6], 6, [6]),
+        (8, [3, 6], 6, [6, 7]),
+        (9, [4, 7, 8], 8, [8]),
+        (10, [4, 7, 8], 8, [8, 9]),
+    ]:
+        for ledger in (following.read(trials[:n]), read(trials[:n])):
+            state = ledger.state(K)
+            assert state.chain is not None
+            assert [r.trial for r in state.chain.openers] == openers
+            assert state.chain.members == set(range(members))
+            assert state.chain.n_counted == members
+            assert [d.record.trial for d in state.pool] == pool
+    head = following.openers[8]
+    for n, found in [(0, []), (1, [8]), (2, [7, 8]), (9, [4, 7, 8])]:
+        assert [r.trial for r in following.last_openers(head, n)] == found
+    assert following.last_openers(None, 2) == []
+    assert sorted(following.used) == list(range(8))
+
+
+@pytest.mark.parametrize(
+    ("x", "reason"),
+    [
+        ([0.0], "parameter 'c' was set by someone else"),  # a, but the trial has b
+        ([1.0], None),
+        ([2.0], "its recorded coordinates are not in the space"),
+        ([-1.0], "its recorded coordinates are not in the space"),
+        ([0.5], "its recorded coordinates are not in the space"),
+        ([1.0, 0.0], "its recorded coordinates are not in the space"),
+        ([1.0, 1.0], "its recorded coordinates are not in the space"),
+        ([1.0, 0.5], "parameter 'x' was set by someone else"),
+        ([], "its recorded coordinates are not in the space"),
+    ],
+)
+def test_recorded_coordinates_are_those_of_the_space(x: list[float], reason: str | None) -> None:
+    trials = searched(2 * K)
+    drawn = trials[K + 1].system_attrs[DRAW_KEY]["x"]  # of c, then of x
+    assert trials[K + 1].params["c"] == "b"
+    trials[K + 1] = edit(trials[K + 1], x=(x + drawn[1:])[:2] if len(x) == 1 else x or drawn * 2)
+    ledger = read(trials)
+    chain = ledger.state(K).chain
+    assert chain is not None
+    found = locate(ledger.draws[K + 1], chain.space, ledger.openers)
+    if reason is None:
+        np.testing.assert_array_equal(found, drawn)
+    else:
+        assert found == reason
+        assert ledger.coordinates(chain.space, ledger.draws[K + 1]) is None
+        assert K + 1 not in [d.record.trial for d in ledger.state(K).pool]
+
+
+def test_a_first_generation_has_the_tags_that_its_members_agree_on() -> None:
+    ledger = read(searched(K))
+    named = [{"R.eq1": 1, "R.n_epochs": 9}, {"R.eq1": 1, "R.n_epochs": 8}, {}]
+    draws = [d._replace(tags=t) for d, t in zip(ledger.completed, named, strict=True)]
+    assert space_of(draws).tags == {"R.eq1": 1}
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_the_newest_draws_without_a_loss_are_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_ledger, "MAX_PENDING", 3)
+    sampler = S2ESampler(population_size=K, seed=0, estimator="natural")
+    study = optuna.create_study(sampler=sampler)
+    study.optimize(suggest, n_trials=K + 1)
+    asked = [study.ask() for _ in range(8)]
+    for trial in asked:
+        suggest(trial)
+    for trial in asked[:4]:
+        study.tell(trial, state=TrialState.FAIL)
+    ledger = read(study.trials)
+    chain = ledger.state(K).chain
+    assert chain is not None
+    x = [t.system_attrs[DRAW_KEY]["x"] for t in study.trials[K + 1 :]]
+    assert ledger.failed(chain).tolist() == x[1:4]
+    assert ledger.pending(chain).tolist() == x[5:]
+    study.tell(asked[4], 0.0)
+    ledger = read(study.trials)
+    assert ledger.pending(chain, [ledger.draws[K]]).tolist() == x[5:]
+    study.tell(asked[6], state=TrialState.FAIL)
+    ledger = read(study.trials)
+    assert ledger.pending(chain, [ledger.draws[K]]).tolist() == [x[4], x[5], x[7]]
+    assert ledger.pending(chain).tolist() == [x[4], x[5], x[7]]
+    assert [d.record.trial for d in ledger.failures()] == [4, 5, 6, 7, 10]
+
+
+def test_another_study_under_the_same_identifier_is_read_anew() -> None:
+    trials = searched(2 * K)
+    ledger = read(trials)
+    for other in (searched(K), searched(2 * K), searched(3 * K)):
+        for number in range(len(other)):
+            other[number] = edit(other[number], seed=7)
+        fresh = read(other)
+        assert ledger.read(other).draws.keys() == fresh.draws.keys()
+        assert [d.trial for d in ledger.completed] == other
+        assert ledger.openers == fresh.openers
+
+
+@pytest.mark.parametrize("n_others", [K - 1, K])
+def test_a_space_is_left_behind_after_k_draws_of_another(n_others: int) -> None:
+    trials = searched(2 * K + 1)
+    for n in range(2 * K, 2 * K + n_others):
+        changed = edit(trials[K + 1], number=n, trial=n)
+        changed.params = {"c": "b", "x": 0.25 + n / 100}
+        changed.datetime_complete = trials[-1].datetime_complete
+        trials[n:] = [changed]
+    state = read(trials).state(K)
+    left = "parameter 'x' was set by someone else" if n_others == K else None
+    assert state.left_behind == left
+    assert state.chain is not None
+    adopted = read(trials).state(K, adopt=True)
+    assert (adopted.chain is None) == (n_others == K)
+
+
+def test_the_settings_in_force_are_those_of_the_head_or_of_the_first_draw_that_lives() -> None:
+    trials = searched(K + 1)
+    settings = dict(trials[0].system_attrs[DRAW_KEY]["settings"])
+    other, failed = settings | {"population_size": 5}, settings | {"population_size": 7}
+    first = [edit(trials[0], settings=failed), edit(trials[1], settings=other), *trials[2:K]]
+    first[0].state, first[0].values = TrialState.FAIL, None
+    ledger = read(first)
+    assert ledger.settings_in_force(None) == other
+    assert read(first[:1]).settings_in_force(None) is None
+    opened = [*trials[:K], edit(trials[K], settings=settings | {"step_size": 0.5})]
+    ledger = read(opened)
+    in_force = ledger.settings_in_force(ledger.state(K).chain)
+    assert in_force is not None
+    assert in_force["step_size"] == 0.5
+
+
+def test_a_draw_from_a_theta_of_another_space_or_of_none_is_not_from_the_space() -> None:
+    ledger = read(searched(2 * K))
+    chain, draw = ledger.state(K).chain, ledger.draws[K + 1]
+    assert chain is not None
+    assert not isinstance(locate(draw, chain.space, ledger.openers), str)
+    x_alone = SearchSpace.of({"x": chain.space.distributions["x"]}, {})
+    reason = "it was drawn from a theta of another space"
+    assert locate(draw, x_alone, ledger.openers) == reason
+    assert locate(draw, chain.space, {}) == reason
+
+
+def test_a_failed_member_says_nothing_about_the_first_space() -> None:
+    """It failed because it asked for another range, say."""
+    trials = searched(K + 1)
+    failed = edit(trials[0], number=K, trial=K)
+    failed.state, failed.values = TrialState.FAIL, None
+    failed.distributions["x"] = FloatDistribution(0, 2)
+    opener = edit(trials[K], number=K + 1, trial=K + 1, opener=K + 1, members=[*range(K + 1)])
+    ledger = read([*trials[:K], failed, opener])
+    assert ledger.damage() == []
+    chain = ledger.state(K).chain
+    assert chain is not None
+    assert chain.space == space_of(ledger.completed[:K])
+    assert (chain.members, chain.n_counted) == (set(range(K + 1)), K)

@@ -7,7 +7,9 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import optuna
 import pytest
+from optuna.distributions import IntDistribution
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from optuna_s2e._attributes import DRAW_KEY, FAILED_TRIAL_KEY, FAILURE_KEY, RETRY_HISTORY_KEY
@@ -19,9 +21,11 @@ from optuna_s2e.history import (
     failed_by_objective,
     join_settings,
     own_record,
+    read_leading_tags,
+    read_tags,
     split_settings,
 )
-from optuna_s2e.history._record import VERSION
+from optuna_s2e.history._record import VERSION, is_of_later_release
 
 SETTINGS = join_settings(resolve({}), False)
 RECORDS = {
@@ -50,7 +54,7 @@ def test_records_survive_the_way_through_their_attribute(record: Record) -> None
     "wrong",
     [
         {"v": 3}, {"trial": -1}, {"trial": True}, {"generation": "0"}, {"slot": -1},
-        {"slot": "x"}, {"attempt": 10**6}, {"attempt": None},
+        {"slot": "x"}, {"attempt": 1000}, {"attempt": -1}, {"attempt": None},
     ],
     ids=str,
 )  # fmt: skip
@@ -64,11 +68,40 @@ def test_damaged_attributes_are_no_records(record: Record, wrong: dict[str, Any]
         {"opener": 7}, {"parent": None}, {"members": []}, {"members": [5, 5]}, {"theta": []},
         {"theta": [0.5, 1.0, 1.0]}, {"theta": [1.0, 101.0, 1.0]}, {"space": 3},
         {"settings": {"population_size": 6}}, {"x": ["a"]}, {"x": [10**400]},
+        {"x": None}, {"x": []}, {"x": {1: 0.5}}, {"opener": None}, {"parent": -1}, {"parent": "4"},
+        {"members": [-1]}, {"members": None}, {"members": {"5": 1}}, {"theta": None},
+        {"settings": None}, {"settings": {}}, {"settings": SETTINGS | {"unknown": 1}},
+        {"settings": SETTINGS | {"population_size": 0}},
     ],
     ids=lambda wrong: str(wrong)[:40],
 )  # fmt: skip
 def test_damaged_openers_are_no_records(wrong: dict[str, Any]) -> None:
     assert Record.from_attr(RECORDS["opens"].to_attr() | wrong) is None
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"seed": None}, {"seed": -1}, {"seed": 0.5}, {"settings": None}, {"settings": {}},
+        {"settings": {n: v for n, v in SETTINGS.items() if n != "step_size"}},
+    ],
+    ids=lambda wrong: str(wrong)[:40],
+)  # fmt: skip
+def test_damaged_uniform_draws_are_no_records(wrong: dict[str, Any]) -> None:
+    assert Record.from_attr(RECORDS["uniform"].to_attr() | wrong) is None
+
+
+def test_the_limits_themselves_are_allowed() -> None:
+    last = replace(RECORDS["uniform slot"], attempt=999)
+    assert Record.from_attr(last.to_attr()) == last
+    widest = replace(RECORDS["joins"], x=(1e308, -1e308, *[0.5] * 99_998))
+    assert Record.from_attr(widest.to_attr()) == widest
+    longer = replace(RECORDS["joins"], x=(0.5,) * 100_001)
+    assert Record.from_attr(longer.to_attr()) is None
+    at_bounds = replace(RECORDS["opens"], theta=(1.0, 100.0, 1.0))
+    assert Record.from_attr(at_bounds.to_attr()) == at_bounds
+    first = replace(RECORDS["opens slot"], generation=1, parent=0, members=(0,))
+    assert Record.from_attr(first.to_attr()) == first
 
 
 def large(n_members: int, n_theta: int) -> Record:
@@ -165,6 +198,8 @@ def test_a_copied_record_is_not_its_trials_own_but_a_retry_has_that_of_its_first
         ({FAILED_TRIAL_KEY: 3}, 4, True),
         ({FAILED_TRIAL_KEY: 2}, 4, False),
         ({FAILED_TRIAL_KEY: 4, RETRY_HISTORY_KEY: [3, 4]}, 5, True),
+        ({FAILED_TRIAL_KEY: 4, RETRY_HISTORY_KEY: [4]}, 5, False),
+        ({RETRY_HISTORY_KEY: 3}, 5, False),
     ]:
         trial = trial_with(number, **{DRAW_KEY: attr, **attrs})
         assert (own_record(trial.system_attrs, trial) is not None) == own
@@ -175,9 +210,43 @@ def test_only_failures_of_the_objective_are_its_own() -> None:
         ("objective", TrialState.FAIL, True),
         ("machine", TrialState.FAIL, False),
         ("objective", TrialState.RUNNING, False),
+        (None, TrialState.FAIL, False),
     ]:
         trial = create_trial(state=state, system_attrs={FAILURE_KEY: {"by": by, "reason": "r"}})
         assert failed_by_objective(trial) == own
+    for mark in ("objective", None, {}):
+        trial = create_trial(state=TrialState.FAIL, system_attrs={FAILURE_KEY: mark})
+        assert not failed_by_objective(trial)
+
+
+@pytest.mark.parametrize(
+    ("attr", "later"),
+    [({"v": 3}, True), ({"v": 2}, False), ({"v": 1}, False), ({"v": "3"}, False), ({}, False),
+     ("v", False), (None, False)],
+    ids=str,
+)  # fmt: skip
+def test_a_record_of_a_later_release_is_known_by_its_version(attr: Any, later: bool) -> None:
+    assert is_of_later_release(trial_with(0, **{DRAW_KEY: attr})) == later
+
+
+def test_tags_are_complete_and_lead_until_a_parameter_is_searched() -> None:
+    one, nine, range_ = IntDistribution(1, 1), IntDistribution(9, 9), IntDistribution(1, 9)
+    kind, epochs, both = {"R.eq1": 1}, {"R.n_epochs": 9}, {"R.eq1": 1, "R.n_epochs": 9}
+    for named, tags, leading in [
+        ({"R.eq1": one, "R.n_epochs": nine}, both, both),
+        ({"R.eq1": one, "R.n_epochs": nine, "x": range_}, both, both),
+        ({"R.eq1": one, "x": range_, "R.n_epochs": nine}, both, {}),
+        ({"x": range_, "R.eq1": one, "R.n_epochs": nine}, both, {}),
+        ({"R.eq1": one}, {}, {}),
+        ({"R.n_epochs": nine}, {}, {}),
+        ({"R.eq1": one, "R.n_epochs": range_}, {}, {}),
+        ({"R.version": one, "R.n_epochs": nine}, {}, {}),
+    ]:
+        params = {**kind, **epochs, "x": 4, "R.version": 1}
+        trial = create_trial(
+            value=0.0, params={n: params[n] for n in named}, distributions={**named}
+        )
+        assert (read_tags(trial), read_leading_tags(trial)) == (tags, leading), named
 
 
 def test_losses_are_minimised_and_a_pruned_trial_without_report_is_the_worst() -> None:
@@ -185,4 +254,19 @@ def test_losses_are_minimised_and_a_pruned_trial_without_report_is_the_worst() -
     assert Rules().loss(best) == 2.0
     assert Rules(maximize=True).loss(best) == -2.0
     assert Rules(maximize=True).loss(none) == Rules().loss(none) == float("inf")
+    nan = create_trial(state=TrialState.PRUNED)
+    nan.values = [float("nan")]
+    assert Rules(maximize=True).loss(nan) == Rules().loss(nan) == float("inf")
+    assert (Rules().counts(best), Rules().counts(none)) == (True, False)
     assert [Rules(consider_pruned=c).counts(none) for c in (False, True)] == [False, True]
+
+
+@pytest.mark.parametrize(
+    ("directions", "maximize"), [(["minimize"], False), (["maximize"], True)], ids=str
+)
+def test_rules_take_the_direction_of_the_study(directions: list[str], maximize: bool) -> None:
+    study = optuna.create_study(directions=directions)
+    assert Rules.of(study, True) == Rules(maximize, True)
+    assert Rules.of(study) == Rules(maximize, False)
+    with pytest.raises(ValueError, match="one objective"):
+        Rules.of(optuna.create_study(directions=directions * 2))

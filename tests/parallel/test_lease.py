@@ -5,6 +5,7 @@ import signal
 import socket
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from optuna_s2e import open_storage, optimize_batch
 from optuna_s2e._attributes import DRIVER_KEY
 from optuna_s2e._optuna import replace_study_system_attr
 from optuna_s2e.parallel import _lease as lease
+from optuna_s2e.parallel._process import this_process
 
 
 @pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
@@ -94,7 +96,12 @@ def test_a_driver_elsewhere_is_judged_by_its_count_not_by_clocks(
         assert completed(study) == K
 
 
-@pytest.mark.parametrize("value", ["x", 7, {}, {"driver": 3}, {"driver": "d", "pid": "x"}])
+@pytest.mark.parametrize(
+    "value",
+    ["x", 7, {}, {"driver": 3}, {"driver": "d", "pid": "x"},
+     {"driver": "d", **this_process()._asdict(), "pid": "self"}],
+    ids=["x", "7", "empty", "driver", "pid", "self"],
+)  # fmt: skip
 def test_a_damaged_lease_keeps_nobody_out(value: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lease, "PATIENCE", 0.1)
     study = new_study()
@@ -238,3 +245,112 @@ def test_an_attribute_is_replaced_only_if_it_is_what_was_read(url: str, plain: b
     engine = getattr(getattr(study._storage, "_backend", None), "engine", None)
     if engine is not None:
         engine.dispose()
+
+
+class WithoutStep(InMemoryStorage):
+    """Cannot replace a value in one step, as a gRPC proxy."""
+
+    def replace_study_system_attr(self, *_: Any) -> None:
+        return None
+
+
+@pytest.fixture(params=[InMemoryStorage, WithoutStep])
+def brief(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> optuna.Study:
+    """A study whose leases are renewed every 50 ms."""
+    monkeypatch.setattr(lease, "REFRESH", 0.05)
+    monkeypatch.setattr(lease, "SETTLE", 0.05)
+    return new_study(request.param())
+
+
+def held_in(study: optuna.Study) -> Any:
+    return study._storage.get_study_system_attrs(study._study_id).get(DRIVER_KEY)
+
+
+def eventually(condition: Callable[[], bool]) -> bool:
+    end = time.monotonic() + 30
+    while not condition() and time.monotonic() < end:
+        time.sleep(0.01)
+    return condition()
+
+
+def test_a_lease_counts_while_it_is_held_and_is_given_back(brief: optuna.Study) -> None:
+    with lease.Lease(brief) as held:
+        assert held_in(brief)["driver"] == held.driver
+        assert (held_in(brief)["pid"], held_in(brief)["host"]) == (
+            os.getpid(),
+            socket.gethostname(),
+        )
+        assert eventually(lambda: held_in(brief)["count"] >= 3)
+        held.confirm()
+        with pytest.raises(RuntimeError, match=r"another optimize_batch.*Stop that process first"):
+            lease.Lease(brief).__enter__()
+        assert held_in(brief)["driver"] == held.driver
+    assert held_in(brief) is None
+    with lease.Lease(brief) as other:
+        assert held_in(brief)["driver"] == other.driver != held.driver
+
+
+@pytest.mark.parametrize(
+    ("other", "who"),
+    [({"driver": "d", "pid": 7, "host": "far"}, "process 7 on 'far'"),
+     ({"driver": "d"}, "process None on None"), (None, "process None on None"),
+     ("x", "process None on None")],
+    ids=str,
+)  # fmt: skip
+def test_a_lease_that_is_not_there_any_more_is_lost(
+    brief: optuna.Study, other: Any, who: str
+) -> None:
+    with lease.Lease(brief) as held:
+        held.check()
+        brief._storage.set_study_system_attr(brief._study_id, DRIVER_KEY, other)
+        assert eventually(lambda: not held._thread.is_alive())  # it renews nothing more
+        for look in (held.check, held.confirm):
+            with pytest.raises(lease.LeaseLostError, match=f"{who}.*It has taken over"):
+                look()
+        assert held_in(brief) == other
+    assert held_in(brief) == other  # nor is it given back
+
+
+def test_only_a_lease_that_is_old_is_renewed_before_a_trial() -> None:
+    study = new_study()
+    with lease.Lease(study) as held:
+        held.confirm()
+        assert held_in(study)["count"] == 0
+        for count in (1, 2):
+            held._renewed -= lease.REFRESH  # as if this process had stood still
+            held.confirm()
+            held.confirm()
+            assert held_in(study)["count"] == count
+
+
+class Staggered(WithoutStep):
+    """Every write takes 0.2 s longer than the one before, so two overlap."""
+
+    n_writes = 0
+
+    def set_study_system_attr(self, *args: Any) -> None:
+        self.n_writes += 1
+        time.sleep(0.2 * self.n_writes)
+        super().set_study_system_attr(*args)
+
+
+def test_of_two_drivers_on_a_storage_without_the_step_the_last_to_write_has_the_lease(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(lease, "SETTLE", 1.0)
+    study, both = new_study(Staggered()), threading.Barrier(2)
+
+    def enter(_: int) -> lease.Lease | RuntimeError:
+        held = lease.Lease(study)
+        both.wait()
+        try:
+            return held.__enter__()
+        except RuntimeError as error:
+            return error
+
+    with ThreadPoolExecutor(2) as pool:
+        first, second = sorted(pool.map(enter, range(2)), key=lambda x: isinstance(x, lease.Lease))
+    assert isinstance(second, lease.Lease)
+    assert "is driven by another optimize_batch" in str(first)
+    assert held_in(study)["driver"] == second.driver
+    second.__exit__()

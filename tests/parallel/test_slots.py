@@ -7,12 +7,14 @@ import numpy as np
 import optuna
 import pytest
 from batches import K, new_study
+from optuna.distributions import IntDistribution
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from optuna_s2e import _optuna
+from optuna_s2e import S2ESampler, _optuna
 from optuna_s2e._attributes import FAILURE_KEY
 from optuna_s2e.history import Slot
-from optuna_s2e.parallel._slots import Batch, next_batch, plan_slot
+from optuna_s2e.parallel import _slots
+from optuna_s2e.parallel._slots import Batch, known_before, next_batch, plan_slot
 from optuna_s2e.sampler import Request, engine_of
 
 ATTEMPTS = 2
@@ -139,3 +141,122 @@ def test_the_slots_of_a_generation_know_the_earlier_ones_whatever_ran_meanwhile(
         assert third is not None
         points.append(third.suggest_float("x", 0, 1))
     assert np.ptp(points) == 0
+
+
+def set_sampler(study: optuna.Study, size: int) -> None:
+    study.sampler = S2ESampler(
+        population_size=size, seed=0, estimator="natural", on_config_change="adopt"
+    )
+
+
+def test_the_open_generation_keeps_its_size_and_the_next_one_has_the_adopted_one() -> None:
+    study = new_study()
+    run(study, next_of(study), [0.0] * (K - 1))
+    set_sampler(study, K + 2)
+    batch = next_of(study)
+    assert (batch.size, batch.slots) == (K, (Slot(K - 1, 0),))
+    run(study, batch, [0.0])
+    batch = next_of(study)
+    assert (batch.generation, batch.size, len(batch.members)) == (1, K + 2, K)
+    assert [slot.number for slot in batch.slots] == list(range(K + 2, 2 * K + 4))
+    run(study, batch, [0.0])
+    set_sampler(study, 2)
+    assert next_of(study).slots == tuple(Slot(n, 0) for n in range(K + 3, 2 * K + 4))
+
+
+def test_draws_that_workers_left_open_a_generation_only_if_they_are_k() -> None:
+    study = new_study()
+    study.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=K - 1)
+    assert next_of(study).generation == 0
+    study.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=2)  # opens 1
+    batch = next_of(study)
+    assert (batch.generation, batch.members) == (1, ())
+    assert batch.slots == tuple(Slot(n, 0) for n in range(K, 2 * K))
+    assert batch.space.names == ("x",)
+    study.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=K - 1)
+    batch = next_of(study)
+    assert (batch.generation, batch.slots[0]) == (2, Slot(2 * K, 0))
+    assert [d.trial.number for d in batch.members] == list(range(K, 2 * K))
+
+
+def test_a_generation_that_was_begun_by_slots_is_closed_by_its_slots() -> None:
+    study = new_study()
+    run(study, next_of(study), [0.0])
+    study.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=K - 1)
+    batch = next_of(study)  # K draws wait, but only one is of a slot
+    assert batch.slots == tuple(Slot(n, 0) for n in range(1, K))
+    assert (batch.generation, batch.members, batch.space.names) == (0, (), ())
+
+
+def test_what_a_draw_keeps_away_from_is_ordered_by_attempt_and_slot(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def known(slot: Slot) -> tuple[list[float], list[float]]:
+        with engine_of(study.sampler).reading(study) as (ledger, state):
+            assert state.chain is not None
+            before = known_before(ledger, state.chain, state.chain.head, batch, slot)
+        return tuple(x.ravel().tolist() for x in before)  # type: ignore[return-value]
+
+    study = new_study()
+    old = run(study, next_of(study), [0.0, 0.0, "objective", 0.0])[2].params["x"]
+    run(study, next_of(study), [0.0])
+    batch = next_of(study)
+    x = [t.params["x"] for t in run(study, batch, [0.1, "objective", "machine"])]
+    assert known(Slot(K, 0)) == ([], [old])
+    assert known(Slot(K + 2, 0)) == (x[:2], [old])  # not from the draw that was lost there
+    assert known(Slot(K + 3, 0)) == (x, [old])
+    batch = next_of(study)
+    assert batch.slots == (Slot(K + 2, 0), Slot(K + 3, 0))
+    again, last = (t.params["x"] for t in run(study, batch, [0.2, "objective"]))
+    assert again == x[2]
+    batch = next_of(study)
+    assert batch.slots == (Slot(K + 1, 1), Slot(K + 3, 1))
+    assert known(Slot(K + 1, 1)) == ([x[0], x[2]], [old, x[1], last])
+    second = run(study, batch, [0.3])[0].params["x"]
+    assert known(Slot(K + 1, 1)) == ([x[0], x[2]], [old, x[1], last])
+    assert known(Slot(K + 3, 1)) == ([x[0], x[2], second], [old, x[1], last])
+    monkeypatch.setattr(_slots, "MAX_PENDING", 2)
+    assert known(Slot(K + 3, 1)) == ([x[0], x[2], second], [x[1], last])
+
+
+def test_pruned_draws_and_draws_of_somebody_else_are_no_members() -> None:
+    study = new_study()
+    batch = next_of(study)
+    trials = [draw(study, batch, slot) for slot in batch.slots]
+    for n, trial in enumerate(trials):
+        assert trial is not None
+        trial.suggest_float("x", 0, 1)
+        study.tell(trial, None if n == 1 else 0.0, TrialState.PRUNED if n == 1 else None)
+    assert [d.record.slot for d in next_of(study).members] == [0, 2, 3]
+    other = IntDistribution(1, 9)
+    run(study, next_of(study), [0.0, 0.0, "objective", 0.0])
+    batch = next_of(study)
+    again = draw(study, batch, batch.slots[0])
+    assert again is not None
+    study._storage.set_trial_param(again._trial_id, "y", 3, other)  # it never asks for x
+    study.tell(again, 0.0)
+    batch = next_of(study)
+    assert batch.generation == 2
+    assert [d.record.slot for d in batch.members] == [K, K + 1, K + 3]
+
+
+@pytest.mark.filterwarnings("ignore:The parameter 'y'", "ignore:The last 4 completed")
+@pytest.mark.parametrize("asks", [True, False])
+def test_a_generation_of_which_nothing_can_be_used_says_why(asks: bool) -> None:
+    study = new_study()
+    if asks:
+        run(study, next_of(study), [0.0] * K)
+    batch = next_of(study)
+    for slot in batch.slots:
+        trial = draw(study, batch, slot)
+        assert trial is not None
+        if asks:
+            trial.suggest_float("y", 0, 1)
+        study.tell(trial, 0.0)
+    reason = (
+        r"generation 1 can.*Trial 7 cannot, because it has none of the parameters \['x'\]"
+        if asks
+        else "generation 0 can.*Trial 3 cannot, because they share no parameter that was drawn"
+    )
+    with pytest.raises(ValueError, match=reason):
+        next_of(study)

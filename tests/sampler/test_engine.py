@@ -17,6 +17,7 @@ from searches import K, assert_replays, params, quadratic, record, schedule_obje
 
 from optuna_s2e import S2ESampler, generations, optimize_batch
 from optuna_s2e._attributes import DRAW_KEY
+from optuna_s2e.history import Slot
 from optuna_s2e.sampler import engine_of
 
 make_study = partial(searches.make_study, estimator="surrogate")
@@ -324,3 +325,25 @@ def test_a_child_that_is_forked_while_another_thread_reads_can_draw() -> None:
     command = [sys.executable, "-W", "ignore", "-c", FORK]
     out = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
     assert out.stdout.strip() == "0"
+
+
+def test_keys_and_seeds_are_those_of_every_release() -> None:
+    study = optuna.create_study(study_name="s", sampler=S2ESampler(population_size=K))
+    engine = engine_of(study.sampler)
+    trial = study._storage.get_trial(study.ask()._trial_id)
+    assert engine.key(study, trial) == (304680751394550461, 0)  # SHA-256 of "s", 8 bytes
+    slots = [Slot(0, 0), Slot(1, 0), Slot(1, 1), Slot(7, 0)]
+    seeds = [engine.seed_of_slot(study, slot) for slot in slots]
+    assert seeds == [4264078616, 1544707501, 1242204224, 4078579201]
+    engine = engine_of(S2ESampler(population_size=K, seed=0))
+    assert engine.key(study, trial) == (0, 0)
+    assert [engine.seed_of_slot(study, slot) for slot in slots[:2]] == [58139447, 4019517397]
+
+
+def test_the_first_generation_keeps_the_settings_it_began_with() -> None:
+    study = make_study()
+    study.optimize(quadratic, n_trials=2)
+    study.sampler = S2ESampler(population_size=K, seed=0, step_size=0.5, on_config_change="adopt")
+    study.optimize(quadratic, n_trials=K - 1)
+    sizes = [record(t)["settings"]["step_size"] for t in study.trials]
+    assert sizes == [1.0] * K + [0.5]  # the last one opens generation 1
