@@ -163,3 +163,18 @@ def test_reused_draws_are_looked_up_once() -> None:
         return n_lookups
 
     assert lookups(60) == lookups(20) <= 8 * K
+
+
+def test_a_chain_that_has_not_grown_is_not_made_again() -> None:
+    study = optuna.create_study(sampler=S2ESampler(population_size=K, seed=0, estimator="natural"))
+    study.optimize(suggest, n_trials=4 * K + 1)
+    ledger = Ledger(Rules()).read(study.trials)
+    chain = ledger.state(K).chain
+    assert chain is not None
+    assert len(chain.openers) == 4
+    study.optimize(suggest, n_trials=1)
+    assert ledger.read(study.trials).state(K).chain is chain
+    study.optimize(suggest, n_trials=K)
+    longer = ledger.read(study.trials).state(K).chain
+    assert longer is not None
+    assert longer.openers[:-1] == chain.openers
