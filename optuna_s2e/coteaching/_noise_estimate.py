@@ -374,11 +374,12 @@ def _warn_if_noisy(
     rate = _from_anchors(_anchors(odds), given, np.ones(len(odds)), odds).noise_rate
     labels = np.tile(y_val, len(odds_val))
     rate_val = _from_anchors(_anchors(flat), labels, np.ones(len(flat)), flat).noise_rate
-    if rate > 0.1 and rate_val > 0.6 * rate:
+    if rate > 0.1 and rate_val > 0.8 * rate:
         warnings.warn(
-            f"The validation labels look as wrong as the training labels: networks contradict "
-            f"{100 * rate_val:.0f} % and {100 * rate:.0f} % of them where they are surest. If "
-            "they are not clean, pass clean_validation=False; the estimate is too low otherwise.",
+            f"Where they are surest, networks contradict {100 * rate_val:.0f} % of the validation "
+            f"labels and {100 * rate:.0f} % of the training labels. Either the networks are weak "
+            "on these data, or the validation labels are as wrong as the training labels. If they "
+            "are, pass clean_validation=False; the estimate is too low otherwise.",
             UserWarning,
             stacklevel=3,
         )

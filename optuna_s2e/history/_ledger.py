@@ -296,6 +296,8 @@ class Ledger:
         """Return the chain that leads to a head, by extending the last chain of its space."""
         chain = self._chains.get(head.space, Chain(self._spaces[head.space]))
         known = chain.head
+        if head is known:
+            return chain
         new: list[Record] = []
         record: Record | None = head
         while record is not None and record is not known:

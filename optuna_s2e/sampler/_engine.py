@@ -313,10 +313,11 @@ class Engine:
         """Return the record of a trial that joins the generation of the head; x is missing."""
         ledger, head = known.ledger, chain.head
         assert head is not None
-        parent = ledger.openers[head.parent] if head.parent is not None else None
-        members = [ledger.draws[n] for n in head.members if n in ledger.draws]
-        in_force = split_settings(head.settings or {})[0]
-        self._fit_model(known, head.trial, chain, parent, members, in_force)
+        if known.model_of != head.trial:
+            parent = ledger.openers[head.parent] if head.parent is not None else None
+            members = [ledger.draws[n] for n in head.members if n in ledger.draws]
+            in_force = split_settings(head.settings or {})[0]
+            self._fit_model(known, head.trial, chain, parent, members, in_force)
         return Record(number, head.generation, opener=head.trial)
 
     def _open(
@@ -364,17 +365,16 @@ class Engine:
         settings: UpdateSettings,
     ) -> None:
         """Know the model behind a generation; None if its draws follow none."""
-        if settings.estimator != "surrogate":
-            known.model_of = known.model = None
-        elif known.model_of != opener:
-            known.model_of = opener
-            known.model = fit_model(chain.space, parent, members, known.ledger, settings)
-            if known.model is None:
+        model = None
+        if settings.estimator == "surrogate":
+            model = fit_model(chain.space, parent, members, known.ledger, settings)
+            if model is None:
                 self.warn_once(
                     "no model",
                     "No model can be fitted to the losses so far. Theta takes the paper's Newton "
                     "step instead, and trials are drawn from p_theta.",
                 )
+        known.model_of, known.model = opener, model
 
     def warn_once(self, topic: str, message: str) -> None:
         """Warn, but only once per topic."""

@@ -114,7 +114,7 @@ def fit_model(
         model = Model.fit(space, x, active=active, losses=losses)
     except (ValueError, ArithmeticError):  # LinAlgError is a ValueError
         return None
-    return model if np.isfinite(model.gp.mean(model.gp.features)).all() else None
+    return model if np.isfinite(model.gp.mean_at_draws).all() else None
 
 
 def _evidence(

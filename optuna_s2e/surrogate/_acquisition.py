@@ -106,15 +106,20 @@ def propose(
     known = model.featurize(pending) if len(pending) else None
     z = model.featurize(x)
     unit = model.gp.unit  # no square overflows
-    mean, deviation = (v / unit for v in model.gp.predict(z, known))
-    observed = np.hypot(deviation, model.gp.noise_deviation / unit)
-    change = deviation**2 / np.maximum(observed, np.finfo(np.float64).tiny)
-    bound = mean - exploration(generation) * change if np.ptp(mean) else np.zeros(len(x))
+    risk, worst = np.zeros(len(x)), 0.0
     if len(failed):
         completed = model.gp.features
         risk = share_failed(z, completed, model.featurize(failed), model.gp.category_weights)
-        bound = (1.0 - risk) * bound + risk * (model.gp.mean(completed).max() / unit)
-    chosen: FloatArray = x[int(np.argmin(bound))]
+        worst = model.gp.mean_at_draws.max() / unit
+
+    def bound(mean: FloatArray, deviation: FloatArray) -> FloatArray:
+        mean, deviation = mean / unit, deviation / unit
+        observed = np.hypot(deviation, model.gp.noise_deviation / unit)
+        change = deviation**2 / np.maximum(observed, np.finfo(np.float64).tiny)
+        lowest = mean - exploration(generation) * change if np.ptp(mean) else np.zeros(len(x))
+        return (1.0 - risk) * lowest + risk * worst
+
+    chosen: FloatArray = x[model.gp.lowest(z, bound, known)]
     return chosen
 
 
@@ -137,7 +142,7 @@ def _near_the_best(model: Model, x: FloatArray, n: int, rng: np.random.Generator
     Each lies a share w of the way from a draw to a candidate, with w log-uniform in
     [`LEAST_SHARE`, 1]. A category is the candidate's with probability w, else the draw's.
     """
-    order = np.argsort(model.gp.mean(model.gp.features), kind="stable")
+    order = np.argsort(model.gp.mean_at_draws, kind="stable")
     bases = model.x[rng.choice(order[:N_BASES], n)]
     others = x[rng.choice(len(x), n)]
     w = np.exp(rng.uniform(np.log(LEAST_SHARE), 0.0, (n, 1)))

@@ -25,11 +25,11 @@ References:
 from __future__ import annotations
 
 import numpy as np
-from scipy import linalg
+from scipy.linalg import lapack
 from scipy.optimize import minimize
 
 from optuna_s2e._typing import BoolArray, FloatArray, IntArray
-from optuna_s2e.surrogate._gp import category_squares
+from optuna_s2e.surrogate._gp import category_squares, factored
 
 MAX_POINTS = 100  # draws used: one evaluation takes about a millisecond
 MAX_STEPS = 15  # steps of L-BFGS
@@ -112,20 +112,18 @@ class _Posterior:
         ])  # (G, N N)  # fmt: skip
         total = self._squares.sum(axis=0)
         self._typical = float(np.median(total[total > 0])) if np.any(total > 0) else 1.0
-        self._y = y
+        self._y, self._eye = y, np.eye(len(y))
 
     def __call__(self, v: FloatArray) -> tuple[float, FloatArray]:
         a, log_length, logit = v[:-2], float(v[-2]), float(v[-1])
-        n, eye = len(self._y), np.eye(len(self._y))
+        n, eye = len(self._y), self._eye
         s = 1.0 / (1.0 + np.exp(-logit))
         weights = np.exp(2.0 * (a - log_length)) / self._typical
         q = np.sqrt(5.0 * (weights @ self._squares).reshape(n, n))
         decay = np.exp(-q)
         correlation = (1.0 + q + q * q / 3.0) * decay
-        cholesky = linalg.cholesky(
-            (1.0 - s) * correlation + s * eye, lower=True, check_finite=False
-        )
-        inverse = linalg.cho_solve((cholesky, True), eye, check_finite=False)
+        cholesky = factored((1.0 - s) * correlation + s * eye)
+        inverse = lapack.dpotrs(cholesky, eye, lower=True)[0]
         alpha = inverse @ self._y
         quadratic = float(self._y @ alpha) + 1.0
         value = np.log(np.diag(cholesky)).sum() + 0.5 * (n + 1) * np.log(quadratic)

@@ -121,6 +121,8 @@ def _others(
     space: SearchSpace, schedules: list[tuple[ScheduleSpace, list[str]]]
 ) -> SearchSpace | None:
     """Return the space of the parameters that belong to none of these schedules, if any."""
+    if not schedules:
+        return space if space.names else None
     own = {name for _, names in schedules for name in names}
     others = {n: d for n, d in space.distributions.items() if n not in own}
     return SearchSpace.of(others) if others else None

@@ -21,11 +21,14 @@ References:
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
 from scipy import linalg
+from scipy.linalg import lapack
 
 from optuna_s2e._checks import check_axes, check_shape
 from optuna_s2e._typing import FloatArray
@@ -34,6 +37,9 @@ LENGTH_SCALES = np.geomspace(0.1, 6.0, 9)  # in units of the median distance
 LENGTH_SCALE_SPREAD = 1.5  # prior standard deviation of log l
 NOISE_SHARES = np.array([0.003, 0.03, 0.1, 0.2, 0.35, 0.5, 0.7, 0.9])
 LARGEST = float(np.finfo(np.float64).max)
+BLOCK = 8192  # numbers that are worked on at a time
+TILE = 16  # points that BLAS works on at a time, or a multiple
+ROUNDING = 1e-9  # more than the rounding error of a variance
 MAX_POINTS = 500  # points to fit at most: the cubic cost is about half a second
 
 
@@ -66,6 +72,11 @@ class GaussianProcess:
         """Standard deviation of one observation around f, in units of the losses."""
         return float(np.sqrt(self.noise_share)) * self._scale * self._deviation * self.unit
 
+    @cached_property
+    def mean_at_draws(self) -> FloatArray:
+        """Posterior mean of f at the points that it was fitted to, (N,)."""
+        return self.mean(self.features)
+
     def mean(self, features: FloatArray) -> FloatArray:
         """Return the posterior mean of f.
 
@@ -75,8 +86,7 @@ class GaussianProcess:
         Returns:
             Expected losses without noise, (M,).
         """
-        mean = self._kernel(features, self.features) @ self._weights
-        return self._in_losses(self._shift + self._deviation * mean)
+        return self._mean(self._kernel(features, self.features))
 
     def predict(
         self, features: FloatArray, pending: FloatArray | None = None
@@ -92,19 +102,60 @@ class GaussianProcess:
             Mean and standard deviation in units of the losses, (M,) each.
         """
         k = self._kernel(features, self.features)
-        mean = k @ self._weights
-        v = _whitened(self._cholesky, k.T)
-        variance = (1.0 - self.noise_share) - (v * v).sum(axis=0)
+        return self._mean(k), self._deviation_left(k, features, pending)
+
+    def lowest(
+        self,
+        features: FloatArray,
+        bound: Callable[[FloatArray, FloatArray], FloatArray],
+        pending: FloatArray | None = None,
+    ) -> int:
+        """Return the point with the lowest `bound(mean, deviation)`, the first one of equals.
+
+        The deviations are what costs most of `predict`. They are computed only for the points that
+        would have the lowest bound if just the nearest of the N draws were known.
+
+        Args:
+            features: Points, (M, d), M > 0.
+            bound: A function of what `predict` returns, (M,) both, that does not rise with the
+                deviation.
+            pending: As in `predict`.
+
+        Returns:
+            Row of the point.
+        """
+        k = self._kernel(features, self.features)
+        mean, deviation = self._mean(k), np.zeros(len(k))
+        most = self._deviation_of((1.0 - self.noise_share) - k.max(axis=1) ** 2 + ROUNDING)
+        lowest, highest = bound(mean, most), bound(mean, deviation)
+        n = int(np.count_nonzero(lowest <= highest.min()))
+        n = min(-(-n // TILE) * TILE, len(k))  # the bits of a column depend on its place in a tile
+        rows = np.sort(np.argpartition(lowest, n - 1)[:n])
+        deviation[rows] = self._deviation_left(k[rows], features[rows], pending)
+        return int(np.argmin(bound(mean, deviation)))
+
+    def _mean(self, k: FloatArray) -> FloatArray:
+        """Return the posterior mean at points with covariances k (M, N)."""
+        return self._in_losses(self._shift + self._deviation * (k @ self._weights))
+
+    def _deviation_left(
+        self, k: FloatArray, features: FloatArray, pending: FloatArray | None
+    ) -> FloatArray:
+        """Return the deviation at points with covariances k (M, N), which are overwritten."""
+        v = _whitened(self._cholesky, k.T, overwrite=True)
+        variance = (1.0 - self.noise_share) - _sums_of_squares(v)
         if pending is not None and len(pending):
             v_pending = _whitened(self._cholesky, self._kernel(pending, self.features).T)
             between = self._kernel(pending, features) - v_pending.T @ v
             among = self._kernel(pending, pending) - v_pending.T @ v_pending
             among[np.diag_indices_from(among)] += self.noise_share
             u = _whitened(linalg.cholesky(among, lower=True), between)
-            variance -= (u * u).sum(axis=0)
+            variance -= _sums_of_squares(u)
+        return self._deviation_of(variance)
+
+    def _deviation_of(self, variance: FloatArray) -> FloatArray:
         deviation = self._scale * np.sqrt(np.maximum(variance, 0.0))
-        mean = self._shift + self._deviation * mean
-        return self._in_losses(mean), self._in_losses(self._deviation * deviation)
+        return self._in_losses(self._deviation * deviation)
 
     def _in_losses(self, values: FloatArray) -> FloatArray:
         """Return numbers in units of the losses, at most the largest float."""
@@ -112,8 +163,10 @@ class GaussianProcess:
             return np.clip(values * self.unit, -LARGEST, LARGEST)
 
     def _kernel(self, a: FloatArray, b: FloatArray) -> FloatArray:
-        distances = _distances(a, b, self.category_weights)
-        return (1.0 - self.noise_share) * _matern(distances / self.length_scale)
+        def covariance(distances: FloatArray) -> FloatArray:
+            return (1.0 - self.noise_share) * _matern(distances / self.length_scale)
+
+        return _of_distances(covariance, a, b, self.category_weights)
 
 
 def fit(
@@ -146,29 +199,34 @@ def fit(
     weights_of = np.zeros(features.shape[1]) if category_weights is None else category_weights
     y, mean, deviation = clip_and_standardize(losses)
     unit = _power_of_two(max(abs(mean), deviation))
-    distances = _distances(features, features, weights_of)
-    typical = float(np.median(distances[distances > 0])) if np.any(distances > 0) else 1.0
+    distances = _of_distances(np.asarray, features, features, weights_of)
+    apart = distances[distances > 0]
+    typical = float(np.median(apart)) if len(apart) else 1.0
+    # LAPACK reads columns: it works on k.T in place if k holds the transpose.
+    distances = np.ascontiguousarray(distances.T)
+    correlation, k, spare = (np.empty_like(distances) for _ in range(3))
     best: tuple[float, float, float, FloatArray, FloatArray, float] | None = None
     for length_scale in LENGTH_SCALES * typical:
-        correlation = _matern(distances / length_scale)
+        for rows in _blocks(distances):
+            correlation[rows] = _matern(distances[rows] / length_scale)
         for share in NOISE_SHARES:
-            k = (1.0 - share) * correlation + share * np.eye(len(y))
-            cholesky = linalg.cholesky(k, lower=True, overwrite_a=True, check_finite=False)
+            np.multiply(1.0 - share, correlation, out=k)
+            k.reshape(-1)[:: len(y) + 1] += share  # the diagonal
+            cholesky = factored(k.T)
             whitened = _whitened(cholesky, y)
             # scale^2 ~ inverse gamma of one pseudo-observation: exact fits stay uncertain
             scale2 = (whitened @ whitened + 1.0) / (len(y) + 1.0)
             log_likelihood = -np.log(np.diag(cholesky)).sum() - 0.5 * (len(y) + 1) * np.log(scale2)
             log_prior = -0.5 * (np.log(length_scale / typical) / LENGTH_SCALE_SPREAD) ** 2
             if best is None or log_likelihood + log_prior > best[0]:
-                weights = linalg.solve_triangular(
-                    cholesky, whitened, trans=1, lower=True, check_finite=False
-                )
                 best = (
                     float(log_likelihood + log_prior), float(length_scale), float(share),
-                    cholesky, weights, float(np.sqrt(scale2)),
+                    cholesky, whitened, float(np.sqrt(scale2)),
                 )  # fmt: skip
+                k, spare = spare, k  # the best factor is kept, the one before is not
     assert best is not None
-    _, length_scale, share, cholesky, weights, scale = best
+    _, length_scale, share, cholesky, whitened, scale = best
+    weights = linalg.solve_triangular(cholesky, whitened, trans=1, lower=True, check_finite=False)
     return GaussianProcess(
         features, length_scale, share, unit, weights_of,
         cholesky, weights, scale, mean / unit, deviation / unit,
@@ -237,14 +295,45 @@ def _power_of_two(size: float) -> float:
     return float(np.ldexp(1.0, np.frexp(size)[1] - 1)) if size else 1.0
 
 
-def _whitened(cholesky: FloatArray, values: FloatArray) -> FloatArray:
-    """Return L^-1 values."""
-    return np.asarray(linalg.solve_triangular(cholesky, values, lower=True, check_finite=False))
+def factored(k: FloatArray) -> FloatArray:
+    """Return the lower Cholesky factor of k; it replaces a k that is stored by columns."""
+    cholesky, info = lapack.dpotrf(k, lower=True, overwrite_a=True)
+    if info:
+        raise linalg.LinAlgError(f"Leading minor {info} of a covariance is not positive.")
+    return np.asarray(cholesky)
+
+
+def _whitened(cholesky: FloatArray, values: FloatArray, *, overwrite: bool = False) -> FloatArray:
+    """Return L^-1 values; if told so, it replaces values that are stored by columns."""
+    return np.asarray(lapack.dtrtrs(cholesky, values, lower=True, overwrite_b=overwrite)[0])
+
+
+def _blocks(values: FloatArray) -> Iterator[slice]:
+    """Yield blocks of rows that are small enough to stay in the cache."""
+    size = max(1, BLOCK // max(1, values.shape[1]))
+    for start in range(0, len(values), size):
+        yield slice(start, start + size)
 
 
 def _matern(r: FloatArray) -> FloatArray:
-    a = np.sqrt(5.0) * r
-    return np.asarray((1.0 + a + a * a / 3.0) * np.exp(-a))
+    """Return m(r); r is overwritten."""
+    a: FloatArray = np.sqrt(5.0) * r
+    bend = a * a
+    bend /= 3.0
+    decay = np.negative(a, out=r)
+    a += 1.0
+    a += bend
+    a *= np.exp(decay, out=decay)
+    return a
+
+
+def _sums_of_squares(v: FloatArray) -> FloatArray:
+    """Return the sum of squares of each column of v (N, M), (M,)."""
+    sums = np.empty(v.shape[1])
+    for columns in _blocks(v.T):
+        part = v[:, columns]
+        sums[columns] = (part * part).sum(axis=0)
+    return sums
 
 
 def category_squares(a: FloatArray, b: FloatArray, weights: FloatArray) -> FloatArray:
@@ -269,10 +358,31 @@ def category_squares(a: FloatArray, b: FloatArray, weights: FloatArray) -> Float
     return squares
 
 
-def _distances(a: FloatArray, b: FloatArray, weights: FloatArray) -> FloatArray:
+def _of_distances(
+    function: Callable[[FloatArray], FloatArray],
+    a: FloatArray,
+    b: FloatArray,
+    weights: FloatArray,
+) -> FloatArray:
+    """Return a function, which works on single numbers, of all distances, (N, M).
+
+    Args:
+        function: The function.
+        a: Points, (N, d).
+        b: Points, (M, d).
+        weights: As `category_weights` in `GaussianProcess`, (d,).
+    """
     numbered = weights > 0.0
-    categories = category_squares(a, b, weights) if numbered.any() else 0.0
-    if numbered.any():
+    categories = category_squares(a, b, weights) if numbered.any() else None
+    if categories is not None:
         a, b = a[:, ~numbered], b[:, ~numbered]
-    squares = (a * a).sum(axis=1)[:, None] + (b * b).sum(axis=1) - 2.0 * (a @ b.T)
-    return np.asarray(np.sqrt(np.maximum(squares, 0.0) + categories))
+    a_squares, b_squares = (a * a).sum(axis=1)[:, None], (b * b).sum(axis=1)
+    values = a @ b.T
+    for rows in _blocks(values):
+        squares = a_squares[rows] + b_squares
+        squares -= 2.0 * values[rows]
+        np.maximum(squares, 0.0, out=squares)
+        if categories is not None:
+            squares += categories[rows]
+        values[rows] = function(np.sqrt(squares, out=squares))
+    return values

@@ -120,7 +120,7 @@ def test_the_same_seed_gives_the_same_numbers() -> None:
 
 def test_noisy_validation_labels_are_noticed() -> None:
     data = load_data("digits", noise="symmetric", noise_rate=0.4, seed=0, validation="noisy")
-    with pytest.warns(UserWarning, match="validation labels look as wrong as the training"):
+    with pytest.warns(UserWarning, match="or the validation labels are as wrong as"):
         estimate_noise(data, device="cpu")
 
 

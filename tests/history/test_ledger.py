@@ -395,3 +395,16 @@ def test_a_failed_member_says_nothing_about_the_first_space() -> None:
     assert chain is not None
     assert chain.space == space_of(ledger.completed[:K])
     assert (chain.members, chain.n_counted) == (set(range(K + 1)), K)
+def test_a_chain_that_has_not_grown_is_not_made_again() -> None:
+    study = optuna.create_study(sampler=S2ESampler(population_size=K, seed=0, estimator="natural"))
+    study.optimize(suggest, n_trials=4 * K + 1)
+    ledger = Ledger(Rules()).read(study.trials)
+    chain = ledger.state(K).chain
+    assert chain is not None
+    assert len(chain.openers) == 4
+    study.optimize(suggest, n_trials=1)
+    assert ledger.read(study.trials).state(K).chain is chain
+    study.optimize(suggest, n_trials=K)
+    longer = ledger.read(study.trials).state(K).chain
+    assert longer is not None
+    assert longer.openers[:-1] == chain.openers

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+import tracemalloc
+from typing import Any
 
 import numpy as np
 import pytest
 from scipy import optimize, stats
+from scipy.linalg import lapack
 from scipy.spatial.distance import cdist, pdist
 
 from optuna_s2e import surrogate
@@ -119,6 +122,67 @@ def test_deviation_after_pending_draws_is_that_of_a_model_that_knows_them() -> N
     unit = gp.noise_deviation / np.sqrt(gp.noise_share)
     np.testing.assert_allclose(gp.predict(new, pending)[1], unit * np.sqrt(variance), rtol=1e-6)
     np.testing.assert_array_equal(gp.predict(new, pending)[0], gp.predict(new)[0])
+
+
+def bound(mean: np.ndarray, deviation: np.ndarray) -> np.ndarray:
+    return np.asarray(mean - 2.0 * deviation)
+
+
+@pytest.mark.parametrize("n_pending", [0, 1, 5])
+@pytest.mark.parametrize(("n", "noise"), [(1, 0.0), (6, 0.0), (60, 0.3), (200, 0.0), (200, 0.1)])
+def test_lowest_is_where_the_bound_is_lowest_with_all_deviations(
+    n: int, noise: float, n_pending: int
+) -> None:
+    gp = surrogate.fit(*observations(n, noise, n))
+    rng = np.random.default_rng(n_pending)
+    pending = rng.uniform(size=(n_pending, 3))
+    for size in (1, 15, 16, 17, 800):
+        new = rng.uniform(size=(size, 3))
+        expected = np.argmin(bound(*gp.predict(new, pending)))
+        assert gp.lowest(new, bound, pending) == expected
+    twice = np.vstack([new, new])
+    assert gp.lowest(twice, bound, pending) == expected  # the first of equals
+
+
+def test_lowest_solves_for_the_points_that_may_be_lowest_only(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    gp = surrogate.fit(*observations(200, 0.0, 0))
+    new = np.random.default_rng(0).uniform(size=(800, 3))
+    solve, sizes = lapack.dtrtrs, list[int]()
+
+    def counted(a: np.ndarray, b: np.ndarray, **options: Any) -> Any:
+        sizes.append(b.shape[1])
+        return solve(a, b, **options)
+
+    monkeypatch.setattr(lapack, "dtrtrs", counted)
+    gp.predict(new)
+    gp.lowest(new, bound)
+    assert sizes[0] == 800
+    assert sizes[1] <= 200
+
+
+def test_a_prediction_needs_one_matrix_of_covariances_at_a_time() -> None:
+    gp = surrogate.fit(*observations(200, 0.1, 0))
+    new = np.random.default_rng(0).uniform(size=(800, 3))
+    tracemalloc.start()
+    gp.predict(new)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1.5 * 8 * 200 * 800  # bytes
+
+
+def test_a_fit_factorises_once_per_grid_point_in_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    factorise, copied = lapack.dpotrf, list[bool]()
+
+    def counted(k: np.ndarray, **options: Any) -> Any:
+        factor = factorise(k, **options)
+        copied.append(not np.shares_memory(k, factor[0]))
+        return factor
+
+    monkeypatch.setattr(lapack, "dpotrf", counted)
+    surrogate.fit(*observations(30, 0.1, 0))
+    assert copied == [False] * (len(LENGTH_SCALES) * len(NOISE_SHARES))
 
 
 def test_losses_are_clipped_above_the_median_and_standardised() -> None:
