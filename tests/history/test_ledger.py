@@ -395,6 +395,8 @@ def test_a_failed_member_says_nothing_about_the_first_space() -> None:
     assert chain is not None
     assert chain.space == space_of(ledger.completed[:K])
     assert (chain.members, chain.n_counted) == (set(range(K + 1)), K)
+
+
 def test_a_chain_that_has_not_grown_is_not_made_again() -> None:
     study = optuna.create_study(sampler=S2ESampler(population_size=K, seed=0, estimator="natural"))
     study.optimize(suggest, n_trials=4 * K + 1)
