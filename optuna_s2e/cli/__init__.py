@@ -20,7 +20,7 @@ def main(argv: "Sequence[str] | None" = None) -> int:
 
     Args:
         argv: Arguments without the program's name. None takes those of the process, which then
-            ends at once at Ctrl-C; with arguments, Ctrl-C makes this function return.
+            ends at once at Ctrl-C and at SIGTERM; with arguments, this function returns.
 
     Returns:
         0, or 1 (`s2e status --verify` found a difference), 2 (error), 130 (Ctrl-C), 143 (SIGTERM).
@@ -29,4 +29,7 @@ def main(argv: "Sequence[str] | None" = None) -> int:
         _interrupt.end_process_at_ctrl_c()  # first: all that follows takes time to import
     from optuna_s2e.cli import _main
 
-    return _main.main(argv)
+    code = _main.main(argv)
+    if argv is None and code in _interrupt.EXIT_CODES.values():
+        _interrupt.end_process(code)
+    return code

@@ -3,10 +3,12 @@
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
-from commands import DATA, K
+from commands import DATA, K, study
+from optuna.trial import TrialState
 
 from optuna_s2e.cli import main
 
@@ -60,6 +62,30 @@ def test_ctrl_c_amid_imports_is_one_line(where: str, line: str) -> None:
     ran = run(sys.executable, "-c", CODE, where, *SEARCH)
     assert (ran.returncode, ran.stdout, ran.stderr) == (130, "", f"\n{line}\n")
     assert not Path("s2e.db").exists()
+
+
+@pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_amid_trials_ends_the_process_without_clearing_up(sign: signal.Signals) -> None:
+    code = (
+        "import atexit, sys; atexit.register(print, 'cleared up'); "
+        "from optuna_s2e.cli import main; sys.exit(main())"
+    )
+    argv = [*SEARCH[:-3], "--trials", "100000", "--no-dashboard"]
+    with subprocess.Popen(
+        [sys.executable, "-c", code, *argv], text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    ) as process:  # fmt: skip
+        assert process.stderr is not None
+        shown = ""
+        while "/100000 " not in shown:  # the progress bar
+            shown += process.stderr.read(1)
+        while not [t for t in study("own-none").trials if t.state == TrialState.COMPLETE]:
+            time.sleep(0.05)
+        process.send_signal(sign)
+        out, _ = process.communicate()
+    assert process.returncode == 128 + sign
+    assert out.splitlines()[-1].startswith(f"{sign.name}: stopped. Completed trials are kept")
 
 
 def test_a_command_that_ignores_ctrl_c_goes_on() -> None:

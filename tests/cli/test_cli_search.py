@@ -113,9 +113,8 @@ def test_a_data_file_that_has_changed_is_refused_by_all_who_train(
     line = only_line(capsys, *search(20))
     assert f"Study 's' searches another objective: the data in {DATA!r} have changed. Use" in line
     for command in ("evaluate", "worker"):
-        assert f"{command}: error: {DATA!r} has changed: its training" in last_line(
-            capsys, command
-        )
+        line = last_line(capsys, command)
+        assert f"{command}: error: {DATA!r} has changed: its training and validation data" in line
     assert main(["status"]) == main(["export", "--json"]) == 0  # they need no data
     assert len(study().trials) == N_SEARCHED
 
