@@ -347,3 +347,17 @@ def test_the_first_generation_keeps_the_settings_it_began_with() -> None:
     study.optimize(quadratic, n_trials=K - 1)
     sizes = [record(t)["settings"]["step_size"] for t in study.trials]
     assert sizes == [1.0] * K + [0.5]  # the last one opens generation 1
+
+
+def test_the_model_of_a_generation_is_fitted_once() -> None:
+    study = make_study()
+    study.optimize(quadratic, n_trials=K + 1)
+    known = engine_of(study.sampler)._known(study)  # type: ignore[arg-type]
+    first = known.model
+    assert known.model_of == K
+    assert first is not None
+    study.optimize(quadratic, n_trials=K - 1)
+    assert known.model is first
+    study.optimize(quadratic, n_trials=1)
+    assert known.model_of == 2 * K
+    assert known.model is not first
