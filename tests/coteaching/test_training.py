@@ -322,7 +322,10 @@ def test_standard_memorises_half_wrong_digits_and_a_schedule_resists():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"keep_rates": [1.0, 0.5]}, "keep_rates must have shape (K, T), but got (2,)"),
+        (
+            {"keep_rates": [1.0, 0.5]},
+            "keep_rates must have shape (K, T) and not be empty, but got (2,)",
+        ),
         ({"keep_rates": [[1.0, 0.0]]}, "keep_rates must be in (0, 1], but got"),
         ({"keep_rates": [[1.0, np.nan]]}, "keep_rates must be in (0, 1], but got"),
         ({"seeds": [1, 2]}, "seeds must have shape (K,) = (1,), but got (2,)"),
