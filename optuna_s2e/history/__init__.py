@@ -3,7 +3,8 @@
 Only `_search` writes to a study.
 """
 
-from optuna_s2e.history._ledger import MAX_PENDING, Chain, Ledger, State, locate, space_of
+from optuna_s2e.history._ledger import MAX_PENDING, Chain, Ledger, State
+from optuna_s2e.history._origin import locate, space_of
 from optuna_s2e.history._record import (
     MAX_ATTEMPTS,
     MAX_MEMBERS,

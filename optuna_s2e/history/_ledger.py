@@ -13,32 +13,24 @@ Members are taken in the order (time of completion, number).
 from __future__ import annotations
 
 from bisect import insort
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, NamedTuple
 
 import numpy as np
-from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.trial import FrozenTrial, TrialState
 
 from optuna_s2e._attributes import DRAW_KEY
 from optuna_s2e._typing import FloatArray
 from optuna_s2e.distributions import (
     SearchSpace,
-    decode,
-    intersection,
-    keyed_coordinate,
-    same_distribution,
-    same_value,
-    union,
 )
+from optuna_s2e.history._origin import is_in_cube, locate, other_schedule, space_of
 from optuna_s2e.history._record import Draw, Record, Rules, Tags, is_of_later_release, read_draw
 from optuna_s2e.schedules import N_EPOCHS
 
 _NO_TAGS: Tags = {}
-_OTHER_SCHEDULE = "its schedule space is {}, not {}"
 MAX_PENDING = 256  # looked at per draw
 
 
@@ -84,70 +76,6 @@ class State(NamedTuple):
     chain: Chain | None
     pool: list[Draw]
     left_behind: str | None = None
-
-
-def space_of(members: Sequence[Draw], *, conditional: bool = True) -> SearchSpace:
-    """Return the space of a first generation: the parameters that its members were drawn with.
-
-    Args:
-        members: Completed draws of generation 0. Only parameters that were drawn count; a
-            parameter that `PartialFixedSampler` fixes was not. Tags on which they disagree, such
-            as the numbers of epochs in two branches, are left out like parameters.
-        conditional: Whether parameters that only some members have count, as they do in searches
-            that start with this release.
-    """
-    named = sorted({item for d in members for item in d.tags.items()})
-    values = Counter(name for name, _ in named)
-    tags = {name: value for name, value in named if values[name] == 1}
-    set_by_others = {n for d in members for n in d.trial.distributions if n not in d.uniform}
-    drawn: list[Mapping[str, BaseDistribution]] = [
-        {n: d.trial.distributions[n] for n in d.uniform if n not in set_by_others} for d in members
-    ]
-    return SearchSpace.of(union(drawn) if conditional else intersection(drawn), tags)
-
-
-def locate(draw: Draw, space: SearchSpace, openers: Mapping[int, Record]) -> FloatArray | str:
-    """Return the coordinates x (d,) of a draw from a space, or why it is not from that space.
-
-    A parameter or schedule of the space that the objective did not ask for (another branch) was
-    drawn, too, and counts.
-    """
-    trial, record = draw.trial, draw.record
-    if any(space.tags.get(n, v) != v for n, v in draw.tags.items()):
-        return _OTHER_SCHEDULE.format(dict(draw.tags), dict(space.tags))
-    present = {n: trial.distributions[n] for n in space.names if n in trial.distributions}
-    for name, d in present.items():
-        if not same_distribution(d, space.distributions[name]):
-            return f"parameter {name!r} is {d}, theta describes {space.distributions[name]}"
-    if not present:
-        return f"it has none of the parameters {list(space.names)}"
-    if record.generation == 0:
-        assert record.seed is not None
-        x = [keyed_coordinate(record.seed, record.key, n, d)
-             for n, d in space.distributions.items()]  # fmt: skip
-    else:
-        opener = openers.get(record.opener) if record.opener is not None else None
-        if opener is None or opener.space != space.fingerprint:
-            return "it was drawn from a theta of another space"
-        if record.x is None or not _in_cube(record.x, space):
-            return "its recorded coordinates are not in the space"
-        x = list(record.x)
-    for name, c in zip(space.names, x, strict=True):
-        d = space.distributions[name]
-        if name in present and not same_value(d, decode(c, d), trial.params[name]):
-            return f"parameter {name!r} was set by someone else"  # PartialFixedSampler, an edit
-    return np.array(x, dtype=np.float64)
-
-
-def _in_cube(x: Sequence[float], space: SearchSpace) -> bool:
-    if len(x) != len(space.names):
-        return False
-    return all(
-        float(c).is_integer() and 0 <= c < len(d.choices)
-        if isinstance(d, CategoricalDistribution)
-        else 0 < c < 1
-        for c, d in zip(x, space.distributions.values(), strict=True)
-    )
 
 
 class Ledger:
@@ -378,7 +306,7 @@ class Ledger:
         if len(last) < size:
             return None
         reasons = [
-            _OTHER_SCHEDULE.format(dict(d.tags), dict(chain.space.tags))
+            other_schedule(d, chain.space)
             if adopt and d.tags.keys() - chain.space.tags.keys() - {N_EPOCHS}
             else self._locate(chain.space, d)
             for d in last
@@ -437,7 +365,7 @@ class Ledger:
         x = []
         for number in sorted(numbers)[-MAX_PENDING:]:
             record = self.draws[number].record if number in self.draws else None
-            if record is not None and record.x is not None and _in_cube(record.x, chain.space):
+            if record is not None and record.x is not None and is_in_cube(record.x, chain.space):
                 x.append(record.x)
         return np.array(x, dtype=np.float64).reshape(-1, len(chain.space.names))
 

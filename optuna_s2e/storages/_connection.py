@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
+import tenacity
 from optuna.storages import BaseStorage
 
 _thread = threading.local()  # .is_writing: whether its operation may change the storage
@@ -36,6 +37,16 @@ def _do_nothing() -> None:
 
 def _never(error: Exception) -> bool:
     return False
+
+
+def retry_for(patience: float, error: type[Exception]) -> tenacity.Retrying:
+    """Return what calls a function again while it raises an error, for `patience` seconds."""
+    return tenacity.Retrying(
+        retry=tenacity.retry_if_exception_type(error),
+        stop=tenacity.stop_after_delay(patience),
+        wait=tenacity.wait_random_exponential(multiplier=0.2, max=5),
+        reraise=True,
+    )
 
 
 class Connection(NamedTuple):

@@ -12,11 +12,12 @@ from optuna_s2e.storages._connection import (
     Connection,
     ProcessLocalConnection,
     ServerNotReadyError,
+    retry_for,
 )
 from optuna_s2e.storages._grpc import connect_grpc
 from optuna_s2e.storages._journal import connect_journal
 from optuna_s2e.storages._rdb import connect_rdb
-from optuna_s2e.storages._retry import RetryingStorage, StaleTrialCallback, retry_for
+from optuna_s2e.storages._retry import RetryingStorage, StaleTrialCallback
 from optuna_s2e.storages._urls import mask_url, parse_database, parse_grpc, parse_journal
 
 DEFAULT_PATIENCE = 300.0  # seconds

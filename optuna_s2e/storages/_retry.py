@@ -18,7 +18,6 @@ from datetime import datetime, timedelta
 from typing import Any, TypeVar
 
 import optuna
-import tenacity
 from optuna.distributions import BaseDistribution
 from optuna.exceptions import DuplicatedStudyError, StorageInternalError, UpdateFinishedTrialError
 from optuna.storages import BaseStorage
@@ -31,6 +30,7 @@ from optuna_s2e.storages._connection import (
     StorageUnavailableError,
     StorageUnusableError,
     operation,
+    retry_for,
 )
 from optuna_s2e.storages._deferral import hand_on, signals_wait
 
@@ -40,16 +40,6 @@ StaleTrialCallback = Callable[[optuna.Study, FrozenTrial], None]
 _A_SECOND = timedelta(seconds=1)
 
 _logger = optuna.logging.get_logger(__name__)
-
-
-def retry_for(patience: float, error: type[Exception]) -> tenacity.Retrying:
-    """Return what calls a function again while it raises an error, for `patience` seconds."""
-    return tenacity.Retrying(
-        retry=tenacity.retry_if_exception_type(error),
-        stop=tenacity.stop_after_delay(patience),
-        wait=tenacity.wait_random_exponential(multiplier=0.2, max=5),
-        reraise=True,
-    )
 
 
 class RetryingStorage(BaseStorage, _optuna.BaseHeartbeat):

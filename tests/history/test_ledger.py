@@ -15,7 +15,6 @@ from optuna.trial import FrozenTrial, TrialState
 
 from optuna_s2e import S2ESampler, generations, replay
 from optuna_s2e._attributes import DRAW_KEY, FIXED_PARAMS_KEY
-from optuna_s2e.distributions import SearchSpace
 from optuna_s2e.history import _ledger
 from optuna_s2e.history._ledger import Ledger, locate, space_of
 from optuna_s2e.history._record import Rules
@@ -293,13 +292,6 @@ def test_recorded_coordinates_are_those_of_the_space(x: list[float], reason: str
         assert K + 1 not in [d.record.trial for d in ledger.state(K).pool]
 
 
-def test_a_first_generation_has_the_tags_that_its_members_agree_on() -> None:
-    ledger = read(searched(K))
-    named = [{"R.eq1": 1, "R.n_epochs": 9}, {"R.eq1": 1, "R.n_epochs": 8}, {}]
-    draws = [d._replace(tags=t) for d, t in zip(ledger.completed, named, strict=True)]
-    assert space_of(draws).tags == {"R.eq1": 1}
-
-
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_the_newest_draws_without_a_loss_are_known(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_ledger, "MAX_PENDING", 3)
@@ -369,17 +361,6 @@ def test_the_settings_in_force_are_those_of_the_head_or_of_the_first_draw_that_l
     in_force = ledger.settings_in_force(ledger.state(K).chain)
     assert in_force is not None
     assert in_force["step_size"] == 0.5
-
-
-def test_a_draw_from_a_theta_of_another_space_or_of_none_is_not_from_the_space() -> None:
-    ledger = read(searched(2 * K))
-    chain, draw = ledger.state(K).chain, ledger.draws[K + 1]
-    assert chain is not None
-    assert not isinstance(locate(draw, chain.space, ledger.openers), str)
-    x_alone = SearchSpace.of({"x": chain.space.distributions["x"]}, {})
-    reason = "it was drawn from a theta of another space"
-    assert locate(draw, x_alone, ledger.openers) == reason
-    assert locate(draw, chain.space, {}) == reason
 
 
 def test_a_failed_member_says_nothing_about_the_first_space() -> None:
