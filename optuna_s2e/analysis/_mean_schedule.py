@@ -27,7 +27,7 @@ from optuna_s2e.schedules import Schedule, ScheduleSpace
 TEMPERATURE = 0.15  # h
 _STEP = 1e-6  # of a coordinate in (0, 1), for derivatives
 _TOLERANCE = 1e-4  # at which the nearest schedule is near enough, relative
-_MAX_POINTS = 256  # epochs at which the nearest schedule is compared
+_MAX_POINTS = 1000  # epochs at which the nearest schedule is compared
 _MAX_STEPS = 30  # towards it
 
 
