@@ -91,7 +91,9 @@ TASKS: dict[str, Task] = {
     "CIFAR-10 8x8, 4 classes, pair-30": Task(
         "report", _four, "pair", 0.3, 1000, 1000, 3e-3, 60, True, tasks.mlp256
     ),
-    "synthetic-7 sym-20": Task("report", _synthetic(7, 78), "symmetric", 0.2, 1500, 1000, 3e-3, 80),
+    "synthetic-7 sym-20": Task(
+        "report", _synthetic(7, 78), "symmetric", 0.2, 1500, 1000, 3e-3, 80
+    ),
 }
 
 
@@ -146,9 +148,7 @@ def train(job: runs.Job) -> dict[str, Any]:
             errors += [round(last_epochs_mean(r.curves.error), 4) for r in results]
         found[part] = errors
     assert data.clean_labels is not None
-    found["noise_rate"] = round(
-        float((data.noisy_labels != data.clean_labels).double().mean()), 4
-    )
+    found["noise_rate"] = round(float((data.noisy_labels != data.clean_labels).double().mean()), 4)
     return found
 
 
@@ -248,9 +248,7 @@ def main() -> None:
     options = runs.parser(__doc__, seeds=1).parse_args()
     jobs: list[runs.Job] = [(name,) for name, task in TASKS.items() if task.available]
     if not options.report:
-        runs.run_missing(
-            RESULTS, jobs, train, n_processes=options.jobs, minutes=options.minutes
-        )
+        runs.run_missing(RESULTS, jobs, train, n_processes=options.jobs, minutes=options.minutes)
     report()
 
 

@@ -46,7 +46,9 @@ class _Peer(BaseSampler):
         if not search_space:
             return {}
         unit = self.next_point(study, trial.number, search_space)
-        return {n: _decode(d, float(u)) for (n, d), u in zip(search_space.items(), unit, strict=True)}
+        return {
+            n: _decode(d, float(u)) for (n, d), u in zip(search_space.items(), unit, strict=True)
+        }
 
     def sample_independent(
         self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: Any
