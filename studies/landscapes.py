@@ -1,4 +1,4 @@
-"""Lookups of really trained schedules, for what needs thousands of searches: ranges, picks, samplers.
+"""Tables of really trained schedules, for what needs thousands of searches.
 
 Question:  where do the good schedules lie, given the share of wrong labels? And, by simulated
            searches on these tables: which sampler, which space and which pick of `recommend`
@@ -223,7 +223,8 @@ def names(part: str) -> list[str]:
 
 def report() -> None:
     """Print what the best schedules of each table have in common."""
-    print("| task | part | T | wrong, % | least error | Standard | best 20: tau / rate | t_k / T | c |"
+    print("| task | part | T | wrong, % | least error | Standard | of the best 20: tau / rate | "
+          "t_k / T | c |"
           "\n|---|---|---:|---:|---:|---:|---:|---:|---:|")  # fmt: skip
     for name in [*names("tune"), *names("report")]:
         table = lookup(name)

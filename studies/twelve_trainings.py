@@ -78,3 +78,78 @@ def run(job: runs.Job) -> dict[str, Any]:
     """Simulate one search."""
     warnings.simplefilter("ignore")
     return search(str(job[0]), str(job[1]), str(job[2]), int(job[3]))
+
+
+def cell(results: runs.Results, task: str, algorithm: str, kind: str, n: int) -> list[Any]:
+    """Return the first n searches of a cell, as far as there are any in a row."""
+    found = []
+    for seed in range(n):
+        if (row := results.get(runs.key_of((task, algorithm, kind, seed)))) is None:
+            break
+        found.append(row)
+    return found
+
+
+def report(results: runs.Results, part: str, n: int) -> None:
+    """Print the table of space x searcher x pick, and the paired comparisons."""
+    names = landscapes.names(part)
+    print(f"\n{part}: {len(names)} tasks; regret in points of error, mean over tasks (s.e.)")
+    print(f"{'space':10}{'searcher':10}{'measure':10}"
+          + "".join(f"{b:>14}" for b in BUDGETS) + "  searches a task")  # fmt: skip
+    regrets: dict[tuple[str, str, str], list[np.ndarray]] = {}  # of each task, (n, budgets)
+    for kind in SPACES:
+        for algorithm in ALGORITHMS:
+            cells = [cell(results, name, algorithm, kind, n) for name in names]
+            if min(map(len, cells)) < 2:
+                continue
+            for measure in (*RULES, "drawn"):
+                found = [np.array([row[measure] for row in rows]) for rows in cells]
+                regrets[kind, algorithm, measure] = found
+                line = ""
+                for b in range(len(BUDGETS)):
+                    mean, low, _ = runs.pooled([f[:, b] for f in found], scale=1.0)
+                    line += f"{mean:8.2f} ({(mean - low) / 1.96:.2f})"
+                sizes = {len(f) for f in found}
+                print(f"{kind:10}{algorithm:10}{measure:10}{line}  {min(sizes)}")
+            last = [np.array([row["last"] for row in rows]) for rows in cells]
+            print(f"{'':20}{'last 6':10}{'':56}{runs.pooled(last, scale=1.0)[0]:8.2f}")
+    print("\nS2E, informed, mean pick, minus ..., points, [95 % interval]")
+    for ours, theirs, kind, rules in (
+        (12, 60, "whole", ("smoothed", "mean")), (60, 60, "informed", ("mean",)),
+    ):  # fmt: skip
+        for algorithm in ALGORITHMS:
+            for rule in rules:
+                own = regrets.get(("informed", "S2E", "mean"))
+                other = regrets.get((kind, algorithm, rule))
+                if own is None or other is None:
+                    continue
+                a, b = BUDGETS.index(ours), BUDGETS.index(theirs)
+                sizes = [min(len(x), len(y)) for x, y in zip(own, other, strict=True)]
+                mean, low, high = runs.pooled(
+                    [x[:m, a] - y[:m, b] for x, y, m in zip(own, other, sizes, strict=True)],
+                    scale=1.0,
+                )
+                print(f"  {ours} trainings minus {algorithm}, {kind}, {rule}, {theirs}: "
+                      f"{mean:+.2f} [{low:+.2f}, {high:+.2f}]")  # fmt: skip
+
+
+def main() -> None:
+    """Simulate what is missing, report."""
+    parser = runs.parser(__doc__, seeds=40)
+    parser.add_argument("--algorithms", nargs="+", default=QUICK, choices=list(ALGORITHMS))
+    parser.add_argument("--part", default="report", choices=["tune", "report"])
+    options = parser.parse_args()
+    jobs: list[runs.Job] = [
+        (name, algorithm, kind, seed)
+        for seed in range(options.seeds)
+        for name in landscapes.names(options.part)
+        for kind in SPACES
+        for algorithm in options.algorithms
+    ]
+    if not options.report:
+        runs.run_missing(RESULTS, jobs, run, n_processes=options.jobs, minutes=options.minutes)
+    report(runs.read(RESULTS)["results"], options.part, options.seeds)
+
+
+if __name__ == "__main__":
+    main()
