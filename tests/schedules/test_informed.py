@@ -274,6 +274,27 @@ def test_other_parameters_of_the_first_trial_are_drawn() -> None:
     assert is_middle(study.trials[0])
 
 
+@pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
+def test_what_a_sampler_fixes_stays_fixed() -> None:
+    fixed = {"R.c": 1.0}
+    sampler = samplers.PartialFixedSampler(fixed, S2ESampler(population_size=4, seed=0))
+    study = optuna.create_study(sampler=sampler)
+    study.optimize(distance, 6)
+    assert {t.params["R.c"] for t in study.trials} == {1.0}
+    assert SPACE.middle is not None
+    assert SPACE.middle.params is not None
+    assert study.trials[0].params == {**SPACE.middle.params, **fixed}
+
+
+def test_a_grid_is_searched_completely() -> None:
+    grid = {"R.tau": [0.3, 0.5], "R.tk": [8, 20], "R.c": [1.0]}
+    tags = {"R.eq1": [1], "R.n_epochs": [40]}
+    study = optuna.create_study(sampler=samplers.GridSampler({**tags, **grid}))
+    study.optimize(distance)
+    points = {(t.params["R.tau"], t.params["R.tk"]) for t in study.trials}
+    assert points == {(tau, t_k) for tau in grid["R.tau"] for t_k in grid["R.tk"]}
+
+
 # --- another rate at resume ----------------------------------------------------------------------
 
 
