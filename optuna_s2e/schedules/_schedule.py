@@ -78,7 +78,7 @@ class Schedule:
     Attributes:
         keep_rates: R(t), float64, read-only, values in (0, 1], R(0) = 1, (T,).
         params: Optuna parameters that decode to it. None if it comes from an array or a file
-            without parameters.
+            without parameters, or is a mean of schedules.
 
     Raises:
         ValueError: If the values are not a schedule.
