@@ -18,6 +18,7 @@ from searches import K, assert_replays, params, quadratic, record, schedule_obje
 from optuna_s2e import S2ESampler, generations, optimize_batch
 from optuna_s2e._attributes import DRAW_KEY
 from optuna_s2e.history import Slot
+from optuna_s2e.parallel import sampler_for
 from optuna_s2e.sampler import engine_of
 
 make_study = partial(searches.make_study, estimator="surrogate")
@@ -142,6 +143,18 @@ def test_other_settings_are_adopted_from_the_next_generation_on(n_before: int) -
     assert_replays(study)
     study.sampler = S2ESampler(population_size=6, estimator="newton", seed=0)
     study.optimize(quadratic, n_trials=1)  # in force now
+
+
+def test_the_sign_of_the_papers_step_is_a_setting_of_the_study() -> None:
+    study = make_study(estimator="paper", sign="+")
+    study.optimize(quadratic, n_trials=2 * K + 1)
+    study.sampler = S2ESampler(population_size=K, estimator="paper", seed=0)
+    with pytest.raises(ValueError, match="have changed: sign is '-', was '\\+'"):
+        study.optimize(quadratic, n_trials=1)
+    study.sampler = sampler_for(study)
+    study.optimize(quadratic, n_trials=K)
+    assert len(generations(study)) == 4
+    assert_replays(study)
 
 
 @pytest.mark.parametrize("other", [(9, "table1"), (8, "eq1")])
