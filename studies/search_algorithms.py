@@ -68,6 +68,7 @@ ALGORITHMS: dict[str, Callable[[int], BaseSampler]] = {
     "random, Table 1": lambda seed: RandomSampler(seed=seed),
     "TPE, Table 1": lambda seed: TPESampler(seed=seed),
     "S2E, Table 1": lambda seed: S2ESampler(seed=seed),
+    "paper, Table 1": lambda seed: S2ESampler(seed=seed, estimator="paper"),
 }
 
 

@@ -14,9 +14,7 @@ DISTRIBUTIONS = [
     SearchDistribution((Dirichlet(4), Beta(), Categorical(3), Beta())),
 ]
 DIRECTIONS = {  # those that go downhill
-    n: e.direction
-    for n, e in ESTIMATORS.items()
-    if e.direction is not None and not e.as_printed
+    n: e.direction for n, e in ESTIMATORS.items() if e.direction is not None and not e.as_printed
 }
 
 HARD_LOSSES = {
