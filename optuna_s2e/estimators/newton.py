@@ -439,7 +439,7 @@ def inverse_direction(
         >>> newton.inverse_direction(g, H, np.eye(3), settings).tolist()
         [-0.25, -2.0, 0.0]
     """
-    step = np.linalg.lstsq(_required(hessian), gradient)[0]  # the shortest of all solutions
+    step = np.asarray(np.linalg.lstsq(_required(hessian), gradient)[0], np.float64)  # shortest
     return step if settings.sign == "+" else -step
 
 

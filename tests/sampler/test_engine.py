@@ -13,7 +13,7 @@ import searches
 import sqlalchemy
 from optuna.samplers import PartialFixedSampler, RandomSampler
 from optuna.trial import TrialState
-from searches import K, assert_replays, params, quadratic, record, schedule_objective
+from searches import K, assert_replays, mixed, params, quadratic, record, schedule_objective
 
 from optuna_s2e import S2ESampler, generations, optimize_batch
 from optuna_s2e._attributes import DRAW_KEY
@@ -143,6 +143,26 @@ def test_other_settings_are_adopted_from_the_next_generation_on(n_before: int) -
     assert_replays(study)
     study.sampler = S2ESampler(population_size=6, estimator="newton", seed=0)
     study.optimize(quadratic, n_trials=1)  # in force now
+
+
+@pytest.mark.parametrize("estimator", ["surrogate", "natural", "paper"])
+def test_a_theta_outside_of_an_adopted_box_goes_on_from_the_nearest_one_inside(
+    estimator: str,
+) -> None:
+    study = make_study(estimator="gradient", step_size=50.0, max_kl=1e9, theta_bounds=(0.1, 1000))
+    study.optimize(mixed, n_trials=4 * K)
+    wide = generations(study)[-1].theta
+    assert wide.min() < 0.5
+    assert wide.max() > 900.0
+    study.sampler = S2ESampler(
+        population_size=K, estimator=estimator, theta_bounds=(1, 100), seed=0,
+        on_config_change="adopt",
+    )  # fmt: skip
+    study.optimize(mixed, n_trials=3 * K)
+    after = generations(study)[4:]
+    assert [len(g.trials) for g in after] == [K] * 3
+    assert all(g.theta.min() >= 1.0 and g.theta.max() <= 100.0 for g in after)
+    assert_replays(study)
 
 
 def test_the_sign_of_the_papers_step_is_a_setting_of_the_study() -> None:
