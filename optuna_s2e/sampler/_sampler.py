@@ -63,7 +63,7 @@ class S2ESampler(BaseSampler):
             The default is the best of them in `studies/`. `"paper"` is Algorithm 2 of the paper
             and nothing else: theta - rho H^{-1} g with Eq 7 and Proposition 1, the losses as they
             are, no reuse, no bounded eigenvalues, no trust region; only the box. If H is
-            singular, its pseudo-inverse is taken. It is hardly better than random search.
+            singular, its pseudo-inverse is taken. In `studies/` it is worse than random search.
         step_size: rho of Eq 8, > 0. None takes the default of the estimator: 3 for `"natural"`, 1
             for the others.
         max_kl: Trust region: the largest KL(p_{theta_{m+1}} || p_{theta_m}) of one update, in
