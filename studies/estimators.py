@@ -39,7 +39,7 @@ ALGORITHMS: dict[str, Callable[[int], optuna.samplers.BaseSampler]] = {
     "random": lambda seed: optuna.samplers.RandomSampler(seed=seed),
     "TPE (5.0 default)": lambda seed: optuna.samplers.TPESampler(seed=seed),
     "CMA-ES (popsize 6)": lambda seed: optuna.samplers.CmaEsSampler(seed=seed, popsize=6),
-    "newton, memoryless (paper)": lambda seed: S2ESampler(seed=seed, estimator="newton", reuse=0),
+    "newton, memoryless": lambda seed: S2ESampler(seed=seed, estimator="newton", reuse=0),
     "newton": lambda seed: S2ESampler(seed=seed, estimator="newton"),
     "gradient": lambda seed: S2ESampler(seed=seed, estimator="gradient"),
     "cubic": lambda seed: S2ESampler(seed=seed, estimator="cubic"),
@@ -47,6 +47,11 @@ ALGORITHMS: dict[str, Callable[[int], optuna.samplers.BaseSampler]] = {
     "natural, step 1": lambda seed: S2ESampler(seed=seed, estimator="natural", step_size=1.0),
     "natural": lambda seed: S2ESampler(seed=seed, estimator="natural"),
     "surrogate": lambda seed: S2ESampler(seed=seed, estimator="surrogate"),
+    "paper": lambda seed: S2ESampler(seed=seed, estimator="paper"),
+    "paper, Eq 8's sign": lambda seed: S2ESampler(seed=seed, estimator="paper", sign="+"),
+    "paper, theta >= 1": lambda seed: S2ESampler(
+        seed=seed, estimator="paper", theta_bounds=(1.0, 1000.0)
+    ),
 }
 
 

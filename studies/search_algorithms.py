@@ -62,12 +62,13 @@ ALGORITHMS: dict[str, Callable[[int], BaseSampler]] = {
     "Hyperband": lambda seed: RandomSampler(seed=seed),
     "natural": lambda seed: S2ESampler(seed=seed, estimator="natural"),
     "newton": lambda seed: S2ESampler(seed=seed, estimator="newton"),
-    "newton, memoryless (paper)": lambda seed: S2ESampler(seed=seed, estimator="newton", reuse=0),
+    "newton, memoryless": lambda seed: S2ESampler(seed=seed, estimator="newton", reuse=0),
     "cubic": lambda seed: S2ESampler(seed=seed, estimator="cubic"),
     "gradient": lambda seed: S2ESampler(seed=seed, estimator="gradient"),
     "random, Table 1": lambda seed: RandomSampler(seed=seed),
     "TPE, Table 1": lambda seed: TPESampler(seed=seed),
     "S2E, Table 1": lambda seed: S2ESampler(seed=seed),
+    "paper, Table 1": lambda seed: S2ESampler(seed=seed, estimator="paper"),
 }
 
 

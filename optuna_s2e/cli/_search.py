@@ -15,7 +15,7 @@ from optuna.trial import TrialState
 
 from optuna_s2e._attributes import OBJECTIVE_KEY
 from optuna_s2e.analysis import recommend
-from optuna_s2e.cli import _common
+from optuna_s2e.cli import _common, _paper
 from optuna_s2e.cli._errors import name_options
 from optuna_s2e.cli._options import (
     DASHBOARD,
@@ -31,7 +31,7 @@ from optuna_s2e.cli._options import (
     study_name,
     whole,
 )
-from optuna_s2e.estimators import DEFAULT_ESTIMATOR, ESTIMATORS
+from optuna_s2e.estimators import DEFAULT_ESTIMATOR, ESTIMATORS, SIGNS
 from optuna_s2e.label_noise import NOISES
 from optuna_s2e.parallel import Search
 from optuna_s2e.sampler import S2ESampler
@@ -73,9 +73,10 @@ OPTIONS: dict[str, Options] = {
             "E", "probability that a label is made wrong, in [0, 1) (default: 0.5)",
             kind=number(0, 1, open_high=True),
         ),
-        "--published-noise": flag(
-            "take the wrong labels of the Co-teaching and S2E papers, bit for bit"
-        ),
+        "--published-noise": {
+            "action": argparse.BooleanOptionalAction, "default": False,
+            "help": "take the wrong labels of the Co-teaching and S2E papers, bit for bit",
+        },
         "--validation": choice(
             ["clean", "noisy"],
             "labels of the validation data, which are split off the training data; those that a "
@@ -102,6 +103,12 @@ OPTIONS: dict[str, Options] = {
         ),
     },
     "search": {
+        "--paper": flag(
+            "take the set-up of the S2E paper: Table 1's space, the validation loss, clean "
+            "validation labels, the published noise, the paper's network, optimiser and 200 "
+            "epochs, Algorithm 2 as printed with K = 6 and 10 generations, and train the best "
+            "schedule anew. Options given beside it win (docs/how-it-works.md)"
+        ),
         "--space": choice(
             sorted(SPACES),
             "which schedules are searched. eq1: Co-teaching's formula, 3 parameters; table1: the "
@@ -124,6 +131,9 @@ OPTIONS: dict[str, Options] = {
             "how theta moves (default %(default)s). "
             + "; ".join(f"{name}: {e.summary}" for name, e in ESTIMATORS.items()),
             DEFAULT_ESTIMATOR,
+        ),
+        "--sign": choice(
+            SIGNS, "of the step of --estimator paper: - as in Eq 9, + as Eq 8 prints it", "-"
         ),
         "--reuse": option(
             "N", "earlier updates whose trials take part again; 0 in the paper (default: that of "
@@ -153,6 +163,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Search until the study is complete or a signal comes."""
+    if args.paper:
+        _paper.set_up(args, add_options)
     sampler = _make_sampler(args)  # the options are looked at before the data are loaded
     reporter = _common.make_reporter(args, args.trials)
     objective = _make_objective(args, reporter)
@@ -162,7 +174,7 @@ def run(args: argparse.Namespace) -> int:
     print(f"Data: {objective.data.describe_noise()}{hint}")
     objective.check()
     storage = _common.open_for_work(args.storage, create=True)  # last: an error writes nothing
-    name = args.study_name or _study_name(**settings["data"])
+    name = args.study_name or _study_name(**settings["data"]) + "-paper" * args.paper
     study = _open_study(storage, name, settings, args)
     if reporter is not None:
         line = _with_option(args.argv, "--storage", args.storage)
@@ -177,7 +189,7 @@ def run(args: argparse.Namespace) -> int:
     if stopped:
         return _common.say_stopped(args, stopped)
     _print_result(study, args)
-    return 0
+    return _paper.retrain(args, study, objective.data) if args.paper else 0
 
 
 def _make_objective(
@@ -220,6 +232,7 @@ def _make_sampler(args: argparse.Namespace, on_config_change: str | None = None)
         population_size=args.population_size,
         estimator=args.estimator,
         reuse=args.reuse,
+        sign=args.sign,
         seed=args.seed,
         on_config_change=on_config_change or args.on_config_change,
     )
@@ -304,7 +317,7 @@ def _print_result(study: optuna.Study, args: argparse.Namespace) -> None:
     print(f"Best of {args.trials} trials: trial {trial.number}, {args.metric} "
           f"{trial.value:.4f} ({values})")  # fmt: skip
     picked = recommend(study)
-    if picked.trial != trial.number:
+    if picked.trial != trial.number and not args.paper:
         print(f"Its value is partly luck. Recommended: {picked.source}, after smoothing over "
               "similar trials: s2e evaluate and export use it.")  # fmt: skip
     which = _common.study_options(args, study)
@@ -313,7 +326,7 @@ def _print_result(study: optuna.Study, args: argparse.Namespace) -> None:
     steps = {
         "search on": _common.shown(args, ["s2e", *line]),
         "where it stands": f"s2e status {which}",
-        "compare on test data": f"s2e evaluate {which}{root}",
+        "compare on test data": f"s2e evaluate {which}{root}{' --rule best' * args.paper}",
     }
     _common.print_next_steps(args, study, steps)
 

@@ -13,6 +13,7 @@ from optuna_s2e.estimators import newton, settings, surrogate_newton
 from optuna_s2e.estimators.settings import (
     DEFAULT_ESTIMATOR,
     ESTIMATORS,
+    SIGNS,
     Estimator,
     UpdateSettings,
     resolve,
@@ -21,6 +22,7 @@ from optuna_s2e.estimators.settings import (
 __all__ = [
     "DEFAULT_ESTIMATOR",
     "ESTIMATORS",
+    "SIGNS",
     "Estimator",
     "UpdateSettings",
     "newton",

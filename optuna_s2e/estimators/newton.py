@@ -40,7 +40,7 @@ from numpy.typing import ArrayLike
 from scipy import optimize
 
 from optuna_s2e._checks import check_axes, check_shape
-from optuna_s2e._typing import FloatArray, IntArray
+from optuna_s2e._typing import BoolArray, FloatArray, IntArray
 from optuna_s2e.distributions import SearchDistribution
 
 NULL_EIGENVALUE = 1e-12
@@ -84,6 +84,14 @@ class StepSettings(Protocol):
     def needs_hessian(self) -> bool:
         """Whether the direction needs a Hessian."""
 
+    @property
+    def as_printed(self) -> bool:
+        """Whether the step is Algorithm 2's own: raw losses, all components, no trust region."""
+
+    @property
+    def sign(self) -> str:
+        """The sign of rho H^-1 g in `inverse_direction`: "-" of Eq 9 or "+" of Eq 8."""
+
 
 Direction = Callable[[FloatArray, FloatArray | None, FloatArray, StepSettings], FloatArray]
 """A function (gradient, hessian, fisher, settings) -> d, a step downhill.
@@ -104,7 +112,8 @@ class Update(NamedTuple):
 
     Attributes:
         theta: The next theta, (n_theta,).
-        gradient_norm: Euclidean norm of the estimated gradient of the standardised losses.
+        gradient_norm: Euclidean norm of the estimated gradient of the standardised losses. As
+            printed: of the losses, up to a power of two.
         kl: KL(p_new || p_old) of the step in nats.
         effective_sample_size: Number of equally weighted draws that the draws are worth.
         step_scale: Share of the step that the trust region let through, in [0, 1]. 0 means that
@@ -161,18 +170,13 @@ def z_scores(losses: ArrayLike, *, weights: ArrayLike | None = None) -> FloatArr
         >>> z_scores([1e308, -1e308, float("inf"), float("-inf")]).tolist()
         [1.0, -1.0, 1.0, -1.0]
     """
-    values = np.asarray(losses, dtype=np.float64)
-    check_axes("losses", values, "(N,)")
-    if np.isnan(values).any():
-        at = int(np.argmax(np.isnan(values)))
-        raise ValueError(f"losses[{at}] must be a number, but got nan. Drop failed draws.")
+    values = _finite_losses(losses)
     w = np.asarray(np.ones_like(values) if weights is None else weights, dtype=np.float64)
     check_shape("weights", w, "(N,)", values.shape)
-    finite = np.isfinite(values)
     total = float(w.sum())
-    if not finite.any() or total == 0.0:
+    if total == 0.0:
         return np.zeros_like(values)
-    unit = _to_unit_interval(np.clip(values, values[finite].min(), values[finite].max()))
+    unit = _to_unit_interval(values)
     centred = unit - float((w * unit).sum()) / total
     deviation = float(np.sqrt((w * centred**2).sum() / total))
     return centred / deviation if deviation > 0.0 else np.zeros_like(values)
@@ -414,6 +418,31 @@ def cubic_direction(
     return np.asarray(-unit * (whitening @ (axes @ (slope / (above + shift)))))
 
 
+def inverse_direction(
+    gradient: FloatArray, hessian: FloatArray | None, fisher: FloatArray, settings: StepSettings
+) -> FloatArray:
+    r"""Return :math:`-H^{-1} g` (Eq 9) or, if `settings.sign` is "+", :math:`H^{-1} g` (Eq 8).
+
+    H is taken as it is. A sampled H is indefinite as a rule, and then neither sign is downhill.
+    If H is singular to working precision, the paper's inverse does not exist, and its
+    pseudo-inverse takes its place: components of g that H does not see cause no step. See
+    `Direction` for the arguments.
+
+    Raises:
+        ValueError: If `hessian` is None.
+
+    Example:
+        >>> import numpy as np
+        >>> from optuna_s2e.estimators import newton, resolve
+        >>> g, H = np.array([1.0, -2.0, 5.0]), np.diag([4.0, -1.0, 0.0])
+        >>> settings = resolve({"estimator": "paper"})
+        >>> newton.inverse_direction(g, H, np.eye(3), settings).tolist()
+        [-0.25, -2.0, 0.0]
+    """
+    step = np.asarray(np.linalg.lstsq(_required(hessian), gradient)[0], np.float64)  # shortest
+    return step if settings.sign == "+" else -step
+
+
 def whiten(fisher: FloatArray) -> FloatArray:
     """Return W with W W' = F^+, the map to coordinates in which the Fisher information is I.
 
@@ -453,7 +482,8 @@ def descent_step(
     among the free ones (projected Newton, Bertsekas 1982). At theta = 1 with low = 1, half of the
     components are held. Clipping a step of all components instead can undo a descent. Take
     f(x) = x, one Beta and exact estimates: the Newton step from (1, 1) is (-8.0, -2.3). It goes
-    downhill, yet the box would hold theta at (1, 1) for ever.
+    downhill, yet the box would hold theta at (1, 1) for ever. If `settings.as_printed`, all
+    components take part all the same, and there is no trust region: the step is clipped.
 
     Args:
         distribution: p_theta.
@@ -546,7 +576,7 @@ def subspace_step(
     for components in alike:
         if len(components):
             gradient[components] = gradient[components].mean()
-    free = distribution.free(theta, gradient, settings.theta_bounds)
+    free = _free(distribution, theta, gradient, settings)
     if direction is gradient_direction:  # needs no metric, and leaves the subspace
         displacement = np.where(free, -settings.step_size * gradient, 0.0)
         return gradient, _backtrack(distribution, theta, displacement, reference, settings)
@@ -573,7 +603,10 @@ def update(
     log_density_drawn: ArrayLike,
     settings: StepSettings,
 ) -> Update:
-    """Do one step of Algorithm 2: estimate, choose a direction, stay in the trust region.
+    """Do one step: estimate, choose a direction, stay in the trust region.
+
+    If `settings.as_printed`, it is that of the paper's Algorithm 2: Eq 7 and Proposition 1 with
+    the losses as they are, and all of the step, clipped to the box.
 
     Args:
         distribution: p_theta.
@@ -586,7 +619,7 @@ def update(
 
     Returns:
         The next theta, and numbers that describe the step. A single draw, or equal losses, leave
-        theta as it is.
+        theta as it is, unless `settings.as_printed`.
 
     Raises:
         ValueError: If a shape is wrong, a loss is NaN, a log density is not finite, theta is not
@@ -617,13 +650,13 @@ def update(
         raise ValueError(f"log_density_drawn[{at}] must be finite, but got {float(drawn[at])!r}.")
 
     weights = importance_weights(log_density, drawn, settings.max_weight)
-    standardized = z_scores(losses, weights=weights)
+    f = _scaled(losses) if settings.as_printed else z_scores(losses, weights=weights)
     if distribution.has_many_categories:
         gradient, step = subspace_step(
             distribution,
             theta,
             np.asarray(points, np.float64),
-            weights * standardized,
+            weights * f,
             direction=settings.direction,
             needs_hessian=settings.needs_hessian,
             reference=theta,
@@ -631,11 +664,11 @@ def update(
         )
     else:
         scores = distribution.score(theta, points)
-        gradient = gradient_estimate(standardized, scores, weights)
+        gradient = gradient_estimate(f, scores, weights)
         hessian = None
         if settings.needs_hessian:
             hessians = distribution.hessian(theta, points)
-            hessian = hessian_estimate(standardized, scores, hessians, weights)
+            hessian = hessian_estimate(f, scores, hessians, weights)
         step = descent_step(
             distribution,
             theta,
@@ -666,10 +699,22 @@ def _backtrack(
     for _ in range(MAX_BACKTRACKS if np.isfinite(displacement).all() else 0):
         candidate = distribution.project(theta + scale * displacement, settings.theta_bounds)
         kl = distribution.kl(candidate, reference)
-        if kl <= settings.max_kl:
+        if kl <= settings.max_kl or settings.as_printed:
             return Step(candidate, kl, scale)
         scale *= BACKTRACK
     return Step(theta.copy(), distribution.kl(theta, reference), 0.0)
+
+
+def _free(
+    distribution: SearchDistribution,
+    theta: FloatArray,
+    gradient: FloatArray,
+    settings: StepSettings,
+) -> BoolArray:
+    """Return which components of theta a step may move."""
+    if settings.as_printed:
+        return np.ones(len(theta), dtype=np.bool_)
+    return distribution.free(theta, gradient, settings.theta_bounds)
 
 
 def _displacement(
@@ -683,7 +728,7 @@ def _displacement(
     """Return step_size * d among the free components; NaN where the algebra breaks down."""
     if not np.isfinite(gradient).all():
         return np.full_like(theta, np.nan)
-    free = distribution.free(theta, gradient, settings.theta_bounds)
+    free = _free(distribution, theta, gradient, settings)
     face = np.ix_(free, free)
     fisher = distribution.fisher(theta)[face]
     displacement = np.zeros_like(theta)
@@ -709,6 +754,23 @@ def _weighted_losses(losses: ArrayLike, weights: ArrayLike, n: int) -> FloatArra
     check_shape("losses", f, "(N,)", (n,))
     check_shape("weights", w, "(N,)", (n,))
     return w * f
+
+
+def _finite_losses(losses: ArrayLike) -> FloatArray:
+    """Return the losses with infinite ones at the largest (smallest) finite one, else zeros."""
+    values = np.asarray(losses, dtype=np.float64)
+    check_axes("losses", values, "(N,)")
+    if np.isnan(values).any():
+        at = int(np.argmax(np.isnan(values)))
+        raise ValueError(f"losses[{at}] must be a number, but got nan. Drop failed draws.")
+    finite = values[np.isfinite(values)]
+    return np.clip(values, finite.min(), finite.max()) if len(finite) else np.zeros_like(values)
+
+
+def _scaled(losses: ArrayLike) -> FloatArray:
+    """Return the losses over a power of two: it cancels in H^-1 g, and none overflows."""
+    values = _finite_losses(losses)
+    return np.ldexp(values, -int(np.frexp(np.abs(values).max())[1]))
 
 
 def _to_unit_interval(values: FloatArray) -> FloatArray:

@@ -23,6 +23,9 @@ class Estimator(NamedTuple):
         direction: Function that turns gradient, Hessian and Fisher information into a step.
             `"surrogate"` has None, because its step is `surrogate_newton.update`.
         needs_hessian: Whether the step needs an estimate of the Hessian.
+        as_printed: Whether the update is the paper's Algorithm 2 and nothing else: the losses as
+            they are, all components of theta, no trust region.
+        theta_bounds: Default of the box of theta.
     """
 
     summary: str
@@ -30,6 +33,8 @@ class Estimator(NamedTuple):
     reuse: int
     direction: newton.Direction | None
     needs_hessian: bool
+    as_printed: bool = False
+    theta_bounds: tuple[float, float] = (1.0, 100.0)
 
 
 DEFAULT_ESTIMATOR = "surrogate"
@@ -45,7 +50,7 @@ ESTIMATORS: dict[str, Estimator] = {
         direction=newton.natural_gradient_direction, needs_hessian=False,
     ),
     "newton": Estimator(
-        "the paper's Newton step (Eq 9) from the losses alone",
+        "Newton step with bounded curvature from the losses alone",
         step_size=1.0, reuse=10, direction=newton.newton_direction, needs_hessian=True,
     ),
     "cubic": Estimator(
@@ -56,8 +61,16 @@ ESTIMATORS: dict[str, Estimator] = {
         "plain gradient (Eq 7) from the losses alone",
         step_size=1.0, reuse=10, direction=newton.gradient_direction, needs_hessian=False,
     ),
+    "paper": Estimator(
+        "Algorithm 2 of the S2E paper as printed: raw losses, inverse Hessian, no bounds",
+        step_size=1.0, reuse=0, direction=newton.inverse_direction, needs_hessian=True,
+        as_printed=True, theta_bounds=(0.1, 1000.0),
+    ),
 }  # fmt: skip
 """All estimators by name. The step size is the paper's for Newton's method, else measured."""
+
+SIGNS = ("-", "+")
+"""Of rho H^-1 g in Eq 9 and Eq 8."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +93,7 @@ class UpdateSettings:
             them spread.
         max_weight: Upper bound of an importance weight, >= 1.
         reuse: Number of earlier updates whose draws join the K new ones, in [0, 1000].
+        sign: Of the step of `"paper"`: "-" for Eq 9, "+" for Eq 8 as printed.
 
     Raises:
         ValueError: If a value is of another type or outside its range.
@@ -101,6 +115,7 @@ class UpdateSettings:
     theta_bounds: tuple[float, float] = (1.0, 100.0)
     max_weight: float = 10.0
     reuse: int
+    sign: str = "-"
 
     def __post_init__(self) -> None:
         # One type per field: 1 and 1.0 are the same settings, also in JSON.
@@ -113,6 +128,7 @@ class UpdateSettings:
             "max_weight": check_number("max_weight", self.max_weight, 1.0),
             "curvature_bounds": _bounds("curvature_bounds", self.curvature_bounds),
             "theta_bounds": _bounds("theta_bounds", self.theta_bounds),
+            "sign": check_choice("sign", self.sign, SIGNS),
         }
         for name, value in checked.items():
             object.__setattr__(self, name, value)
@@ -136,9 +152,16 @@ class UpdateSettings:
         return ESTIMATORS[self.estimator].needs_hessian
 
     @property
+    def as_printed(self) -> bool:
+        """Whether the update is the paper's Algorithm 2 and nothing else."""
+        return ESTIMATORS[self.estimator].as_printed
+
+    @property
     def without_effect(self) -> list[str]:
         """Names of settings that differ from their defaults and that no update reads."""
-        unread: set[str] = set() if self.needs_hessian else {"curvature_bounds"}
+        unread = {"max_kl", "curvature_bounds"} if self.as_printed else {"sign"}
+        if not self.needs_hessian:
+            unread.add("curvature_bounds")
         if self.direction is None or self.reuse == 0:  # no draw has an importance weight
             unread.add("max_weight")
         return [
@@ -146,8 +169,11 @@ class UpdateSettings:
         ]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the settings as JSON values (tuples as lists)."""
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+        """Return the settings as JSON values (tuples as lists); the sign if it is read."""
+        values = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+        if not self.as_printed:  # records of other estimators never had one
+            del values["sign"]
+        return values
 
 
 def resolve(options: Mapping[str, Any]) -> UpdateSettings:
@@ -172,9 +198,14 @@ def resolve(options: Mapping[str, Any]) -> UpdateSettings:
     """
     name = check_choice("estimator", options.get("estimator", DEFAULT_ESTIMATOR), ESTIMATORS)
     estimator = ESTIMATORS[name]
-    defaults = {"estimator": name, "step_size": estimator.step_size, "reuse": estimator.reuse}
+    defaults = {
+        "estimator": name,
+        "step_size": estimator.step_size,
+        "reuse": estimator.reuse,
+        "theta_bounds": estimator.theta_bounds,
+    }
     settings = UpdateSettings(**{**defaults, **options})
-    if settings.population_size == 1 and settings.reuse == 0:
+    if settings.population_size == 1 and settings.reuse == 0 and not settings.as_printed:
         raise ValueError(
             "population_size=1 and reuse=0 must not come together: an update would see a single "
             "loss, with no other to compare it with, and theta would never move. Use "

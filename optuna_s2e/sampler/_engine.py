@@ -372,8 +372,8 @@ class Engine:
             if model is None:
                 self.warn_once(
                     "no model",
-                    "No model can be fitted to the losses so far. Theta takes the paper's Newton "
-                    "step instead, and trials are drawn from p_theta.",
+                    "No model can be fitted to the losses so far. Theta takes a Newton step on "
+                    "the new losses instead, and trials are drawn from p_theta.",
                 )
         known.model_of, known.model = opener, model
 

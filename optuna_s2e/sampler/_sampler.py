@@ -58,22 +58,29 @@ class S2ESampler(BaseSampler):
         population_size: K, the number of completed draws per update, at least 1.
         estimator: How theta moves, a name in `optuna_s2e.estimators.ESTIMATORS`. `"surrogate"`
             takes Newton steps on a model of the loss, which also picks the draws among candidates
-            (`optuna_s2e.surrogate`). `"natural"`, `"newton"` (Eq 9), `"cubic"` (cubic-regularised
-            Newton) and `"gradient"` use the losses alone. The default is the best of them in
-            `studies/`.
+            (`optuna_s2e.surrogate`). `"natural"`, `"newton"` (the Hessian's eigenvalues are
+            bounded), `"cubic"` (cubic-regularised Newton) and `"gradient"` use the losses alone.
+            The default is the best of them in `studies/`. `"paper"` is Algorithm 2 of the paper
+            and nothing else: theta - rho H^{-1} g with Eq 7 and Proposition 1, the losses as they
+            are, no reuse, no bounded eigenvalues, no trust region; only the box. If H is
+            singular, its pseudo-inverse is taken. In `studies/` it is worse than random search.
         step_size: rho of Eq 8, > 0. None takes the default of the estimator: 3 for `"natural"`, 1
             for the others.
         max_kl: Trust region: the largest KL(p_{theta_{m+1}} || p_{theta_m}) of one update, in
             nats, > 0.
         curvature_bounds: (eta, L) of Assumption 3. Eigenvalues of the Hessian, relative to the
             Fisher information, are brought into this interval.
-        theta_bounds: The box in which every component of theta stays.
+        theta_bounds: The box in which every component of theta stays. None takes the default of
+            the estimator: (0.1, 1000) for `"paper"`, (1, 100) for the others. Without a box, the
+            paper's steps leave theta > 0, where p_theta is defined.
         max_weight: Upper bound of the weight p_theta(x) / p_drawn(x) of a draw from an older
             theta.
         reuse: Number of earlier updates whose draws take part again, in [0, 1000], with
             importance weights or as data of the model. 0 uses the new draws alone, as the paper
-            does. None takes the default of the estimator: 1000 for `"surrogate"`, 10 for the
-            others.
+            does. None takes the default of the estimator: 1000 for `"surrogate"`, 0 for
+            `"paper"`, 10 for the others.
+        sign: The sign of rho H^{-1} g in the step of `"paper"`: "-" as in Eq 9, or "+" as Eq 8
+            prints it.
         consider_pruned_trials: Whether pruned trials count, with their last reported value. They
             bias the gradient towards points that look good early.
         seed: Key of all random numbers, at least 0. None takes it from the study's name, which
@@ -88,8 +95,8 @@ class S2ESampler(BaseSampler):
 
     Raises:
         ValueError: If an argument is out of range, or `population_size` is 1 and `reuse` 0, so
-            that theta never moves; when sampling, if the study has several objectives or other
-            settings.
+            that theta never moves (except with `"paper"`); when sampling, if the study has
+            several objectives or other settings.
 
     Example:
         >>> import optuna
@@ -102,7 +109,7 @@ class S2ESampler(BaseSampler):
 
     References:
         Yao et al., "Searching to Exploit Memorization Effect in Learning with Noisy Labels",
-        ICML 2020, Algorithm 2.
+        ICML 2020.
     """
 
     def __init__(
@@ -113,9 +120,10 @@ class S2ESampler(BaseSampler):
         step_size: float | None = None,
         max_kl: float = 1.0,
         curvature_bounds: tuple[float, float] = (0.1, 10.0),
-        theta_bounds: tuple[float, float] = (1.0, 100.0),
+        theta_bounds: tuple[float, float] | None = None,
         max_weight: float = 10.0,
         reuse: int | None = None,
+        sign: str = "-",
         consider_pruned_trials: bool = False,
         seed: int | None = None,
         on_config_change: str = "refuse",
@@ -131,6 +139,7 @@ class S2ESampler(BaseSampler):
             "theta_bounds": theta_bounds,
             "max_weight": max_weight,
             "reuse": reuse,
+            "sign": sign,
         }
         check_choice("on_config_change", on_config_change, ("refuse", "adopt"))
         settings = resolve({name: value for name, value in asked.items() if value is not None})

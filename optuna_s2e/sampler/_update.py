@@ -61,6 +61,9 @@ def next_theta(
     distribution = space.distribution
     uniform = distribution.uniform_theta()
     theta = thetas(parent.trial) if parent is not None else uniform
+    low, high = settings.theta_bounds
+    if theta.min() < low or theta.max() > high:  # settings with a narrower box were adopted
+        theta = distribution.project(theta, settings.theta_bounds)
     if settings.estimator == "surrogate":
         model = model or fit_model(space, parent, members, ledger, settings)
         if model is not None:

@@ -13,7 +13,19 @@ DISTRIBUTIONS = [
     SearchDistribution((Categorical(4),)),
     SearchDistribution((Dirichlet(4), Beta(), Categorical(3), Beta())),
 ]
-DIRECTIONS = {n: e.direction for n, e in ESTIMATORS.items() if e.direction is not None}
+DIRECTIONS = {  # those that go downhill
+    n: e.direction for n, e in ESTIMATORS.items() if e.direction is not None and not e.as_printed
+}
+
+HARD_LOSSES = {
+    "all equal": [0.3] * 6,
+    "infinite": [np.inf, 1.0, 2.0, -np.inf, 0.0, np.inf],
+    "all infinite": [np.inf] * 6,
+    "huge": [1e308, -1e308, 1e308, 0.0, 1.0, -1e308],
+    "subnormal": [5e-324, 0.0, 0.0, 1e-323, 0.0, 0.0],
+    "one outlier": [1e308, 0.0, 1.0, 2.0, 3.0, 4.0],
+    "one draw": [2.0],
+}
 
 every_estimator = pytest.mark.parametrize("estimator", list(DIRECTIONS))
 every_distribution = pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from newton_problems import (
     DEFAULT,
     DIRECTIONS,
     DISTRIBUTIONS,
+    HARD_LOSSES,
     every_distribution,
     every_estimator,
     one_update,
@@ -156,17 +157,6 @@ def test_equal_inputs_give_equal_bits(distribution, estimator):
     assert first.theta.tobytes() == again.theta.tobytes()
     assert first[1:] == again[1:]
     assert all(np.array_equal(a, b) for a, b in zip(kept, (theta, X, f), strict=True))
-
-
-HARD_LOSSES = {
-    "all equal": [0.3] * 6,
-    "infinite": [np.inf, 1.0, 2.0, -np.inf, 0.0, np.inf],
-    "all infinite": [np.inf] * 6,
-    "huge": [1e308, -1e308, 1e308, 0.0, 1.0, -1e308],
-    "subnormal": [5e-324, 0.0, 0.0, 1e-323, 0.0, 0.0],
-    "one outlier": [1e308, 0.0, 1.0, 2.0, 3.0, 4.0],
-    "one draw": [2.0],
-}
 
 
 def assert_sound(distribution, step, settings=DEFAULT):

@@ -51,7 +51,8 @@ def test_equal_settings_have_equal_json_whatever_number_types():
         (
             "estimator",
             "Newton",
-            "estimator must be one of 'surrogate', 'natural', 'newton', 'cubic', 'gradient', but",
+            "estimator must be one of 'surrogate', 'natural', 'newton', 'cubic', 'gradient', "
+            "'paper', but got 'Newton'.",
         ),
         ("estimator", ["newton"], "estimator must be one of "),
         ("step_size", 0.0, "step_size must be a finite number > 0, but got 0.0."),
@@ -60,6 +61,7 @@ def test_equal_settings_have_equal_json_whatever_number_types():
         ("step_size", True, "step_size must be a finite number > 0, but got True."),
         ("step_size", "1", "step_size must be a finite number > 0, but got '1'."),
         ("max_kl", -1.0, "max_kl must be a finite number > 0, but got -1.0."),
+        ("sign", "plus", "sign must be one of '-', '+', but got 'plus'."),
         ("max_weight", 0.5, "max_weight must be a finite number >= 1, but got 0.5."),
         ("reuse", -1, "reuse must be an int in [0, 1000], but got -1."),
         (
@@ -82,7 +84,7 @@ def test_settings_refuse_values_outside_their_range(name, value, message):
     assert str(caught.value).startswith(message)
 
 
-@pytest.mark.parametrize("name", ESTIMATORS)
+@pytest.mark.parametrize("name", [n for n in ESTIMATORS if n != "paper"])
 def test_settings_with_which_theta_never_moves_are_refused(name):
     with pytest.raises(ValueError, match="population_size=1 and reuse=0 must not come together"):
         resolve({"estimator": name, "population_size": 1, "reuse": 0})
@@ -104,10 +106,29 @@ def test_settings_with_which_theta_never_moves_are_refused(name):
             {"estimator": "gradient", "curvature_bounds": (1, 2), "max_weight": 3, "reuse": 0},
             ["curvature_bounds", "max_weight"],
         ),
+        ({"sign": "+"}, ["sign"]),
+        ({"estimator": "paper", "sign": "+", "theta_bounds": (1, 50), "step_size": 0.5}, []),
+        ({"estimator": "paper", "reuse": 2, "max_weight": 3.0}, []),
+        (
+            {"estimator": "paper", "max_kl": 2, "curvature_bounds": (1, 2), "max_weight": 3},
+            ["max_kl", "curvature_bounds", "max_weight"],
+        ),
     ],
 )
 def test_settings_that_no_update_reads_are_named(options, expected):
     assert resolve(options).without_effect == expected
+
+
+def test_the_papers_step_takes_a_single_loss():
+    settings = resolve({"estimator": "paper", "population_size": 1})
+    assert (settings.population_size, settings.reuse) == (1, 0)
+
+
+def test_only_the_paper_has_a_sign_in_its_record():
+    assert [n for n in ESTIMATORS if "sign" in resolve({"estimator": n}).to_dict()] == ["paper"]
+    plus = resolve({"estimator": "paper", "sign": "+"})
+    assert resolve(json.loads(json.dumps(plus.to_dict()))) == plus
+    assert plus.to_dict() == resolve({"estimator": "paper"}).to_dict() | {"sign": "+"}
 
 
 def test_an_unknown_option_is_refused():
@@ -126,6 +147,7 @@ def test_settings_without_the_values_that_depend_on_the_estimator_are_refused():
 def test_each_estimator_has_defaults_and_given_values_win(name):
     full, estimator = resolve({"estimator": name}), ESTIMATORS[name]
     assert (full.step_size, full.reuse) == (estimator.step_size, estimator.reuse)
+    assert full.theta_bounds == estimator.theta_bounds
     assert (full.direction, full.needs_hessian) == (estimator.direction, estimator.needs_hessian)
     given = resolve({"estimator": name, "step_size": 2, "reuse": 3})
     assert (given.step_size, given.reuse) == (2.0, 3)

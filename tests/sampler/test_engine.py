@@ -13,11 +13,12 @@ import searches
 import sqlalchemy
 from optuna.samplers import PartialFixedSampler, RandomSampler
 from optuna.trial import TrialState
-from searches import K, assert_replays, params, quadratic, record, schedule_objective
+from searches import K, assert_replays, mixed, params, quadratic, record, schedule_objective
 
 from optuna_s2e import S2ESampler, generations, optimize_batch
 from optuna_s2e._attributes import DRAW_KEY
 from optuna_s2e.history import Slot
+from optuna_s2e.parallel import sampler_for
 from optuna_s2e.sampler import engine_of
 
 make_study = partial(searches.make_study, estimator="surrogate")
@@ -142,6 +143,38 @@ def test_other_settings_are_adopted_from_the_next_generation_on(n_before: int) -
     assert_replays(study)
     study.sampler = S2ESampler(population_size=6, estimator="newton", seed=0)
     study.optimize(quadratic, n_trials=1)  # in force now
+
+
+@pytest.mark.parametrize("estimator", ["surrogate", "natural", "paper"])
+def test_a_theta_outside_of_an_adopted_box_goes_on_from_the_nearest_one_inside(
+    estimator: str,
+) -> None:
+    study = make_study(estimator="gradient", step_size=50.0, max_kl=1e9, theta_bounds=(0.1, 1000))
+    study.optimize(mixed, n_trials=4 * K)
+    wide = generations(study)[-1].theta
+    assert wide.min() < 0.5
+    assert wide.max() > 900.0
+    study.sampler = S2ESampler(
+        population_size=K, estimator=estimator, theta_bounds=(1, 100), seed=0,
+        on_config_change="adopt",
+    )  # fmt: skip
+    study.optimize(mixed, n_trials=3 * K)
+    after = generations(study)[4:]
+    assert [len(g.trials) for g in after] == [K] * 3
+    assert all(g.theta.min() >= 1.0 and g.theta.max() <= 100.0 for g in after)
+    assert_replays(study)
+
+
+def test_the_sign_of_the_papers_step_is_a_setting_of_the_study() -> None:
+    study = make_study(estimator="paper", sign="+")
+    study.optimize(quadratic, n_trials=2 * K + 1)
+    study.sampler = S2ESampler(population_size=K, estimator="paper", seed=0)
+    with pytest.raises(ValueError, match="have changed: sign is '-', was '\\+'"):
+        study.optimize(quadratic, n_trials=1)
+    study.sampler = sampler_for(study)
+    study.optimize(quadratic, n_trials=K)
+    assert len(generations(study)) == 4
+    assert_replays(study)
 
 
 @pytest.mark.parametrize("other", [(9, "table1"), (8, "eq1")])

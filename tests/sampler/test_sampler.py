@@ -29,6 +29,7 @@ from searches import (
 
 from optuna_s2e import S2ESampler, Schedule, generations
 from optuna_s2e.distributions._search_space import SearchSpace
+from optuna_s2e.estimators import ESTIMATORS
 from optuna_s2e.estimators.newton import update
 from optuna_s2e.estimators.settings import UpdateSettings
 
@@ -37,7 +38,7 @@ make_study = partial(searches.make_study, estimator="surrogate")
 
 @pytest.mark.parametrize("objective", [quadratic, mixed])
 def test_one_worker_runs_algorithm_2(objective: Any) -> None:
-    study = make_study(estimator="newton", reuse=0)
+    study = make_study(estimator="paper")
     study.optimize(objective, n_trials=5 * K + 1)
     gs = generations(study)
     assert [g.index for g in gs] == [0, 1, 2, 3, 4, 5]
@@ -254,6 +255,7 @@ def test_schedules_can_be_searched_with_every_sampler(name: str, kind: str) -> N
         ({"seed": -1}, "seed must be an int of at least 0"),
         ({"seed": 1.5}, "seed must be an int of at least 0"),
         ({"theta_bounds": (1.0, 1e10)}, r"theta_bounds\[1\] must be at most 1e\+09"),
+        ({"estimator": "paper", "sign": -1}, "sign must be one of '-', '\\+', but got -1"),
     ],
 )
 def test_bad_arguments_are_refused(kwargs: dict[str, Any], message: str) -> None:
@@ -264,9 +266,13 @@ def test_bad_arguments_are_refused(kwargs: dict[str, Any], message: str) -> None
 def test_an_argument_without_effect_is_named() -> None:
     with pytest.warns(UserWarning, match="max_weight has no effect with estimator='surrogate'"):
         S2ESampler(max_weight=3.0)
+    with pytest.warns(UserWarning, match="sign has no effect with estimator='newton'"):
+        S2ESampler(estimator="newton", sign="+")
+    with pytest.warns(UserWarning, match="max_kl has no effect with estimator='paper'"):
+        S2ESampler(estimator="paper", max_kl=2.0)
 
 
-@pytest.mark.parametrize("estimator", ["surrogate", "natural", "newton", "cubic", "gradient"])
+@pytest.mark.parametrize("estimator", list(ESTIMATORS))
 @pytest.mark.parametrize("options", [{"population_size": 1}, {"population_size": 2, "reuse": 0}])
 def test_small_populations_move_theta(estimator: str, options: dict[str, Any]) -> None:
     study = make_study(estimator=estimator, **options)
