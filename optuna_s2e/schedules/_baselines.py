@@ -66,8 +66,8 @@ def coteaching_schedule(
 def suggested_schedule(n_epochs: int, noise_rate: float) -> Schedule:
     """Return the schedule of Eq 1 that is suggested at a noise rate, for those who do not search.
 
-    It drops the wrong labels, and right ones as far as that costs little, early in the training.
-    It is `ScheduleSpace(n_epochs, noise_rate=noise_rate).middle`, the first trial of such a search.
+    It drops the wrong labels, and right ones as far as that costs little. It is
+    `ScheduleSpace(n_epochs, noise_rate=noise_rate).middle`, the first trial of such a search.
 
     Args:
         n_epochs: T, at least 2.
