@@ -108,6 +108,7 @@ def test_a_trial_whose_parameters_are_fixed_while_it_runs_is_no_draw_any_more(ba
         seen.append((sorted(ledger.draws), [n for s in ledger.slots.values() for n in s]))
 
     def objective(trial: optuna.Trial) -> float:
+        trial.suggest_float("lr", 0, 1)  # is drawn, so that the trial has a record
         if trial.number == 0:
             watch(following)
         return float(ScheduleSpace(9, noise_rate=0.4).suggest(trial).keep_rates[-1])
