@@ -62,7 +62,7 @@ ESTIMATORS: dict[str, Estimator] = {
         step_size=1.0, reuse=10, direction=newton.gradient_direction, needs_hessian=False,
     ),
     "paper": Estimator(
-        "Algorithm 2 of the S2E paper as printed: raw losses, inverse Hessian, no bounds",
+        "Algorithm 2 of the S2E paper as printed: raw losses, the Hessian's inverse",
         step_size=1.0, reuse=0, direction=newton.inverse_direction, needs_hessian=True,
         as_printed=True, theta_bounds=(0.1, 1000.0),
     ),
