@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import errno
 import hmac
 import json
 import re
@@ -83,7 +84,7 @@ def serve(
     Raises:
         ImportError: If optuna-dashboard is missing.
         ValueError: If the port is no int in [0, 65535].
-        OSError: If the port is taken.
+        OSError: If the port is taken, or the host is no address of this machine.
 
     Example:
         >>> import optuna, urllib.request
@@ -120,9 +121,13 @@ def serve(
     try:
         server = make_server(host, port, app, _Server, _Quiet)
     except OSError as error:
-        raise OSError(
-            f"The dashboard cannot listen on {host}:{port} ({error.strerror or error}). "
+        remedy = (
             "Choose another port; 0 takes a free one."
+            if error.errno in (errno.EADDRINUSE, errno.EACCES)
+            else "Choose another host: an address of this machine."
+        )
+        raise OSError(
+            f"The dashboard cannot listen on {host}:{port} ({error.strerror or error}). {remedy}"
         ) from error
     thread = threading.Thread(
         target=server.serve_forever, kwargs={"poll_interval": 0.1}, daemon=True
