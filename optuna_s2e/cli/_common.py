@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import logging
 import math
 import re
 import shlex
@@ -189,7 +190,9 @@ def optimize_in_batches(
 
     The arguments and what is returned are those of `optimize`.
     """
+    logger = logging.getLogger(f"optuna.{optimize_batch.__module__}")
     with _python_sigint(), _progress_bar(study, n_trials) as after_trial:
+        logger.disabled = True  # it says what `say_stopped` says
         try:
             while (missing := n_trials - n_complete(study)) > 0:
                 optimize_batch(study, objective, missing, callbacks=[*callbacks, after_trial])
@@ -197,6 +200,8 @@ def optimize_in_batches(
             return "SIGINT"
         except SystemExit:  # optimize_batch raises it at SIGTERM
             return "SIGTERM"
+        finally:
+            logger.disabled = False
     return ""
 
 

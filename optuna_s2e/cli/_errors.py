@@ -27,7 +27,7 @@ _WORDS = {
     r'on_config_change="adopt"': "--on-config-change adopt",
     r" or a function \(.* at each call": "",
     r", but got None": ", but it is missing",
-    r"Choose another port": "Choose another --port",
+    r"Choose another (?=port|host)": "Choose another --",
     r"\.\.$": ".",
 }
 

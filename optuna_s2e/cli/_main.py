@@ -115,13 +115,22 @@ def _module(command: str) -> Any:
     return import_module(f"optuna_s2e.cli._{command}")
 
 
+_WORDS = {
+    r"(\S+): (must .*)": r"\1 \2",
+    r"(\S+): invalid choice: (.*) \(choose from (.*)\)": r"\1 must be one of \3, but got \2",
+    r"(\S+): expected one argument":
+        r"\1 must have a value; one that begins with a dash is written \1=-x",
+}  # fmt: skip
+
+
 class _Parser(argparse.ArgumentParser):
     """A parser whose errors are one line, without the usage."""
 
     def error(self, message: str) -> NoReturn:
         from optuna_s2e.storages import hide_passwords
 
-        message = re.sub(r"^argument (--[\w-]+): (?=must )", r"\1 ", message)  # a wrong number
+        for argparse_says, we_say in _WORDS.items():
+            message = re.sub(f"^argument {argparse_says}$", we_say, message)
         message = hide_passwords(message).rstrip(".")
         self.exit(EXIT_ERROR, f"{self.prog}: error: {message}. See `{self.prog} --help`.\n")
 
@@ -142,7 +151,10 @@ class _CommandParser(_Parser):
         self.add_argument(
             "--traceback", action="store_true", help="after an error, show where it came from"
         )
-        return super().parse_known_args(args, namespace)
+        known, rest = super().parse_known_args(args, namespace)
+        if rest:  # the parser of all commands would say it, and name its own help
+            self.error(f"{rest[0]!r} is no option of this command")
+        return known, rest
 
 
 class _Version(argparse.Action):

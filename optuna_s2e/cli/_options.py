@@ -85,7 +85,14 @@ def add_table(parser: argparse.ArgumentParser, options: Options, title: str = ""
 
 def study_name(default: str = "the storage's only study") -> Options:
     """Return the option that names the study."""
-    return {"--study-name": option("NAME", f"name of the study (default: {default})")}
+    about = f"name of the study (default: {default})"
+    return {"--study-name": option("NAME", about, kind=_name)}
+
+
+def _name(text: str) -> str:
+    if not text:
+        raise argparse.ArgumentTypeError("must not be empty; without it, the default is taken")
+    return text
 
 
 MAX_SEED = 2**64 - 1  # that a study keeps for its workers

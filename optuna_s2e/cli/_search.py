@@ -197,6 +197,11 @@ def _make_objective(
 ) -> CoteachingObjective:
     from optuna_s2e.coteaching import CoteachingObjective, load_data
 
+    if args.noise == "none" and (args.noise_rate or args.published_noise):
+        raise ValueError(
+            "noise must be 'symmetric' or 'pair' if a noise rate or the published noise is asked "
+            "for, but got 'none'. Leave out one of the two."
+        )
     _common.set_threads(args.threads)
     data = load_data(
         args.data,

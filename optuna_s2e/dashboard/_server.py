@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import errno
 import hmac
 import json
 import re
@@ -22,8 +23,8 @@ from optuna.study import Study
 from optuna_s2e import _optuna
 from optuna_s2e._checks import check_int
 from optuna_s2e.dashboard._artifacts import ArtifactFolder
-from optuna_s2e.schedules import SPACES, ScheduleSpace
 from optuna_s2e.storages import open_storage
+from optuna_s2e.visualization import PlainStorage
 
 if TYPE_CHECKING:
     from optuna.artifacts._protocol import ArtifactStore
@@ -31,9 +32,7 @@ if TYPE_CHECKING:
 App = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 
 MAX_LINES = 500  # Optuna's plot of intermediate values has a line per trial; thousands freeze it
-_TAGS = {name for kind in SPACES for name in ScheduleSpace(2, kind).tags}
 _STUDY_PATH = re.compile(r"/api/studies/\d+")
-_IMPORTANCES_PATH = re.compile(r"/api/studies/\d+/param_importances")
 _PAGE_PATH = re.compile(r"/dashboard(/.*)?")
 LOOPBACK = ("127.0.0.1", "localhost", "::1", "[::1]")
 # a picture is shown, but no script in an uploaded document runs
@@ -85,7 +84,7 @@ def serve(
     Raises:
         ImportError: If optuna-dashboard is missing.
         ValueError: If the port is no int in [0, 65535].
-        OSError: If the port is taken.
+        OSError: If the port is taken, or the host is no address of this machine.
 
     Example:
         >>> import optuna, urllib.request
@@ -112,13 +111,23 @@ def serve(
     if isinstance(artifact_store, str | Path):
         artifact_store = ArtifactFolder(artifact_store)
     hosts = LOOPBACK if host in LOOPBACK and password is None else None
-    app = _guarded(wsgi(storage, artifact_store), read_only, password, hosts)
+    app = _guarded(
+        wsgi(storage, artifact_store),
+        wsgi(PlainStorage(storage), artifact_store),
+        read_only,
+        password,
+        hosts,
+    )
     try:
         server = make_server(host, port, app, _Server, _Quiet)
     except OSError as error:
-        raise OSError(
-            f"The dashboard cannot listen on {host}:{port} ({error.strerror or error}). "
+        remedy = (
             "Choose another port; 0 takes a free one."
+            if error.errno in (errno.EADDRINUSE, errno.EACCES)
+            else "Choose another host: an address of this machine."
+        )
+        raise OSError(
+            f"The dashboard cannot listen on {host}:{port} ({error.strerror or error}). {remedy}"
         ) from error
     thread = threading.Thread(
         target=server.serve_forever, kwargs={"poll_interval": 0.1}, daemon=True
@@ -147,9 +156,18 @@ class _Quiet(WSGIRequestHandler):
 
 
 def _guarded(
-    app: App, read_only: bool, password: str | None, hosts: tuple[str, ...] | None
+    app: App, looks: App, read_only: bool, password: str | None, hosts: tuple[str, ...] | None
 ) -> App:
-    """Restrict who may ask the dashboard, what may change, and what artifacts may do."""
+    """Restrict who may ask the dashboard, what may change, and what artifacts may do.
+
+    Args:
+        app: The dashboard.
+        looks: The dashboard of the same storage, whose trials are as people should see them: it
+            answers what only asks.
+        read_only: Whether to refuse every change.
+        password: Password of all visitors.
+        hosts: The names under which it may be asked. None: any.
+    """
 
     def guarded(environ: dict[str, Any], start: Callable[..., Any]) -> Iterable[bytes]:
         name = environ.get("HTTP_HOST", "").rpartition(":")[0] or environ.get("HTTP_HOST", "")
@@ -158,14 +176,15 @@ def _guarded(
         if password is not None and not _knows(environ.get("HTTP_AUTHORIZATION", ""), password):
             ask = ("WWW-Authenticate", 'Basic realm="optuna_s2e", charset="UTF-8"')
             return _refuse(start, "401 Unauthorized", "The password is wrong or missing.", ask)
-        if read_only and environ["REQUEST_METHOD"] not in ("GET", "HEAD", "OPTIONS"):
+        changes = environ["REQUEST_METHOD"] not in ("GET", "HEAD", "OPTIONS")
+        if read_only and changes:
             return _refuse(start, "403 Forbidden", "This dashboard is read-only.")
         path = environ.get("PATH_INFO", "")
-        if _STUDY_PATH.fullmatch(path):
+        if _STUDY_PATH.fullmatch(path) and not changes:
             after = parse_qs(environ.get("QUERY_STRING", "")).get("after", ["0"])[0]
-            return _edited(app, environ, start, partial(_readable_study, after=after))
-        if _IMPORTANCES_PATH.fullmatch(path):
-            return _edited(app, environ, start, _without_tags)
+            return _edited(looks, environ, start, partial(_readable_study, after=after))
+        if path.startswith("/api/") and not changes:
+            return looks(environ, start)
         if _PAGE_PATH.fullmatch(path):
             return _edited(app, environ, start, _styled)
         if not path.startswith("/artifacts/"):
@@ -213,23 +232,14 @@ def _readable_study(body: bytes, after: str) -> bytes:
         body: The study as the dashboard's pages get it.
         after: How many trials the page has already, and are not in the answer.
     """
-    answer = json.loads(body)
-    answer["plotly_graph_objects"].sort(key=lambda plot: str(plot["id"]))
-    for space in ("intersection_search_space", "union_search_space"):
-        answer[space] = [p for p in answer[space] if p["name"] not in _TAGS]
-    if int(after) + len(answer["trials"]) > MAX_LINES:
-        answer["has_intermediate_values"] = False
-    return json.dumps(answer).encode()
-
-
-def _without_tags(body: bytes) -> bytes:
-    """Leave out of the importances what names a schedule space and never varies."""
-    answer = json.loads(body)
-    answer["param_importances"] = [
-        [p for p in of_objective if p["name"] not in _TAGS]
-        for of_objective in answer["param_importances"]
-    ]
-    return json.dumps(answer).encode()
+    # The trials, megabytes of a long study, come before this key and are not parsed: it cannot
+    # stand in a string, where its quotation marks would be escaped.
+    cut = max(1, body.find(b'"best_trials":'))
+    rest = json.loads(b"{" + body[cut:])
+    rest["plotly_graph_objects"].sort(key=lambda plot: str(plot["id"]))
+    if int(after) + body.count(b'"trial_id":', 0, cut) > MAX_LINES:
+        rest["has_intermediate_values"] = False
+    return body[:cut] + json.dumps(rest).encode()[1:]
 
 
 def _knows(authorization: str, password: str) -> bool:

@@ -37,6 +37,7 @@ from optuna_s2e.distributions._simplex import (
     simplex_params,
     suggest_simplex,
     unit_from_weights,
+    weight_names,
     weights_from_unit,
 )
 
@@ -63,5 +64,6 @@ __all__ = [
     "suggest_simplex",
     "union",
     "unit_from_weights",
+    "weight_names",
     "weights_from_unit",
 ]

@@ -21,7 +21,7 @@ References:
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -58,6 +58,25 @@ def parameter_names(name: str, k: int) -> list[str]:
         raise ValueError("name must not be empty: it is the prefix of the parameters' names.")
     k = check_int("k", k, 2, MAX_WEIGHTS)
     return [f"{name}.simplex{k}.{i:0{len(str(k))}d}" for i in range(1, k)]
+
+
+def weight_names(parameters: Sequence[str]) -> list[str]:
+    """Return what people call the weights of a simplex.
+
+    Args:
+        parameters: The names under which it is stored, as `parameter_names` returns them.
+
+    Returns:
+        k names `{name} {i}`, i from 1, zero-padded so that they sort.
+
+    Example:
+        >>> from optuna_s2e.distributions import parameter_names, weight_names
+        >>> weight_names(parameter_names("w", 3))
+        ['w 1', 'w 2', 'w 3']
+    """
+    k = len(parameters) + 1
+    name = parameters[0].rpartition(".simplex")[0]
+    return [f"{name} {i:0{len(str(k))}d}" for i in range(1, k + 1)]
 
 
 def suggest_simplex(trial: BaseTrial, name: str, k: int) -> FloatArray:

@@ -4,7 +4,8 @@
     plot_schedules(study).show()
 
 They only read the study, also while workers write to it, and are legible in light and dark
-notebooks. `optuna_s2e.dashboard` shows the same figures.
+notebooks. `optuna_s2e.dashboard` shows the same figures. `for_optuna_plots(study)` is what to
+give to Optuna's own plots.
 """
 
 from __future__ import annotations
@@ -16,11 +17,14 @@ from optuna.study import Study
 from optuna_s2e.analysis import Snapshot
 from optuna_s2e.schedules import Schedule
 from optuna_s2e.visualization import figures
+from optuna_s2e.visualization._plain import PlainStorage, for_optuna_plots
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 __all__ = [
+    "PlainStorage",
+    "for_optuna_plots",
     "plot_basis_functions",
     "plot_generations",
     "plot_learning_curves",

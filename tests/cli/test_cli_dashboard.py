@@ -9,7 +9,7 @@ from urllib.request import urlopen
 
 import optuna
 import pytest
-from commands import Searched, only_line
+from commands import Searched, last_line, only_line
 from processes import Command
 
 from optuna_s2e.cli import _dashboard
@@ -41,6 +41,15 @@ def test_empty_password_is_refused(
     monkeypatch.setattr("getpass.getpass", lambda prompt: "")
     line = only_line(capsys, "dashboard", "--password", "--no-browser")
     assert "The password must not be empty." in line
+
+
+@pytest.mark.parametrize("host", ["999.1.1.1", "192.0.2.1"])  # no address, nobody's address
+def test_an_address_of_another_machine_is_blamed_and_not_the_port(
+    searched: Searched, capsys: pytest.CaptureFixture[str], host: str
+) -> None:
+    line = last_line(capsys, "dashboard", "--host", host, "--no-browser")
+    assert f"cannot listen on {host}:8080" in line
+    assert line.endswith("Choose another --host: an address of this machine.")
 
 
 def test_refresh_leaves_out_studies_of_several_objectives(

@@ -28,14 +28,17 @@ ERRORS: dict[str, tuple[list[str], str]] = {
     "network": (["search", "--network", "resnet"], "error: --network must be one of"),
     "device": (["search", "--device", "tpu"], "error: --device must be"),
     "epochs": (["search", "--epochs", "9999999"], "error: --epochs must be an int in"),
-    "estimator": (["search", "--estimator", "magic"], "--estimator: invalid choice: 'magic'"),
+    "estimator": (
+        ["search", "--estimator", "magic"],
+        r"^s2e search: error: --estimator must be one of 'surrogate', .*, but got 'magic'",
+    ),
     "storage": (["search", "--storage", "sqlite:////no/such/x.db"], "cannot be opened"),
     "url": (["search", "--storage", "here"], "error: --storage must be a database URL"),
     "server": (
         ["status", "--storage", "postgresql+psycopg://me:secret@127.0.0.1:1/x"],
         r"me:\*\*\*@127.0.0.1:1/x cannot be opened",
     ),
-    "password": (["status", "postgresql://me:secret@db/x"], r"unrecognized .*me:\*\*\*@db/x"),
+    "password": (["status", "postgresql://me:secret@db/x"], r"me:\*\*\*@db/x' is no option"),
     "no storage": (["status"], r"s2e.db cannot be opened: the file does not exist"),
     "no export": (["export", "--out", "x.json"], r"s2e.db cannot be opened: the file does not"),
     "no evaluation": (["evaluate"], r"s2e.db cannot be opened: the file does not exist"),
@@ -49,7 +52,21 @@ ERRORS: dict[str, tuple[list[str], str]] = {
         ["status", "--storage", "host=db password='se secret'"],
         r"error: --storage must be .* but got '\*\*\*'",
     ),
-    "no value": (["search", "--trials"], "--trials: expected one argument"),
+    "no value": (["search", "--trials"], "error: --trials must have a value"),
+    "a dash": (
+        ["search", "--study-name", "-three"],
+        "one that begins with a dash is written --study-name=-x",
+    ),
+    "no name": (["search", "--study-name", ""], "error: --study-name must not be empty"),
+    "no option": (
+        ["evaluate", "--seeds", "0"],
+        r"^s2e evaluate: error: '--seeds' is no option of this command. See `s2e evaluate --help`",
+    ),
+    "no command": (["serach"], "^s2e: error: COMMAND must be one of .*, but got 'serach'"),
+    "noise without noise": (
+        ["search", "--noise", "none", "--noise-rate", ".3"],
+        "error: --noise must be .* if a noise rate .* is asked for, but got 'none'",
+    ),
 }
 
 

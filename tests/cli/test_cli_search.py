@@ -340,11 +340,13 @@ def test_stopped_search_goes_on_with_the_same_command(
 def test_stopped_batches_go_on_as_if_nothing_had_happened(
     sign: signal.Signals, undisturbed: Callable[[int], list[bytes]]
 ) -> None:
-    code, out = stop_early(Command(*search(500, "--batch")), sign, TRAINS_K)
+    process = Command(*search(500, "--batch"))
+    code, out = stop_early(process, sign, TRAINS_K)
     states = [t.state.name for t in study().trials]
     if sign == signal.SIGTERM:
         assert code == 128 + signal.SIGTERM
         assert out.splitlines()[-1].startswith("SIGTERM: stopped. Completed trials are kept, ")
+        assert "optimize_batch" not in process.errors  # what was saved is said once
         assert "RUNNING" not in states
     n_trials = states.count("COMPLETE") + 3
     assert main(search(n_trials, "--batch")) == 0

@@ -22,9 +22,10 @@ import optuna
 import pytest
 from optuna.artifacts import upload_artifact
 from optuna.artifacts.exceptions import ArtifactNotFound
-from reporting import make_objective
+from optuna.trial import FixedTrial
+from reporting import call, make_objective
 
-from optuna_s2e import ScheduleSpace
+from optuna_s2e import ScheduleSpace, suggest_simplex
 from optuna_s2e.cli._main import main
 from optuna_s2e.dashboard import (
     ArtifactFolder,
@@ -69,16 +70,41 @@ def test_the_plots_come_in_order(study: optuna.Study, tmp_path: Path) -> None:
     assert names == ["s2e_1_schedules", "s2e_2_theta", "s2e_3_generations", "s2e_4_curves"]
 
 
-def test_constants_fill_no_plot(study: optuna.Study) -> None:
+def test_constants_fill_no_page_and_no_plot(study: optuna.Study) -> None:
     study.optimize(lambda t: float(ScheduleSpace(8).suggest(t).keep_rates.mean()), n_trials=5)
     searched = {"R.tau", "R.tk", "R.c"}
     with serve(study) as base:
         answer = json.loads(urlopen(api(base, "/api/studies/1")).read())
         for space in ("intersection_search_space", "union_search_space"):
             assert {p["name"] for p in answer[space]} == searched
-        assert len(answer["trials"][0]["params"]) == 5  # what a trial has is told in full
+        for trial in (*answer["trials"], *answer["best_trials"]):
+            assert {p["name"] for p in trial["params"]} == searched
         found = json.loads(urlopen(api(base, "/api/studies/1/param_importances")).read())
         assert {p["name"] for p in found["param_importances"][0]} == searched
+        drawn = urlopen(api(base, "/api/studies/1/plot/slice")).read().decode()
+        assert "R.tau" in drawn
+        assert "R.eq1" not in drawn
+
+
+def test_weights_are_shown_as_weights_and_exported_and_renamed_as_they_are_stored(
+    study: optuna.Study,
+) -> None:
+    study.optimize(lambda t: float(suggest_simplex(t, "mix", 3)[0]), n_trials=6)
+    names = ["mix 1", "mix 2", "mix 3"]
+    with serve(study) as base:
+        answer = json.loads(urlopen(api(base, "/api/studies/1")).read())
+        assert [p["name"] for p in answer["union_search_space"]] == names
+        for trial, stored in zip(answer["trials"], study.trials, strict=True):
+            shown = [p["param_internal_value"] for p in trial["params"]]
+            assert shown == suggest_simplex(FixedTrial(stored.params), "mix", 3).tolist()
+        found = json.loads(urlopen(api(base, "/api/studies/1/param_importances")).read())
+        assert {p["name"] for p in found["param_importances"][0]} == set(names)
+        header = urlopen(api(base, "/csv/1")).read().decode().splitlines()[0]
+        assert "Param mix.simplex3.1,Param mix.simplex3.2" in header
+        before = [t.params for t in study.trials]
+        call(base, "/api/studies/1/rename", "POST", {"study_name": "other"})
+    renamed = optuna.load_study(study_name="other", storage=study._storage)
+    assert [t.params for t in renamed.trials] == before
 
 
 def test_a_line_per_trial_is_drawn_for_the_first_500_only(monkeypatch: pytest.MonkeyPatch) -> None:
