@@ -1,4 +1,5 @@
 from collections.abc import Iterator
+from functools import cache
 
 import optuna
 import pytest
@@ -7,6 +8,22 @@ import pytest
 @pytest.fixture(autouse=True)
 def _quiet_optuna() -> None:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _migrations_are_read_once() -> None:
+    """Alembic runs ten files of Optuna whenever a storage is opened: the largest part of that."""
+    import alembic.util
+
+    alembic.util.load_python_file = cache(alembic.util.load_python_file)
+
+
+@pytest.fixture(scope="session")
+def digits_are_read_once() -> None:
+    """Each reading of scikit-learn's file takes as long as a short training."""
+    import sklearn.datasets
+
+    sklearn.datasets.load_digits = cache(sklearn.datasets.load_digits)
 
 
 @pytest.fixture(scope="session")
