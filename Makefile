@@ -32,7 +32,7 @@ demo: .venv/.demo
 	@echo "(s2e is in $(BIN). Resume or repeat: make demo, which goes on from demo/s2e.db.)"
 
 test: .venv/.test
-	$(BIN)/python -m pytest -q -n auto --dist loadfile
+	$(BIN)/python -m pytest -q -n auto --dist loadfile --no-loadscope-reorder
 
 readme: .venv/.test
 	$(BIN)/python tests/readme_blocks.py

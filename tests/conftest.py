@@ -1,12 +1,44 @@
 from collections.abc import Iterator
+from functools import cache
 
 import optuna
 import pytest
+
+# what takes longest, longest first: what begins last ends soon
+LONG_FILES = [
+    "test_browser.py", "test_cli_search.py", "test_cli_evaluate.py", "test_security.py",
+    "test_surrogate_search.py", "test_reporter.py", "test_every_storage.py", "test_training.py",
+    "test_noise_estimate.py", "test_batch_kills.py", "test_process.py", "test_worker.py",
+    "test_batch_machine.py", "test_lease.py", "test_harmless.py", "test_faults.py",
+    "test_cli_interrupt.py", "test_conditional_schedules.py", "test_engine.py",
+    "test_state_machine.py", "test_objective.py", "test_readme.py", "test_figures.py",
+]  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    rank = {name: n for n, name in enumerate(LONG_FILES)}
+    items.sort(key=lambda item: rank.get(item.path.name, len(rank)))
 
 
 @pytest.fixture(autouse=True)
 def _quiet_optuna() -> None:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _migrations_are_read_once() -> None:
+    """Alembic runs ten files of Optuna whenever a storage is opened: the largest part of that."""
+    import alembic.util
+
+    alembic.util.load_python_file = cache(alembic.util.load_python_file)
+
+
+@pytest.fixture(scope="session")
+def digits_are_read_once() -> None:
+    """Each reading of scikit-learn's file takes as long as a short training."""
+    import sklearn.datasets
+
+    sklearn.datasets.load_digits = cache(sklearn.datasets.load_digits)
 
 
 @pytest.fixture(scope="session")

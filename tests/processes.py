@@ -16,10 +16,15 @@ from pathlib import Path
 from typing import Any
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(
-    ["torch._dynamo", "optuna_s2e.coteaching", "optuna_s2e.cli", "psycopg", "pytest"]
-)
-HANGS = 50  # seconds, longer than any process of the tests runs
+CONTEXT.set_forkserver_preload([
+    "torch._dynamo", "optuna_s2e.coteaching", "optuna_s2e.cli._main", "optuna_s2e.parallel",
+    "optuna_s2e.analysis", "optuna_s2e.storages._rdb", "optuna.storages._rdb.storage",
+    "optuna.storages._rdb.models", "alembic.command", "alembic.config", "alembic.migration",
+    "sqlalchemy.orm", "sqlalchemy.dialects.sqlite", "sqlalchemy.dialects.postgresql.psycopg",
+    "optuna_s2e.dashboard", "optuna_dashboard", "sklearn.datasets", "tqdm.rich", "pytest",
+])  # fmt: skip
+PATIENCE = 240  # seconds until a test fails that waits; the machine may be busy
+HANGS = PATIENCE - 10  # longer than any process of the tests runs
 _numbers = itertools.count()
 
 
@@ -70,7 +75,7 @@ class Process:
         os.killpg(self.pid, signal.SIGKILL)
         self.wait()
 
-    def wait(self, seconds: float = 60) -> int:
+    def wait(self, seconds: float = PATIENCE) -> int:
         """Return the exit code; minus the signal that killed the process."""
         self._process.join(seconds)
         assert self._process.exitcode is not None, f"the process does not end: {self.errors}"
@@ -117,9 +122,9 @@ def _run(
     target(*args)
 
 
-def wait_until(condition: Callable[[], bool], process: Process, seconds: float = 60) -> None:
+def wait_until(condition: Callable[[], bool], process: Process) -> None:
     """Wait for a condition while a process lives."""
-    end = time.monotonic() + seconds
+    end = time.monotonic() + PATIENCE
     while not condition():
         assert process.is_alive(), process.errors
         assert time.monotonic() < end, "the process makes no progress"

@@ -137,6 +137,7 @@ SETTINGS_PATHS = [
 ]  # fmt: skip
 
 
+@pytest.mark.usefixtures("digits_are_read_once")
 @pytest.mark.parametrize("path", SETTINGS_PATHS, ids=".".join)
 def test_hostile_settings_of_an_objective_are_refused(path: tuple[str, ...]) -> None:
     from optuna_s2e.coteaching import CoteachingObjective, load_data

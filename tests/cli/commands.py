@@ -1,5 +1,6 @@
 """What the tests of the `s2e` command share: tiny data, and searches that take little time."""
 
+import sys
 from pathlib import Path
 from typing import NamedTuple
 
@@ -50,6 +51,15 @@ def make_arrays() -> dict[str, np.ndarray]:
     x = rng.random((132, 4))
     y = np.digitize(x.sum(axis=1), [1.7, 2.3])
     return {"train_x": x[:120], "train_y": y[:120], "test_x": x[120:], "test_y": y[120:]}
+
+
+def as_script(argv: list[str]) -> None:
+    """Run the command as the script `s2e` does; say whether the interpreter clears up."""
+    sys.argv = ["s2e", *argv]
+    try:
+        sys.exit(main())
+    finally:
+        print("cleared up")
 
 
 def last_line(capsys: pytest.CaptureFixture[str], *argv: str) -> str:

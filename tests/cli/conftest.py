@@ -13,7 +13,9 @@ from optuna_s2e.cli import main
 
 
 @pytest.fixture(autouse=True)
-def _in_a_folder_with_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _in_a_folder_with_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, digits_are_read_once: None
+) -> None:
     monkeypatch.chdir(tmp_path)
     np.savez(DATA, **make_arrays())
 

@@ -1,13 +1,12 @@
 """Errors in the words of the command line."""
 
-import subprocess
-import sys
 from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from commands import DATA, Searched, make_arrays, only_line, search, study
+from commands import DATA, Searched, as_script, make_arrays, only_line, search, study
+from processes import Process
 
 from optuna_s2e._attributes import OBJECTIVE_KEY
 from optuna_s2e.cli import main
@@ -73,8 +72,8 @@ def test_a_warning_is_one_line() -> None:
     arrays = make_arrays()
     x, y = arrays["train_x"], arrays["train_y"]
     np.savez(DATA, x=x[:80], y=y[:80], x_val=x[80:], y_val=y[80:])
-    command = [sys.executable, "-m", "optuna_s2e", *search(1, "--validation", "noisy")]
-    ran = subprocess.run(command, capture_output=True, text=True, check=True)
-    (line,) = (line for line in ran.stderr.splitlines() if "changes nothing" in line)
+    script = Process(as_script, search(1, "--epochs", "2", "--validation", "noisy"))
+    assert script.wait() == 0, script.errors
+    (line,) = (line for line in script.errors.splitlines() if "changes nothing" in line)
     assert line.startswith("Warning: validation 'noisy' changes nothing for 'own.npz'")
-    assert "warnings.warn" not in ran.stderr
+    assert "warnings.warn" not in script.errors

@@ -3,12 +3,12 @@
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
-from commands import DATA, K, study
+from commands import DATA, K, as_script, study
 from optuna.trial import TrialState
+from processes import Process, wait_until
 
 from optuna_s2e.cli import main
 
@@ -66,25 +66,12 @@ def test_ctrl_c_amid_imports_is_one_line(where: str, line: str) -> None:
 
 @pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_amid_trials_ends_the_process_without_clearing_up(sign: signal.Signals) -> None:
-    code = (
-        "import atexit, sys; atexit.register(print, 'cleared up'); "
-        "from optuna_s2e.cli import main; sys.exit(main())"
-    )
-    argv = [*SEARCH[:-3], "--trials", "100000", "--no-dashboard"]
-    with subprocess.Popen(
-        [sys.executable, "-c", code, *argv], text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-    ) as process:  # fmt: skip
-        assert process.stderr is not None
-        shown = ""
-        while "/100000 " not in shown:  # the progress bar
-            shown += process.stderr.read(1)
-        while not [t for t in study("own-none").trials if t.state == TrialState.COMPLETE]:
-            time.sleep(0.05)
-        process.send_signal(sign)
-        out, _ = process.communicate()
-    assert process.returncode == 128 + sign
+    script = Process(as_script, [*SEARCH[:-3], "--trials", "100000", "--no-dashboard"])
+    wait_until(lambda: "/100000 " in script.errors, script)  # the progress bar
+    own = study("own-none")
+    wait_until(lambda: any(t.state == TrialState.COMPLETE for t in own.trials), script)
+    code, out, _ = script.stop(sign)
+    assert code == 128 + sign
     assert out.splitlines()[-1].startswith(f"{sign.name}: stopped. Completed trials are kept")
 
 

@@ -9,7 +9,7 @@ from optuna_s2e.coteaching import NoisyData  # noqa: E402 - after the check for 
 
 
 @pytest.fixture(autouse=True, scope="session")
-def _one_thread() -> Iterator[None]:
+def _one_thread(digits_are_read_once: None) -> Iterator[None]:
     """Train on one thread: test processes share the cores, and more threads are slower."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -1,15 +1,13 @@
 """How many CPU threads a training takes, and that the process has its own back."""
 
 import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 
 import numpy as np
 import pytest
 import torch
+from processes import CONTEXT
 from torch import nn
 
 from optuna_s2e.coteaching import NoisyData, TrainingConfig, make_network, train_batch
@@ -70,19 +68,19 @@ def test_the_process_has_its_threads_back_after_an_error():
     assert torch.get_num_threads() == 3
 
 
-def _in_worker(n_weights: int) -> tuple[set[int], int]:
+def _in_worker(n_weights: int, omp: str | None) -> tuple[set[int], int]:
+    os.environ.pop("OMP_NUM_THREADS", None)
+    if omp is not None:
+        os.environ["OMP_NUM_THREADS"] = omp
     torch.set_num_threads(3)
     return _threads_of(n_weights), torch.get_num_threads()
 
 
 @pytest.mark.parametrize(("omp", "threads"), [(None, 1), ("3", 3)])
-def test_in_a_pool_large_networks_take_one_thread_unless_told_otherwise(monkeypatch, omp, threads):
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    if omp is not None:
-        monkeypatch.setenv("OMP_NUM_THREADS", omp)
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        assert pool.submit(_in_worker, LARGE).result() == ({threads, -3}, 3)
-        assert pool.submit(_in_worker, SMALL).result() == ({1, -3}, 3)
+def test_in_a_pool_large_networks_take_one_thread_unless_told_otherwise(omp, threads):
+    with ProcessPoolExecutor(1, mp_context=CONTEXT) as pool:
+        assert pool.submit(_in_worker, LARGE, omp).result() == ({threads, -3}, 3)
+        assert pool.submit(_in_worker, SMALL, omp).result() == ({1, -3}, 3)
 
 
 @pytest.mark.parametrize(
@@ -103,27 +101,22 @@ def test_which_networks_are_small(network, shape, is_small):
     assert setup.is_small(make_network(network, shape, 10, seed=0)) == is_small
 
 
-_SCRIPT = """
-import sys, numpy as np, torch
-from optuna_s2e.coteaching import NoisyData, train_batch
-torch.set_num_threads(int(sys.argv[1]))
-rng = np.random.default_rng(0)
-x, y = rng.normal(size=(300, 1, 28, 28)).astype(np.float32), np.arange(300) % 10
-data = NoisyData.from_arrays(x, y, x, y)
-for network in ("mlp", "cnn2"):
-    for result in train_batch([[1, .5]] * 3, [1, 2, 3], data=data, network=network, device="cpu"):
-        print(result.curves.loss.tobytes().hex())
-"""
+def _curves(n_threads: int) -> list[bytes]:
+    torch.set_num_threads(n_threads)
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(300, 1, 28, 28)).astype(np.float32), np.arange(300) % 10
+    data = NoisyData.from_arrays(x, y, x, y)
+    return [
+        result.curves.loss.tobytes()
+        for network in ("mlp", "cnn2")
+        for result in train_batch(
+            [[1, 0.5]] * 3, [1, 2, 3], data=data, network=network, device="cpu"
+        )
+    ]
 
 
 def test_the_bits_of_small_networks_do_not_depend_on_the_threads_of_the_process():
-    environment = {**os.environ, "OMP_NUM_THREADS": "4", "MKL_NUM_THREADS": "4"}
-    runs = [
-        subprocess.run(
-            [sys.executable, "-c", _SCRIPT, n], capture_output=True, text=True, check=True,
-            env=environment,
-        ).stdout
-        for n in ("1", "4")
-    ]  # fmt: skip
-    assert len(runs[0].split()) == 6
-    assert runs[0] == runs[1]
+    with ProcessPoolExecutor(1, mp_context=CONTEXT) as pool:
+        one, four = pool.map(_curves, (1, 4))
+    assert len(one) == 6
+    assert one == four

@@ -26,7 +26,7 @@ class Search:
     """A search with its pages."""
 
     def __init__(self, folder: Path, name: str = "s", n_trials: int = 8) -> None:
-        self.pictures = folder / "pictures"
+        self.folder, self.pictures = folder, folder / "pictures"
         self.reporter = DashboardReporter(self.pictures)
         self.objective = make_objective(self.reporter)
         self.study = optuna.create_study(
@@ -163,15 +163,14 @@ OVERLAPS = """element => {
 
 
 def test_no_text_lies_over_a_plot_or_is_cut_off_on_a_narrow_page(
-    browser: Browser, tmp_path: Path
+    browser: Browser, search: Search, base: str
 ) -> None:
     study = optuna.create_study(
-        storage=open_storage(f"sqlite:///{tmp_path}/s2e.db"),
-        sampler=S2ESampler(population_size=4, seed=0),
+        storage=search.study._storage, sampler=S2ESampler(population_size=4, seed=0)
     )
     reporter = DashboardReporter(None)
     study.optimize(make_objective(reporter, kind="table1"), n_trials=8, callbacks=[reporter])
-    with serve(study) as base, browser.at(base, "/studies/1") as page:
+    with browser.at(base, f"/studies/{study._study_id}") as page:
         drawn = plot(page, "s2e_2_theta")
         assert (
             drawn.locator("[class*=yaxislayer] text").count() > 16
@@ -290,9 +289,9 @@ def test_the_picture_of_a_running_trial_changes_on_the_open_page(
     search.study.tell(trial, 0.25)
 
 
-def test_strings_of_the_database_do_nothing(browser: Browser, tmp_path: Path) -> None:
+def test_strings_of_the_database_do_nothing(browser: Browser, search: Search, base: str) -> None:
     name = "x`y|z<img src=http://evil.example/i.png onerror=alert(1)> [l](http://evil.example) ***"
-    hostile = Search(tmp_path, name, n_trials=4)
+    hostile = Search(search.folder, name, n_trials=4)
     hostile.study.set_user_attr("s2e:command", f"```\n{name}")
     save_note(hostile.study, "<script>alert(2)</script>\n\nMy text.")
     hostile.go_on(1)
@@ -302,11 +301,11 @@ def test_strings_of_the_database_do_nothing(browser: Browser, tmp_path: Path) ->
     browser.page.on(
         "request", lambda request: asked.append(request.url) if "evil" in request.url else None
     )
-    with serve(hostile.study, hostile.pictures) as base:
-        for path, shown in (("/studies/1/note", "My text."), ("/studies/1", "Best Trial")):
-            with browser.at(base, path) as page:
-                page.get_by_text(shown).first.wait_for()
-                page.clock.run_for(1000)
-                page.wait_for_load_state("networkidle")
-                assert page.locator("a[href*=evil], img[src*=evil], svg a").count() == 0
+    own = f"/studies/{hostile.study._study_id}"
+    for path, shown in ((f"{own}/note", "My text."), (own, "Best Trial")):
+        with browser.at(base, path) as page:
+            page.get_by_text(shown).first.wait_for()
+            page.clock.run_for(1000)
+            page.wait_for_load_state("networkidle")
+            assert page.locator("a[href*=evil], img[src*=evil], svg a").count() == 0
     assert asked == []

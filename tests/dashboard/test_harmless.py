@@ -13,7 +13,8 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 from optuna_dashboard import get_note, save_note
-from reporting import PLOTS, call, detail, plots, search_with, unwrapped
+from processes import Process
+from reporting import PLOTS, call, detail, make_objective, plots, search_with, unwrapped
 from sqlalchemy import event
 from sqlalchemy.pool import Pool
 
@@ -140,26 +141,24 @@ def test_a_study_renamed_by_a_click_is_painted_again(study: optuna.Study, tmp_pa
         assert len(renamed.trials) == 8
 
 
-def test_two_workers_at_once_leave_sound_pages(tmp_path: Path) -> None:
+def report(url: str, pictures: Path, n_trials: int) -> None:
+    """Run half of the trials of a search, without a warning."""
+    warnings.simplefilter("error")
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    sampler = S2ESampler(population_size=4, seed=0)
+    study = optuna.load_study(study_name="s", storage=open_storage(url), sampler=sampler)
+    reporter = DashboardReporter(pictures, n_trials=n_trials)
+    study.optimize(make_objective(reporter), n_trials=n_trials // 2, callbacks=[reporter])
+
+
+def test_two_workers_at_once_leave_sound_pages(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     url = f"sqlite:///{tmp_path}/s2e.db"
     optuna.create_study(study_name="s", storage=open_storage(url))
-    code = f"""
-import sys, warnings
-sys.path.insert(0, {str(Path(__file__).parent)!r})
-warnings.simplefilter("error")
-import optuna
-from optuna_s2e import S2ESampler, open_storage
-from optuna_s2e.dashboard import DashboardReporter
-from reporting import make_objective
-optuna.logging.set_verbosity(optuna.logging.ERROR)
-reporter = DashboardReporter({str(tmp_path / "pictures")!r}, n_trials=16)
-study = optuna.load_study(
-    study_name="s", storage=open_storage({url!r}), sampler=S2ESampler(population_size=4, seed=0)
-)
-study.optimize(make_objective(reporter), n_trials=8, callbacks=[reporter])
-"""
-    workers = [subprocess.Popen([sys.executable, "-c", code]) for _ in range(2)]
-    assert [w.wait(timeout=120) for w in workers] == [0, 0]
+    workers = [Process(report, url, tmp_path / "pictures", 16) for _ in range(2)]
+    assert [w.wait() for w in workers] == [0, 0], [w.errors for w in workers]
     with serve(url, tmp_path / "pictures") as base:
         answer = detail(base)
         assert set(plots(answer)) == PLOTS  # each is valid JSON

@@ -1,14 +1,12 @@
 """The launcher and the folder of pictures: who may see and change what."""
 
+import contextlib
 import io
 import json
-import os
 import re
 import signal
 import socket
 import stat
-import subprocess
-import sys
 import time
 from base64 import b64encode
 from collections.abc import Iterator
@@ -23,6 +21,7 @@ import pytest
 from optuna.artifacts import upload_artifact
 from optuna.artifacts.exceptions import ArtifactNotFound
 from optuna.trial import FixedTrial
+from processes import PATIENCE, Command, wait_until
 from reporting import call, make_objective
 
 from optuna_s2e import ScheduleSpace, suggest_simplex
@@ -260,24 +259,14 @@ def test_the_folder_is_found_again(study: optuna.Study, tmp_path: Path) -> None:
 @contextmanager
 def launched(folder: Path, *argv: str, **env: str) -> Iterator[tuple[str, list[str]]]:
     """Run `s2e dashboard`; yield its address and the lines before it."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "optuna_s2e", "dashboard", "--port", "0", *argv],
-        cwd=folder, env={**os.environ, **env}, stdout=subprocess.PIPE, text=True,
-        # a background job of a shell ignores SIGINT, and so do its children
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )  # fmt: skip
-    assert process.stdout is not None
-    before: list[str] = []
-    for line in process.stdout:
-        if line.startswith("http"):
-            break
-        before.append(line)
+    with contextlib.chdir(folder):
+        server = Command("dashboard", "--port", "0", *argv, env=env)
+    wait_until(lambda: "(Ctrl-C stops it)\n" in server.printed, server)
+    before, _, line = server.printed.partition("http")
     try:
-        yield line.split()[0], before
+        yield f"http{line.split()[0]}", before.splitlines(keepends=True)
     finally:
-        process.send_signal(signal.SIGINT)
-        assert process.wait(timeout=20) == 130
-        process.stdout.close()
+        assert server.stop(signal.SIGINT)[0] == 130
 
 
 def test_s2e_dashboard_serves_refreshes_asks_for_its_password_and_opens_a_browser(
@@ -289,8 +278,8 @@ def test_s2e_dashboard_serves_refreshes_asks_for_its_password_and_opens_a_browse
         from_study_name="s", from_storage=study._storage, to_storage=study._storage,
         to_study_name="copy",
     )  # fmt: skip
-    browser = tmp_path / "browser"
-    browser.write_text(f'#!/bin/sh\necho "$1" > {tmp_path}/opened\n')
+    browser, opened = tmp_path / "browser", tmp_path / "opened"
+    browser.write_text(f'#!/bin/sh\necho "$1" > {opened}\n')
     browser.chmod(0o755)
     options = ("--refresh", "--read-only", "--password")
     env = {"BROWSER": str(browser), "S2E_DASHBOARD_PASSWORD": "secret"}
@@ -312,10 +301,11 @@ def test_s2e_dashboard_serves_refreshes_asks_for_its_password_and_opens_a_browse
         assert path.startswith("/artifacts/2/")
         assert answer(path).startswith(b"<svg")  # from the recorded folder
         assert status(api(base, "/api/studies/1"), "DELETE", **known) == 403
-        end = time.monotonic() + 10
-        while not (tmp_path / "opened").exists() and time.monotonic() < end:
-            time.sleep(0.1)
-        assert (tmp_path / "opened").read_text().strip() == base
+        end = time.monotonic() + PATIENCE
+        while not opened.exists() or not opened.read_text():
+            assert time.monotonic() < end
+            time.sleep(0.02)
+        assert opened.read_text().strip() == base
 
 
 def test_s2e_dashboard_on_a_taken_port_is_one_line(
@@ -336,11 +326,11 @@ def test_s2e_dashboard_shows_the_plots_of_a_study_that_had_no_reporter(
     study.optimize(lambda t: float(ScheduleSpace(8).suggest(t).keep_rates.mean()), n_trials=5)
     url = f"sqlite:///{tmp_path}/s2e.db"
     with launched(tmp_path, "--storage", url, "--no-browser") as (base, _):
-        end = time.monotonic() + 60
+        end = time.monotonic() + PATIENCE
         while time.monotonic() < end:
             answer = json.loads(urlopen(api(base, "/api/studies/1")).read())
             if len(answer["plotly_graph_objects"]) == 4 and answer["note"]["body"]:
                 break
-            time.sleep(0.5)
+            time.sleep(0.1)
         assert len(answer["plotly_graph_objects"]) == 4
         assert " · 5 trials" in answer["note"]["body"]

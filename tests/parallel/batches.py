@@ -1,7 +1,6 @@
 """Studies, objectives and storages that the tests of batches share."""
 
 import hashlib
-import multiprocessing
 import random
 import time
 from collections.abc import Callable
@@ -16,9 +15,6 @@ from optuna_s2e import S2ESampler, generations
 from optuna_s2e.analysis import Snapshot, verify
 
 K = 4
-
-
-SPAWN = multiprocessing.get_context("spawn")
 
 
 def parabola(trial: Trial) -> float:
@@ -48,8 +44,9 @@ def states(study: optuna.Study) -> set[TrialState]:
 
 
 def assert_sound(study: optuna.Study) -> None:
-    assert verify(Snapshot.of(study)).sound
-    assert "bit for bit" in verify(Snapshot.of(study)).message
+    verified = verify(Snapshot.of(study))
+    assert verified.sound
+    assert "bit for bit" in verified.message
     assert TrialState.RUNNING not in states(study)
     members = [n for g in generations(study) for n in g.members]
     assert len(members) == len(set(members))

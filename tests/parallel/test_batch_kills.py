@@ -1,11 +1,12 @@
 """Drivers and workers that die, at any write and at any time: no theta changes."""
 
+import multiprocessing
 import os
 import random
 import signal
-import subprocess
 import sys
 import time
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import optuna
@@ -22,6 +23,7 @@ from batches import (
     thetas,
 )
 from optuna.trial import Trial, TrialState
+from processes import PATIENCE, Process, wait_until
 
 from optuna_s2e import generations, open_storage, optimize_batch
 from optuna_s2e.parallel import _lease as lease
@@ -33,6 +35,11 @@ def failing_above(trial: Trial) -> float:
     if x > 0.4:
         raise ValueError("too large")
     return x
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -87,34 +94,14 @@ def test_no_enqueued_point_is_lost_with_its_driver(
     assert n > 5
 
 
-DRIVER = """
-import multiprocessing, sys
-from concurrent.futures import ProcessPoolExecutor
-import optuna
-from optuna_s2e import S2ESampler, open_storage, optimize_batch
-from batches import K, parabola
-optuna.logging.set_verbosity(optuna.logging.ERROR)
-
-def make():
+def pool() -> ProcessPoolExecutor:
     return ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("fork"))
 
-if __name__ == "__main__":
-    study = optuna.create_study(
-        study_name="s", storage=open_storage(sys.argv[1]), load_if_exists=True,
-        sampler=S2ESampler(population_size=K, estimator="natural", seed=0),
-    )
-    optimize_batch(study, parabola, int(sys.argv[2]), executor=make, max_attempts=50)
-"""
 
-
-def start_driver(url: str, n_trials: int) -> "subprocess.Popen[bytes]":
-    path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
-    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path}
-    return subprocess.Popen(
-        [sys.executable, "-W", "ignore", "-c", DRIVER, url, str(n_trials)],
-        env=env,
-        start_new_session=True,
-    )
+def drive(url: str, n_trials: int) -> None:
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    study = new_study(open_storage(url))
+    optimize_batch(study, parabola, n_trials, executor=pool, max_attempts=50)
 
 
 def children(pid: int) -> list[int]:
@@ -128,11 +115,11 @@ def children(pid: int) -> list[int]:
 def storm(url: str) -> optuna.Study:
     """Drive a search while its workers and its driver are killed, -9, at random moments."""
     study = new_study(open_storage(url))
-    end, n = time.monotonic() + 90, 5 * K + 1
-    kills = 0
+    kills, n = 0, 5 * K + 1
     for target in (n // 2, n):
-        driver = start_driver(url, n - completed(study))
-        while completed(study) < target and driver.poll() is None:
+        driver = Process(drive, url, n - completed(study), session=True)
+        end = time.monotonic() + PATIENCE
+        while completed(study) < target and driver.is_alive():
             assert time.monotonic() < end, "the driver made no progress"
             time.sleep(random.random() * 0.2)
             workers = children(driver.pid)
@@ -140,9 +127,8 @@ def storm(url: str) -> optuna.Study:
                 os.kill(random.choice(workers), signal.SIGKILL)
                 kills += 1
         if target < n:
-            os.killpg(driver.pid, signal.SIGKILL)
-            driver.wait()
-    assert driver.wait(60) == 0
+            driver.kill_session()
+    assert driver.wait() == 0, driver.errors
     assert kills > 0
     return study
 
@@ -169,12 +155,9 @@ def test_killed_workers_and_drivers_change_no_theta_on_postgresql(
 def test_sigterm_leaves_no_trial_running(tmp_path: Path, undisturbed: list[str]) -> None:
     url = f"sqlite:///{tmp_path}/s.db"
     study = new_study(open_storage(url))
-    driver = start_driver(url, 1000)
-    while completed(study) < 3:
-        assert driver.poll() is None
-        time.sleep(0.02)
-    driver.terminate()
-    assert driver.wait(60) == 128 + signal.SIGTERM
+    driver = Process(drive, url, 1000, session=True)
+    wait_until(lambda: completed(study) >= 3, driver)
+    assert driver.stop(signal.SIGTERM)[0] == 128 + signal.SIGTERM
     assert TrialState.RUNNING not in states(study)
     optimize_batch(study, parabola, 2 * K)
     assert thetas(study, 3) == undisturbed[3]

@@ -9,8 +9,9 @@ from typing import Any
 
 import optuna
 import pytest
-from batches import SPAWN, K, assert_sound, new_study, parabola, states, thetas
+from batches import K, assert_sound, new_study, parabola, states, thetas
 from optuna.trial import Trial, TrialState
+from processes import CONTEXT
 
 from optuna_s2e import optimize_batch
 
@@ -53,7 +54,7 @@ def dies(trial: Trial) -> float:
 
 
 def make_pool() -> Executor:
-    return ProcessPoolExecutor(2, mp_context=SPAWN)
+    return ProcessPoolExecutor(2, mp_context=CONTEXT)
 
 
 def test_an_objective_that_kills_its_workers_ends_with_one_error() -> None:

@@ -3,6 +3,7 @@
 import os
 import signal
 import socket
+import sqlite3
 import threading
 import time
 from collections.abc import Callable
@@ -16,7 +17,7 @@ from batches import K, assert_sound, completed, new_study, parabola, states, the
 from optuna.storages import BaseStorage, InMemoryStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import Trial, TrialState
-from processes import Process, wait_until
+from processes import CONTEXT, PATIENCE, Process, wait_until
 
 from optuna_s2e import open_storage, optimize_batch
 from optuna_s2e._attributes import DRIVER_KEY
@@ -29,19 +30,24 @@ from optuna_s2e.parallel._process import this_process
 def test_heartbeats_of_all_asked_trials(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path}/s.db"
     options = {"connect_args": {"timeout": 60}}
-    storage = RDBStorage(url, engine_kwargs=options, heartbeat_interval=1, grace_period=2)
-    study = new_study(storage)
+    study = new_study(RDBStorage(url, engine_kwargs=options, heartbeat_interval=1))
+    looker = sqlite3.connect(tmp_path / "s.db")
+
+    def heartbeats() -> set[tuple[int, str]]:
+        return set(looker.execute("SELECT trial_id, heartbeat FROM trial_heartbeats"))
 
     class Slow:
         def __call__(self, trial: Trial) -> float:
             raise AssertionError
 
         def batch(self, trials: list[Trial]) -> list[float]:
-            time.sleep(3)  # longer than the grace period
-            optuna.storages.fail_stale_trials(optuna.load_study(study_name="s", storage=storage))
+            first = heartbeats()
+            assert {trial_id for trial_id, _ in first} == {trial._trial_id for trial in trials}
+            assert eventually(lambda: not first & heartbeats())  # all of them are sent again
             return [trial.suggest_float("x", 0, 1) for trial in trials]
 
     optimize_batch(study, Slow(), K)
+    looker.close()
     assert states(study) == {TrialState.COMPLETE}
 
 
@@ -103,6 +109,7 @@ def test_a_driver_elsewhere_is_judged_by_its_count_not_by_clocks(
     ids=["x", "7", "empty", "driver", "pid", "self"],
 )  # fmt: skip
 def test_a_damaged_lease_keeps_nobody_out(value: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lease, "REFRESH", 0.1)
     monkeypatch.setattr(lease, "PATIENCE", 0.1)
     study = new_study()
     study._storage.set_study_system_attr(study._study_id, DRIVER_KEY, value)
@@ -141,24 +148,30 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-def drive(url: str, n: int, seconds: float = 0.0, host: str = "", start: float = 0.0) -> None:
-    """Drive the study; print the number of each trial that is trained, or why none is."""
+def drive(url: str, n: int, end: str, host: str = "", start: Any = None) -> None:
+    """Drive the study; print the number of each trial that is trained, or why none is.
+
+    Trials are trained until the file `end` exists.
+    """
     if host:  # another machine, as far as a lease can tell
         socket.gethostname = lambda: host  # type: ignore[assignment]
-    lease.REFRESH, lease.PATIENCE = 0.5, 4.0
+    lease.REFRESH, lease.PATIENCE = 0.2, 1.6
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     study = new_study(open_storage(url))
 
     def train(trial: Trial) -> float:
         print("trained", trial.number, flush=True)
         x = trial.suggest_float("x", 0, 1)
-        for epoch in range(10):
-            time.sleep(seconds / 10)
+        epoch = 0
+        while not Path(end).exists():
+            time.sleep(0.02)
             trial.report(x, epoch)
+            epoch += 1
         print("whole", trial.number, flush=True)
         return x
 
-    time.sleep(max(0.0, start - time.time()))
+    if start is not None:
+        start.wait()
     try:
         optimize_batch(study, train, n)
     except RuntimeError as error:
@@ -180,12 +193,17 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 @pytest.mark.parametrize("url", SCHEMES, indirect=True)
 def test_of_many_drivers_that_begin_at_the_same_moment_one_drives(url: str) -> None:
     new_study(open_storage(url))
-    start = time.time() + 3
-    drivers = [Process(drive, url, K, 0.5, "", start) for _ in range(6)]
+    start = CONTEXT.Barrier(6)
+    drivers = [Process(drive, url, K, "end", "", start) for _ in range(6)]
+
+    def n_printed(text: str) -> int:
+        return sum(text in driver.printed for driver in drivers)
+
+    assert eventually(lambda: n_printed("ended") == 5)  # the sixth one trains until it may end
+    Path("end").touch()
     assert [driver.wait() for driver in drivers] == [0] * 6
-    printed = [driver.printed for driver in drivers]
-    assert sum("trained" in text for text in printed) == 1
-    assert sum("is driven by another optimize_batch" in text for text in printed) == 5
+    assert n_printed("trained") == 1
+    assert n_printed("is driven by another optimize_batch") == 5
     study = new_study(open_storage(url))
     assert [t.state for t in study.trials] == [TrialState.COMPLETE] * K
     assert_sound(study)
@@ -194,17 +212,18 @@ def test_of_many_drivers_that_begin_at_the_same_moment_one_drives(url: str) -> N
 def test_a_suspended_driver_that_lost_its_lease_trains_nothing_more(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path}/s.db"
     new_study(open_storage(url))
-    first = Process(drive, url, K, 4.0)
+    first = Process(drive, url, K, "never")
     wait_until(lambda: "trained 0" in first.printed, first)
     first.send_signal(signal.SIGSTOP)
-    second = Process(drive, url, K, 0.1, "elsewhere")  # waits until the lease has expired
-    assert second.wait(45) == 0
+    Path("now").touch()
+    second = Process(drive, url, K, "now", "elsewhere")  # waits until the lease has expired
+    assert second.wait() == 0, second.errors
     assert second.printed.count("whole") == K
     first.send_signal(signal.SIGCONT)
-    assert first.wait(60) == 0, first.errors
+    assert first.wait() == 0, first.errors
     assert "trained 1" not in first.printed  # nor was the first one brought to its end:
     assert "whole" not in first.printed
-    assert "has taken over, because this process stood still for more than 4 s" in first.printed
+    assert "has taken over, because this process stood still for more than 1.6 s" in first.printed
     study = new_study(open_storage(url))
     assert [t.state for t in study.trials] == [TrialState.FAIL] * K + [TrialState.COMPLETE] * K
 
@@ -267,7 +286,7 @@ def held_in(study: optuna.Study) -> Any:
 
 
 def eventually(condition: Callable[[], bool]) -> bool:
-    end = time.monotonic() + 30
+    end = time.monotonic() + PATIENCE
     while not condition() and time.monotonic() < end:
         time.sleep(0.01)
     return condition()

@@ -12,13 +12,14 @@ import optuna
 import pytest
 from batches import new_study
 from optuna.trial import Trial, TrialState
-from processes import Process, wait_until
+from processes import PATIENCE, Process, wait_until
 
 from optuna_s2e import open_storage, optimize_batch
 from optuna_s2e.parallel._process import Process as Identity
 from optuna_s2e.parallel._process import this_process
 
 URL = "sqlite:///s.db"
+FOREVER = 2 * PATIENCE  # what lasts so long has to be ended
 
 
 @pytest.fixture(autouse=True)
@@ -32,7 +33,7 @@ def sign_in() -> None:
 
 def sleep_in_a_child() -> None:
     sign_in()
-    time.sleep(100)
+    time.sleep(FOREVER)
 
 
 def busy(trial: Trial) -> float:
@@ -40,18 +41,18 @@ def busy(trial: Trial) -> float:
     kind = trial.user_attrs["seed"] % 4
     sign_in()
     if kind == 0:
-        end = time.monotonic() + 100
+        end = time.monotonic() + FOREVER
         while time.monotonic() < end:
             pass
     elif kind == 1:
         lock = threading.Lock()
         lock.acquire()
-        lock.acquire(timeout=100)
+        lock.acquire(timeout=FOREVER)
     elif kind == 2:
         child = multiprocessing.get_context("fork").Process(target=sleep_in_a_child)
         child.start()
         child.join()
-    time.sleep(100)
+    time.sleep(FOREVER)
     return 0.0
 
 
@@ -67,6 +68,8 @@ def drive(method: str) -> None:
     sign_in()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     context = multiprocessing.get_context(method)
+    if method == "forkserver":
+        context.set_forkserver_preload(["optuna_s2e.parallel", "pytest"])  # not in each process
     optimize_batch(
         new_study(open_storage(URL)),
         Busy(),
@@ -91,10 +94,10 @@ def alive() -> list[int]:
     return found
 
 
-def none_is_left(seconds: float) -> bool:
-    end = time.monotonic() + seconds
+def none_is_left() -> bool:
+    end = time.monotonic() + PATIENCE
     while alive() and time.monotonic() < end:
-        time.sleep(0.1)
+        time.sleep(0.02)
     return not alive()
 
 
@@ -114,7 +117,7 @@ def test_processes_of_a_pool_end_with_their_driver(method: str, sign: signal.Sig
     wait_until(lambda: len(signed_in()) == 6, driver)  # driver, four processes, a child of one
     assert len(alive()) == 6
     code, _, errors = driver.stop(sign)
-    assert none_is_left(6)
+    assert none_is_left()
     if sign == signal.SIGKILL:
         assert code == -sign
         return

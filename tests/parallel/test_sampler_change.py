@@ -2,7 +2,6 @@
 
 import warnings
 from collections.abc import Callable
-from pathlib import Path
 
 import optuna
 import pytest
@@ -51,11 +50,10 @@ def test_another_sampler_is_named_once_beside_the_first(
     then: Callable[[], BaseSampler],
     names: tuple[str, str],
     go_on: Run,
-    tmp_path: Path,
 ) -> None:
-    url = f"sqlite:///{tmp_path}/s.db"
-    begin(optuna.create_study(storage=url, study_name="s", sampler=first()))
-    study = optuna.load_study(storage=url, study_name="s", sampler=then())
+    storage = optuna.storages.InMemoryStorage()
+    begin(optuna.create_study(storage=storage, study_name="s", sampler=first()))
+    study = optuna.load_study(storage=storage, study_name="s", sampler=then())
     with pytest.warns(UserWarning, match="was searched with") as caught:
         go_on(study)
     (warning,) = (w for w in caught if "was searched with" in str(w.message))

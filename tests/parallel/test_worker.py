@@ -29,7 +29,8 @@ def quick(trial):
 def slow(trial):
     value = quick(trial)
     open("training", "w").close()
-    time.sleep(float(os.environ.get("S2E_SLEEP", "60")))
+    while not os.path.exists(os.environ["S2E_END"]):
+        time.sleep(0.02)
     return value
 def extending(trial):
     if trial.number == 1:  # someone else asks for more while this worker runs its last trial
@@ -59,17 +60,19 @@ def make_study(**settings: Any) -> optuna.Study:
     )
 
 
-def start_worker(*options: str, seconds: float = 60) -> Command:
-    argv = ["worker", "--objective", "own_objectives:slow", *options]
-    worker = Command(*argv, env={"S2E_SLEEP": str(seconds)})
+def start_worker(*options: str, end: str = "never") -> Command:
+    """Start a worker whose first trial has begun, and ends when the file `end` exists."""
+    argv = ["worker", "--objective", "own_objectives:slow", "--no-dashboard", *options]
+    worker = Command(*argv, env={"S2E_END": end})
     wait_until(Path("training").exists, worker)
     return worker
 
 
 def test_worker_joins_a_search_with_what_came_with_it(capsys: pytest.CaptureFixture[str]) -> None:
-    search = ["--epochs", "4", "--study-name", "s", "--population-size", "3", "--seed", "5"]
+    search = ["--epochs", "4", "--study-name", "s", "--population-size", "3", "--seed", "5",
+              "--no-dashboard"]  # fmt: skip
     assert main(["search", *search, "--trials", "4"]) == 0
-    assert main(["worker", "--study-name", "s", "--trials", "8"]) == 0
+    assert main(["worker", "--study-name", "s", "--trials", "8", "--no-dashboard"]) == 0
     assert "Complete: 4 trials" in capsys.readouterr().out
     study = optuna.load_study(study_name="s", storage="sqlite:///s2e.db")
     assert [t.state for t in study.trials] == [TrialState.COMPLETE] * 8
@@ -111,16 +114,18 @@ def test_sampler_takes_the_settings_of_the_study() -> None:
 
 
 @pytest.mark.parametrize(
-    ("grace", "seconds", "state"),
-    [("30", 2.0, TrialState.COMPLETE), ("0.3", 60.0, TrialState.FAIL)],
+    ("grace", "end", "state"),
+    [("1000", "end", TrialState.COMPLETE), ("0.3", "never", TrialState.FAIL)],
 )
 def test_sigterm_lets_the_trial_end_or_fails_it_with_a_reason(
-    grace: str, seconds: float, state: TrialState
+    grace: str, end: str, state: TrialState
 ) -> None:
     study = make_study()
-    worker = start_worker("--grace", grace, seconds=seconds)
+    worker = start_worker("--grace", grace, end=end)
     worker.send_signal(signal.SIGTERM)
-    assert worker.wait(20) == 143
+    time.sleep(0.3)
+    Path("end").touch()
+    assert worker.wait() == 143
     assert [t.state for t in study.trials] == [state]
     expected = {STOPPED_BY_KEY: "SIGTERM"} if state == TrialState.FAIL else {}
     assert study.trials[0].user_attrs == expected
@@ -133,7 +138,7 @@ def test_second_signal_stops_at_once(signals: list[str]) -> None:
     for name in signals:
         worker.send_signal(signal.Signals[name])
         time.sleep(0.3)
-    assert worker.wait(10) == (130 if signals[-1] == "SIGINT" else 143)
+    assert worker.wait() == (130 if signals[-1] == "SIGINT" else 143)
     (trial,) = study.trials
     assert trial.state == TrialState.FAIL
     assert trial.user_attrs == {STOPPED_BY_KEY: signals[-1]}
@@ -249,7 +254,7 @@ def failing(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
 @pytest.mark.filterwarnings("ignore:.*trials in a row have failed")
 def test_errors_name_the_remedy(capsys: pytest.CaptureFixture[str]) -> None:
     study = make_study()
-    own = ["worker", "--objective"]
+    own = ["worker", "--no-dashboard", "--objective"]
     assert "name its objective with --objective" in failing(capsys, "worker")
     assert "must be module:function" in failing(capsys, *own, "own_objectives")
     assert "cannot be imported: No module" in failing(capsys, *own, "nowhere:f")
@@ -259,7 +264,7 @@ def test_errors_name_the_remedy(capsys: pytest.CaptureFixture[str]) -> None:
     assert "--grace must be" in failing(capsys, "worker", "--grace", "-1")
     assert "10 trials in a row have failed" in failing(capsys, *own, "own_objectives:failing")
     assert len(study.trials) == 10
-    main(["search", "--epochs", "4", "--trials", "1", "--study-name", "t"])
+    main(["search", "--epochs", "2", "--trials", "1", "--study-name", "t", "--no-dashboard"])
     line = failing(capsys, *own, "own_objectives:quick", "--study-name", "t")
     assert "leave out --objective" in line
 
