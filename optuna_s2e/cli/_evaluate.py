@@ -160,16 +160,9 @@ def _train(
     kept: Path,
 ) -> dict[str, Evaluation]:
     """Train every schedule with every seed under a progress bar."""
-    from tqdm import tqdm
-
     from optuna_s2e.coteaching import evaluate_schedules
 
-    with tqdm(unit="epoch", desc="retraining", mininterval=_common.bar_interval()) as bar:
-
-        def progress(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-
+    with _common.epoch_bar("retraining") as progress:
         return evaluate_schedules(
             {name: schedule.keep_rates for name, schedule in schedules.items()},
             objective.data,

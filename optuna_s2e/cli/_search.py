@@ -108,6 +108,18 @@ OPTIONS: dict[str, Options] = {
             "paper's space, 19 parameters",
             DEFAULT_KIND,
         ),
+        "--noise-rate-estimate": {
+            "action": argparse.BooleanOptionalAction,
+            "help": "first estimate how many labels are wrong, then search among the schedules "
+            "that suit that rate. The estimate costs about one training and is kept with the "
+            "study. Without it, all schedules of the space are searched (default: estimate; a "
+            "study goes on as it began)",
+        },
+        "--known-noise-rate": option(
+            "E", "the share of labels that are wrong, if you know it: nothing is estimated. For "
+            "named data that is what --noise-rate adds; a search on your own data is not told, so "
+            "the default is fair to it", kind=number(0, 1, open_high=True),
+        ),
         "--trials": option(
             "N", "stop when the study has N complete trials, earlier ones and other workers' "
             "included", 60, TRIALS,
@@ -163,7 +175,7 @@ def run(args: argparse.Namespace) -> int:
     objective.check()
     storage = _common.open_for_work(args.storage, create=True)  # last: an error writes nothing
     name = args.study_name or _study_name(**settings["data"])
-    study = _open_study(storage, name, settings, args)
+    study = _open_study(storage, name, objective, args)
     if reporter is not None:
         line = _with_option(args.argv, "--storage", args.storage)
         reporter.record_command(study, ["s2e", *line])
@@ -171,6 +183,8 @@ def run(args: argparse.Namespace) -> int:
     done = _common.n_complete(study)
     if done:
         print(f"Resuming study {study.study_name!r}: {done} trials are complete.")
+    if done < args.trials:
+        _common.prepare_study(study, objective)
     callbacks = [reporter] if reporter is not None else []
     optimize = _common.optimize_in_batches if args.batch else _common.optimize
     stopped = optimize(study, objective, args.trials, callbacks)
@@ -185,6 +199,7 @@ def _make_objective(
 ) -> CoteachingObjective:
     from optuna_s2e.coteaching import CoteachingObjective, load_data
 
+    noise_rate = _noise_rate(args)
     _common.set_threads(args.threads)
     data = load_data(
         args.data,
@@ -202,11 +217,24 @@ def _make_objective(
         device=args.device,
         seed=args.seed,
         kind=args.space,
+        noise_rate=noise_rate,
         batch_size=args.batch_size,
         learning_rate=args.learning_rate,
         metric=args.metric,
         reporter=reporter,
     )
+
+
+def _noise_rate(args: argparse.Namespace) -> float | str | None:
+    """Return the noise rate that the objective is told: "estimate" by default."""
+    known: float | None = args.known_noise_rate
+    if known is not None:
+        if args.noise_rate_estimate:
+            raise ValueError(
+                "--known-noise-rate and --noise-rate-estimate exclude each other. Leave one out."
+            )
+        return known
+    return None if args.noise_rate_estimate is False else "estimate"
 
 
 def _study_name(name: str, noise: str, noise_rate: float, **_: Any) -> str:
@@ -226,12 +254,16 @@ def _make_sampler(args: argparse.Namespace, on_config_change: str | None = None)
 
 
 def _open_study(
-    storage: optuna.storages.BaseStorage, name: str, settings: Any, args: argparse.Namespace
+    storage: optuna.storages.BaseStorage,
+    name: str,
+    objective: CoteachingObjective,
+    args: argparse.Namespace,
 ) -> optuna.Study:
     """Create or load a study with its sampler.
 
     A study of other settings is refused. If all its trials failed, its settings are replaced: they
-    may be why.
+    may be why. Unless the command line says which noise rate the search follows, it goes on with
+    that of the study.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(study_name=name, storage=storage, load_if_exists=True)
@@ -245,11 +277,15 @@ def _open_study(
         raise ValueError(
             f"Study {name!r} holds trials of another objective. Use another --study-name."
         )
+    kept = [t for t in trials if t.state not in (TrialState.FAIL, TrialState.WAITING)]
+    is_asked = args.known_noise_rate is not None or args.noise_rate_estimate is not None
+    if kept and isinstance(recorded, dict) and not is_asked:
+        objective.spaces.noise_rate = recorded.get("noise_rate")
+    settings: dict[str, Any] = objective.settings or {}
     old = recorded.get("data") if isinstance(recorded, dict) else None
     if isinstance(old, dict) and "content" not in old:  # of an earlier release
         data = {key: value for key, value in settings["data"].items() if key != "content"}
         settings = {**settings, "data": data}
-    kept = [t for t in trials if t.state not in (TrialState.FAIL, TrialState.WAITING)]
     sampler = _make_sampler(args, None if kept else "adopt")
     changes = [] if recorded in (None, settings) else [_differences(settings, recorded)]
     if changes and kept:
@@ -271,6 +307,8 @@ def _open_study(
         print(f"Study {name!r} {what}: {name_options(', '.join(changes), vars(args))}.")
     if recorded != settings:
         study.set_user_attr(OBJECTIVE_KEY, settings)
+        if recorded is not None:
+            objective.spaces.forget(study)
         with warnings.catch_warnings():  # the dashboard's axes get a name
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             study.set_metric_names([settings["metric"]])
@@ -287,11 +325,22 @@ def _differences(own: dict[str, Any], recorded: Any, prefix: str = "") -> str:
         here, there = own.get(key), recorded.get(key)
         if isinstance(here, dict) and isinstance(there, dict) and here != there:
             found.append(_differences(here, there, f"{prefix}{key}."))
+        elif here != there and key == "noise_rate" and not prefix:
+            found.append(f"it is searched with {_asks(here)}, there with {_asks(there)}")
         elif here != there and key == "content":
             found.append(f"the data in {own['name']!r} have changed")
         elif here != there:
             found.append(f"{prefix}{key} is {here!r}, there {there!r}")
     return ", ".join(found)
+
+
+def _asks(noise_rate: object) -> str:
+    """Return the option that lets a search follow this noise rate."""
+    if noise_rate is None:
+        return "--no-noise-rate-estimate"
+    return (
+        "--noise-rate-estimate" if noise_rate == "estimate" else f"--known-noise-rate {noise_rate}"
+    )
 
 
 # --- what is printed -------------------------------------------------------------------------

@@ -32,6 +32,7 @@ References:
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -47,7 +48,7 @@ from optuna_s2e._checks import check_int
 from optuna_s2e._typing import FloatArray, IntArray
 from optuna_s2e.coteaching._config import DTYPES, TrainingConfig
 from optuna_s2e.coteaching._networks import Network
-from optuna_s2e.coteaching._training import train_batch
+from optuna_s2e.coteaching._training import Metrics, OnEpoch, train_batch
 from optuna_s2e.coteaching.data import NoisyData, to_input
 from optuna_s2e.schedules import standard_schedule
 
@@ -73,6 +74,8 @@ class NoiseEstimate:
         deviations: Standard deviations of P's entries, (C, C).
         used_clean_labels: Whether clean validation labels were used. If not, the noise rate is
             an upper bound where the network makes many errors of its own.
+        probabilities: Probability of each class for each sample, by networks that were not
+            trained on it, (N, C): what is needed to look for single wrong labels.
     """
 
     noise_rate: float
@@ -80,6 +83,7 @@ class NoiseEstimate:
     transition_matrix: FloatArray
     deviations: FloatArray
     used_clean_labels: bool
+    probabilities: FloatArray
 
     def __str__(self) -> str:
         """Return the estimate as a sentence."""
@@ -97,9 +101,10 @@ def estimate_noise(
     network: Network = "mlp",
     config: TrainingConfig | None = None,
     n_epochs: int = 20,
-    clean_validation: bool = True,
+    clean_validation: bool | None = None,
     device: torch.device | str = "auto",
     seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
 ) -> NoiseEstimate:
     """Estimate how many training labels are wrong.
 
@@ -113,9 +118,11 @@ def estimate_noise(
         config: Optimiser and mini-batches. The default is `TrainingConfig()`.
         n_epochs: Epochs of each training, at least 2.
         clean_validation: Whether the validation labels are right. If they have errors of their
-            own, say False: no label counts as right then.
+            own, say False: no label counts as right then. None takes what the data say
+            (`NoisyData.clean_validation`).
         device: As in `train_batch`.
         seed: Seed of the folds, the networks and the interval, a non-negative int.
+        progress: Function that is called with (epochs done, all epochs) after each epoch.
 
     Returns:
         The estimate. The same arguments give the same numbers on the same device.
@@ -131,8 +138,9 @@ def estimate_noise(
         >>> abs(estimate.noise_rate - 0.3) < 0.05
         True
     """
-    check_int("n_epochs", n_epochs, 2)
-    seed = check_int("seed", seed, 0)
+    n_epochs, seed = check_int("n_epochs", n_epochs, 2), check_int("seed", seed, 0)
+    if clean_validation is None:
+        clean_validation = data.clean_validation
     rng = np.random.default_rng([seed, 0])
     given = data.noisy_labels.cpu().numpy()
     folds = _folds(given, rng)
@@ -140,15 +148,21 @@ def estimate_noise(
     on_validation = []
     for number in range(N_FOLDS):
         held_out = folds == number
-        networks = _train(data, ~held_out, network, config, n_epochs, device, [seed, number])
+
+        def on_epoch(_: int, epoch: int, __: Metrics, number: int = number) -> None:
+            if progress is not None:
+                progress(number * n_epochs + epoch + 1, N_FOLDS * n_epochs)
+
+        part = _part(data, ~held_out)
+        networks = _train(part, network, config, n_epochs, device, [seed, number], on_epoch)
         dtype = DTYPES[(config or TrainingConfig()).dtype]
         out_of_fold[held_out] = _log_odds(networks, data.x[torch.from_numpy(held_out)], dtype)
         on_validation.append(_log_odds(networks, data.x_val, dtype))
     if not clean_validation:
         return _by_anchors(out_of_fold, given, rng)
-    validation = np.stack(on_validation)
-    _warn_if_noisy(validation, data.y_val.cpu().numpy(), out_of_fold, given)
-    return _by_clean_labels(out_of_fold, given, validation, data.y_val.cpu().numpy(), rng)
+    validation, y_val = np.stack(on_validation), data.y_val.cpu().numpy()
+    _warn_if_noisy(validation, y_val, out_of_fold, given)
+    return _by_clean_labels(out_of_fold, given, validation, y_val, rng)
 
 
 # --- predictions of networks that have not seen the samples ---
@@ -167,22 +181,27 @@ def _folds(labels: IntArray, rng: np.random.Generator) -> IntArray:
     return folds
 
 
+def _part(data: NoisyData, kept: npt.NDArray[np.bool_]) -> NoisyData:
+    """Return the data with some of the training samples."""
+    index = torch.from_numpy(np.flatnonzero(kept)).to(data.x.device)
+    return replace(data, x=data.x[index], noisy_labels=data.noisy_labels[index], clean_labels=None)
+
+
 def _train(
     data: NoisyData,
-    kept: npt.NDArray[np.bool_],
     network: Network,
     config: TrainingConfig | None,
     n_epochs: int,
     device: torch.device | str,
     seed: list[int],
+    on_epoch: OnEpoch,
 ) -> tuple[nn.Module, nn.Module]:
-    """Train two networks on some of the samples, without selection."""
-    index = torch.from_numpy(np.flatnonzero(kept)).to(data.x.device)
-    part = replace(data, x=data.x[index], noisy_labels=data.noisy_labels[index], clean_labels=None)
+    """Train two networks without selection."""
     (result,) = train_batch(
         standard_schedule(n_epochs).keep_rates[None],
         np.random.SeedSequence(seed).generate_state(1).tolist(),
-        data=part, network=network, config=config, device=device, keep_networks=True,
+        data=data, network=network, config=config, device=device, keep_networks=True,
+        on_epoch=on_epoch,
     )  # fmt: skip
     if result.networks is None:
         raise ValueError(f"A training failed: {result.failure}") from result.failure
@@ -226,7 +245,7 @@ def _by_clean_labels(
 
     The bootstrap gives the deviations and the bias, which is taken off.
     """
-    order = np.argsort(given, kind="stable")
+    probabilities, order = softmax(odds, axis=1), np.argsort(given, kind="stable")
     odds, given = odds[order], given[order]
     found = _solve(odds, given, odds_val, y_val, np.ones(len(odds)), np.ones(len(y_val)))
     replicates = []
@@ -249,6 +268,7 @@ def _by_clean_labels(
         transition_matrix=matrix / matrix.sum(axis=1, keepdims=True),
         deviations=deviations,
         used_clean_labels=True,
+        probabilities=probabilities,
     )
 
 
@@ -339,6 +359,7 @@ def _by_anchors(odds: FloatArray, given: IntArray, rng: np.random.Generator) -> 
         transition_matrix=found.matrix,
         deviations=np.std([r.matrix for r in replicates], axis=0, ddof=1),
         used_clean_labels=False,
+        probabilities=softmax(odds, axis=1),
     )
 
 
