@@ -29,7 +29,6 @@ from optuna_s2e.schedules import Schedule
 from optuna_s2e.storages import absolute_url, mask_url, open_storage
 
 if TYPE_CHECKING:
-    from optuna_s2e.coteaching import CoteachingObjective
     from optuna_s2e.dashboard import DashboardReporter
 
 HEARTBEAT = 60  # seconds between two heartbeats of a running trial
@@ -249,8 +248,13 @@ def epoch_bar(what: str) -> Iterator[Callable[[int, int], None]]:
         yield progress
 
 
-def prepare_study(study: optuna.Study, objective: CoteachingObjective) -> None:
-    """Have the noise rate estimated if the search follows it and nobody has; say what it is."""
+def prepare_study(study: optuna.Study, objective: Any) -> None:
+    """Have the noise rate estimated if the search follows it and nobody has; say what it is.
+
+    Args:
+        study: The study.
+        objective: A `CoteachingObjective`.
+    """
     with epoch_bar("estimating the noise rate") as progress:
         objective.prepare_study(study, progress)
     if objective.noise_rate == "estimate":

@@ -56,6 +56,8 @@ Next: `s2e status` shows where the search stands, `s2e dashboard` draws it,
 """
 
 
+INFORMED_KIND = "eq1"  # the space that takes a noise rate
+
 # --- options ---------------------------------------------------------------------------------
 
 OPTIONS: dict[str, Options] = {
@@ -110,15 +112,14 @@ OPTIONS: dict[str, Options] = {
         ),
         "--noise-rate-estimate": {
             "action": argparse.BooleanOptionalAction,
-            "help": "first estimate how many labels are wrong, then search among the schedules "
-            "that suit that rate. The estimate costs about one training and is kept with the "
-            "study. Without it, all schedules of the space are searched (default: estimate; a "
-            "study goes on as it began)",
+            "help": "first estimate how many labels are wrong, then search the schedules of eq1 "
+            "that suit that rate; it costs about 1.3 trainings, once per study. --no-...: search "
+            "all schedules of the space (default: estimate with eq1; a study goes on as it began)",
         },
         "--known-noise-rate": option(
-            "E", "the share of labels that are wrong, if you know it: nothing is estimated. For "
-            "named data that is what --noise-rate adds; a search on your own data is not told, so "
-            "the default is fair to it", kind=number(0, 1, open_high=True),
+            "E", "the share of labels that are wrong, if you know it: nothing is estimated then. "
+            "The search is not told what --noise-rate adds, unless you repeat it here",
+            kind=number(0, 1),
         ),
         "--trials": option(
             "N", "stop when the study has N complete trials, earlier ones and other workers' "
@@ -234,7 +235,8 @@ def _noise_rate(args: argparse.Namespace) -> float | str | None:
                 "--known-noise-rate and --noise-rate-estimate exclude each other. Leave one out."
             )
         return known
-    return None if args.noise_rate_estimate is False else "estimate"
+    by_default = args.noise_rate_estimate is None and args.space == INFORMED_KIND
+    return "estimate" if args.noise_rate_estimate or by_default else None
 
 
 def _study_name(name: str, noise: str, noise_rate: float, **_: Any) -> str:
@@ -338,9 +340,9 @@ def _asks(noise_rate: object) -> str:
     """Return the option that lets a search follow this noise rate."""
     if noise_rate is None:
         return "--no-noise-rate-estimate"
-    return (
-        "--noise-rate-estimate" if noise_rate == "estimate" else f"--known-noise-rate {noise_rate}"
-    )
+    if noise_rate == "estimate":
+        return "--noise-rate-estimate"
+    return f"--known-noise-rate {noise_rate}"
 
 
 # --- what is printed -------------------------------------------------------------------------

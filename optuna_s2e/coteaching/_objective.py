@@ -21,7 +21,7 @@ from optuna_s2e._optuna import first_try_number, set_running_trial_attr
 from optuna_s2e._typing import FloatArray
 from optuna_s2e.coteaching._config import TrainingConfig
 from optuna_s2e.coteaching._networks import Network, check_inputs, find_network, make_network
-from optuna_s2e.coteaching._noise_estimate import NoiseEstimate, estimate_noise
+from optuna_s2e.coteaching._noise_estimate import N_EPOCHS, NoiseEstimate, estimate_noise
 from optuna_s2e.coteaching._study_spaces import StudySpaces
 from optuna_s2e.coteaching._training import (
     Metrics,
@@ -40,7 +40,6 @@ _METRICS = {"validation_error": "error", "validation_loss": "loss"}
 _N_REPORTS = 10
 _SETTINGS_VERSION = 1
 _N_TRIED = 8  # samples that `check` trains on
-_MAX_ESTIMATE_EPOCHS = 20  # of each training of an estimate: the cost of 40 epochs of a trial
 
 # There are 55 times fewer digits than images in MNIST. With the paper's values, the networks
 # memorise nothing within 40 epochs. With these values and 50 % symmetric noise, Standard falls
@@ -225,7 +224,7 @@ class CoteachingObjective:
 
     def _finish(self, trial: BaseTrial, result: TrainingResult) -> float | Exception:
         """Record a training in its trial; return the metric or an exception."""
-        if result.failure is None and result.n_epochs < self.spaces.n_epochs:
+        if result.failure is None and result.n_epochs < self.n_epochs:
             return TrialPruned(f"pruned after {result.n_epochs} epochs")
         if result.failure is not None:
             return result.failure
@@ -244,6 +243,11 @@ class CoteachingObjective:
                 `prepare_study` returns.
         """
         return self.spaces.given
+
+    @property
+    def n_epochs(self) -> int:
+        """T, the number of training epochs."""
+        return self.spaces.n_epochs
 
     @property
     def noise_rate(self) -> float | str | None:
@@ -274,7 +278,7 @@ class CoteachingObjective:
                 self.data,
                 network=self.network,
                 config=self.config,
-                n_epochs=min(_MAX_ESTIMATE_EPOCHS, max(2, self.spaces.n_epochs // 2)),
+                n_epochs=min(N_EPOCHS, max(2, 3 * self.n_epochs // 8)),
                 device=self.device,
                 seed=self.seed,
                 progress=progress,
@@ -334,7 +338,7 @@ class CoteachingObjective:
             "version": _SETTINGS_VERSION,
             "data": dict(self.data.settings),
             "network": self.network,
-            "n_epochs": self.spaces.n_epochs,
+            "n_epochs": self.n_epochs,
             "seed": self.seed,
             "kind": self.spaces.kind,
             "config": asdict(self.config),
@@ -400,8 +404,8 @@ class CoteachingObjective:
 
     def _report(self, trial: BaseTrial, epoch: int, metrics: Metrics) -> bool:
         """Report at most ten epochs, because a report costs as much as an epoch on the digits."""
-        last = self.spaces.n_epochs - 1
-        interval = math.ceil(self.spaces.n_epochs / _N_REPORTS)
+        last = self.n_epochs - 1
+        interval = math.ceil(self.n_epochs / _N_REPORTS)
         if (last - epoch) % interval:
             return False
         trial.report(round(float(getattr(metrics, _METRICS[self.metric]).mean()), 6), epoch)

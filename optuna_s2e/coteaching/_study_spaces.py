@@ -55,7 +55,7 @@ class StudySpaces:
         self._estimate, self._seed = estimate, seed
         self._at(_ANY_RATE if noise_rate == ESTIMATE else self.noise_rate)  # it checks the others
 
-    def _at(self, noise_rate: float | str | None) -> ScheduleSpace:
+    def _at(self, noise_rate: Any) -> ScheduleSpace:
         return ScheduleSpace(self.n_epochs, self.kind, noise_rate=noise_rate)
 
     @property
@@ -125,7 +125,7 @@ def _checked(noise_rate: float | str | None) -> float | str | None:
         raise ValueError(
             f"noise_rate must be {ESTIMATE!r}, a number or None, but got {noise_rate!r}."
         )
-    return check_number("noise_rate", noise_rate, 0, 1, open_high=True)
+    return check_number("noise_rate", noise_rate, 0, 1)
 
 
 def _record(study: Study, held: Any, estimate: NoiseEstimate, seed: int) -> None:

@@ -55,7 +55,7 @@ def test_errors_of_the_networks_do_not_count_as_wrong_labels() -> None:
     z, odds = _predictions(rng, 3000)
     y = flip_labels(z, CLASS_DEPENDENT, rng)
     z_val, odds_val = _predictions(rng, 600)
-    found = _by_clean_labels(odds, y, odds_val[None], z_val, rng)
+    found = _by_clean_labels(odds[None], y, odds_val[None, None], z_val, rng)
     rate = (y != z).mean()
     assert (odds.argmax(axis=1) != z).mean() > 0.15
     assert (odds.argmax(axis=1) != y).mean() > rate + 0.07
@@ -72,7 +72,7 @@ def test_intervals_hold_the_rate_as_often_as_they_say() -> None:
         z, odds = _predictions(rng, 1000)
         y = flip_labels(z, CLASS_DEPENDENT, rng)
         z_val, odds_val = _predictions(rng, 200)
-        low, high = _by_clean_labels(odds, y, odds_val[None], z_val, rng).interval
+        low, high = _by_clean_labels(odds[None], y, odds_val[None, None], z_val, rng).interval
         held += low <= (y != z).mean() <= high
         widths.append(high - low)
     assert held >= 34  # 38 on average, if 95 % hold it
@@ -121,7 +121,8 @@ def test_the_same_seed_gives_the_same_numbers() -> None:
 def test_noisy_validation_labels_are_noticed() -> None:
     data = load_data("digits", noise="symmetric", noise_rate=0.4, seed=0, validation="noisy")
     with pytest.warns(UserWarning, match="or the validation labels are as wrong as"):
-        estimate_noise(data, device="cpu")
+        estimate_noise(data, device="cpu", clean_validation=True)
+    assert not estimate_noise(data, n_epochs=2, device="cpu").used_clean_labels  # data know it
 
 
 def test_a_class_that_no_fold_can_share_is_refused() -> None:
