@@ -164,7 +164,7 @@ def run(args: argparse.Namespace) -> int:
 def _why_no_coteaching(noise_rate: float | None) -> str:
     """Say why Co-teaching's schedule cannot be compared with; "" if it can."""
     if noise_rate is None:
-        return "it needs the noise rate, which is unknown; --noise-rate E adds it"
+        return "it needs the true noise rate, which is unknown; --noise-rate E adds it"
     if noise_rate == 0:
         return "the noise rate is 0, and its schedule is Standard's; --noise-rate E sets another"
     if noise_rate > MAX_TAU:

@@ -19,7 +19,7 @@ from optuna_s2e import _optuna
 from optuna_s2e._attributes import NOISE_KEY, RecordedNoise, read_noise
 from optuna_s2e._checks import check_number
 from optuna_s2e.coteaching._noise_estimate import NoiseEstimate
-from optuna_s2e.schedules import ScheduleSpace, find_space
+from optuna_s2e.schedules import ScheduleSpace
 
 ESTIMATE = "estimate"  # a noise rate that is not given
 _ANY_RATE = 0.5  # to see whether a kind of space takes a noise rate
@@ -88,12 +88,8 @@ class StudySpaces:
         return self._at(noise.noise_rate)
 
     def of_trial(self, trial: BaseTrial) -> ScheduleSpace:
-        """Return the space of the study of a trial; a trial that is repeated brings its own."""
-        if self.noise_rate != ESTIMATE:
-            return self.given
-        if isinstance(trial, Trial):
-            return self.of_study(trial.study)
-        return find_space(trial.params)
+        """Return the space of the study of a trial; the whole one for a trial that is repeated."""
+        return self.of_study(trial.study) if isinstance(trial, Trial) else self._at(None)
 
     def forget(self, study: Study) -> None:
         """Let a study be estimated anew, because its data or its network are others now."""

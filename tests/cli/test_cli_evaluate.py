@@ -76,7 +76,8 @@ def test_json_is_one_document(searched: Searched, capsys: pytest.CaptureFixture[
     assert document["methods"]["searched"]["keep_rates"] == picked.schedule.keep_rates.tolist()
     assert document["methods"]["searched"]["params"] is None
     assert document["left_out"] == {}
-    assert set(document["methods"]) == {"standard", "coteaching", "searched"}
+    assert set(document["methods"]) == {"standard", "coteaching", "suggested", "searched"}
+    assert document["noise"] is None
     assert all(Path(name).is_file() for name in document["files"].values())
     (accuracy,) = document["methods"]["searched"]["final_accuracy"]
     assert f"{100 * accuracy:.2f}" in printed.err  # the table, for people
