@@ -158,7 +158,8 @@ def read_noise(attrs: Mapping[str, Any]) -> RecordedNoise | None:
             return None
         found = RecordedNoise(**attr)
         low, high = found.interval
-        sound = all(0 <= float(share) <= 1 for share in (low, found.noise_rate, high))
+        shares = (low, found.noise_rate, high)
+        sound = all(isinstance(share, int | float) and 0 <= share <= 1 for share in shares)
         return found._replace(interval=(low, high)) if sound else None
     except (KeyError, TypeError, ValueError):
         return None

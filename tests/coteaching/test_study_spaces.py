@@ -136,7 +136,16 @@ def test_a_worker_that_died_amid_recording_has_recorded() -> None:
 
 @pytest.mark.parametrize(
     "damage",
-    [7, "text", {"v": 2}, {"v": 1, "noise_rate": 0.3}, {"noise_rate": 1.5}, {"interval": [0.1]}],
+    [
+        7,
+        "text",
+        {"v": 2},
+        {"v": 1, "noise_rate": 0.3},
+        {"noise_rate": 1.5},
+        {"interval": [0.1]},
+        {"noise_rate": "0.3"},
+        {"interval": [0.1, float("nan")]},
+    ],
 )
 def test_a_damaged_record_is_estimated_anew(damage: Any) -> None:
     study = optuna.create_study()
