@@ -71,11 +71,8 @@ def test_an_evaluation_compares_at_the_estimated_rate(capsys: pytest.CaptureFixt
     capsys.readouterr()
     assert main(["evaluate", "--repeats", "1", "--json"]) == 0
     printed = capsys.readouterr()
-    for row in (
-        "Standard  ",
-        "Co-teaching (estimated rate .25)",
-        "Suggested (estimated rate .25)",
-    ):
+    remark = "(estimated rate .25)"
+    for row in ("Standard  ", f"Co-teaching {remark}", f"Suggested {remark}"):
         assert re.search(rf"^{re.escape(row)}", printed.err, re.M), row
     document = json.loads(printed.out)
     assert list(document["methods"]) == ["standard", "coteaching", "suggested", "searched"]
