@@ -11,6 +11,7 @@ import numpy as np
 from optuna.distributions import CategoricalDistribution
 from optuna.trial import FrozenTrial, TrialState
 
+from optuna_s2e._blas import one_blas_thread
 from optuna_s2e._checks import check_choice
 from optuna_s2e._typing import FloatArray
 from optuna_s2e.analysis._comparable import Comparable, find_comparable, find_of_space
@@ -68,6 +69,7 @@ class Recommendation:
         return f"the mean of the {len(self.mean_of)} best trained schedules{nearest}"
 
 
+@one_blas_thread()
 def recommend_from(
     trials: Sequence[FrozenTrial],
     rule: str,

@@ -19,7 +19,7 @@ from optuna.trial import TrialState
 from optuna_dashboard import get_note
 from reporting import PLOTS, call, detail, make_objective, plots, search_with, unwrapped
 
-from optuna_s2e import S2ESampler, ScheduleSpace, optimize_batch
+from optuna_s2e import S2ESampler, Schedule, ScheduleSpace, optimize_batch, suggested_schedule
 from optuna_s2e._attributes import CURVES_KEY
 from optuna_s2e.dashboard import ArtifactFolder, DashboardReporter, serve
 from optuna_s2e.dashboard import _reporter as reporter_module
@@ -67,6 +67,15 @@ def test_a_search_fills_the_pages(study: optuna.Study, tmp_path: Path, kind: str
         best = study.best_trial.number
         assert f"[#{best}](/dashboard/studies/1/trials?numbers={best})" in note
         assert f"s2e status --storage sqlite:///{tmp_path}/s2e.db --study-name s --verify" in note
+
+
+def test_the_first_trial_of_an_informed_space_belongs_to_no_generation(
+    study: optuna.Study, tmp_path: Path
+) -> None:
+    reporter = DashboardReporter(tmp_path / "pictures")
+    study.optimize(make_objective(reporter, noise_rate=0.4), n_trials=3, callbacks=[reporter])
+    assert [t.user_attrs.get("generation") for t in study.trials] == [None, 0, 0]
+    assert Schedule.from_trial(study.trials[0]) == suggested_schedule(8, 0.4)
 
 
 def test_the_pages_follow_each_generation(study: optuna.Study, tmp_path: Path) -> None:
