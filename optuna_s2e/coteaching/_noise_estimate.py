@@ -36,7 +36,7 @@ References:
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -169,7 +169,6 @@ def estimate_noise(
     odds, odds_val = _cross_predict(data, setup, n_epochs, [seed], rng)
     if not clean_validation:
         return _by_anchors(odds, given, rng)
-    _warn_if_noisy(odds_val, y_val, odds, given)
     views, views_val = [odds], [odds_val]
     if learns:
         swapped = replace(
@@ -178,6 +177,7 @@ def estimate_noise(
         on_val, on_training = _cross_predict(swapped, setup, n_more, [seed, N_FOLDS], rng)
         views.append(on_training.mean(axis=0))
         views_val.append(np.broadcast_to(on_val, odds_val.shape))
+    _warn_if_noisy(views_val, y_val, odds, given)
     return _by_clean_labels(np.stack(views), given, np.stack(views_val), y_val, rng)
 
 
@@ -437,19 +437,23 @@ def _from_anchors(
 
 
 def _warn_if_noisy(
-    odds_val: FloatArray, y_val: IntArray, odds: FloatArray, given: IntArray
+    views_val: Sequence[FloatArray], y_val: IntArray, odds: FloatArray, given: IntArray
 ) -> None:
-    """Warn if the validation labels look no cleaner than the training labels."""
-    flat = odds_val.reshape(-1, odds_val.shape[2])
+    """Warn if no kind of networks finds the validation labels cleaner than the training labels."""
     rate = _from_anchors(_anchors(odds), given, np.ones(len(odds)), odds).noise_rate
-    labels = np.tile(y_val, len(odds_val))
-    rate_val = _from_anchors(_anchors(flat), labels, np.ones(len(flat)), flat).noise_rate
-    if rate > 0.1 and rate_val > 0.8 * rate:
+    labels = np.tile(y_val, len(views_val[0]))
+    rates_val = []
+    for view in views_val:
+        flat = view.reshape(len(labels), -1)
+        solution = _from_anchors(_anchors(flat), labels, np.ones(len(flat)), flat)
+        rates_val.append(solution.noise_rate)
+    if rate > 0.1 and min(rates_val) > 0.8 * rate:
         warnings.warn(
-            f"Where they are surest, networks contradict {100 * rate_val:.0f} % of the validation "
-            f"labels and {100 * rate:.0f} % of the training labels. Either the networks are weak "
-            "on these data, or the validation labels are as wrong as the training labels. If they "
-            "are, pass clean_validation=False; the estimate is too low otherwise.",
+            f"Where they are surest, networks contradict {100 * min(rates_val):.0f} % of the "
+            f"validation labels and {100 * rate:.0f} % of the training labels. Either the "
+            "networks are weak on these data, or the validation labels are as wrong as the "
+            "training labels. If they are, pass clean_validation=False; the estimate is too low "
+            "otherwise.",
             UserWarning,
             stacklevel=3,
         )
