@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -37,6 +37,7 @@ COMMAND_KEY = "s2e:command"  # the command line of `s2e search`
 N_TRIALS_KEY = "s2e:n_trials"  # completed trials that the search ends with
 MAX_TRIALS = 10**9  # that it may say
 ARTIFACT_DIR_KEY = "s2e:artifact_dir"  # the folder of the trials' pictures
+NOISE_KEY = "s2e:noise"  # how many labels are wrong, by the estimate that the search follows
 
 # User attributes of a trial
 SEED_KEY = "seed"  # what its objective seeds itself with
@@ -52,6 +53,7 @@ RETRY_HISTORY_KEY = "retry_history"  # the trials that this one is a retry of
 
 MAX_EPOCHS = 400  # recorded; keeps the JSON below 60 kB, MySQL's limit for an attribute
 _MAX_LENGTH = 60_000
+_MAX_MATRIX_LENGTH = 50_000  # about 80 classes
 
 
 class Curves(NamedTuple):
@@ -103,3 +105,61 @@ def read_curves(trial: FrozenTrial) -> Curves | None:
         return None
     sound = all(v.shape == epochs.shape and np.isfinite(v).all() for v in values.values())
     return Curves(epochs, values) if sound and len(epochs) else None
+
+
+class RecordedNoise(NamedTuple):
+    """How many labels are wrong, by an estimate that a study records.
+
+    Attributes:
+        noise_rate: Share of wrong labels, in [0, 1].
+        interval: Its 95 % interval.
+        transition_matrix: P(given label | true class), rows sum to 1, (C, C) as nested lists. None
+            if there are too many classes to record it.
+        used_clean_labels: Whether clean validation labels were used.
+        seed: Seed of the estimate.
+    """
+
+    noise_rate: float
+    interval: tuple[float, float]
+    transition_matrix: Sequence[Sequence[float]] | None
+    used_clean_labels: bool
+    seed: int
+
+    def __str__(self) -> str:
+        """Return it as one line, in percent."""
+        rate, low, high = (f"{100 * share:.0f}" for share in (self.noise_rate, *self.interval))
+        aid = "" if self.used_clean_labels else ", found without clean labels"
+        return f"Noise rate, estimated: {rate} % of the labels are wrong [{low}, {high}]{aid}"
+
+    def to_attr(self) -> dict[str, Any]:
+        """Return it as JSON, with four digits: what is read back is what all use."""
+        matrix = self.transition_matrix
+        rows = None if matrix is None else [[round(p, 4) for p in row] for row in matrix]
+        if len(json.dumps(rows)) > _MAX_MATRIX_LENGTH:
+            rows = None
+        return {
+            "v": 1,
+            **self._asdict(),
+            "noise_rate": round(self.noise_rate, 4),
+            "interval": [round(end, 4) for end in self.interval],
+            "transition_matrix": rows,
+        }
+
+
+def read_noise(attrs: Mapping[str, Any]) -> RecordedNoise | None:
+    """Read the estimate that the user attributes of a study hold.
+
+    Returns:
+        The estimate. None if there is none, or it is damaged or of a later version.
+    """
+    try:
+        attr = dict(attrs[NOISE_KEY])
+        if attr.pop("v") != 1:
+            return None
+        found = RecordedNoise(**attr)
+        low, high = found.interval
+        shares = (low, found.noise_rate, high)
+        sound = all(isinstance(share, int | float) and 0 <= share <= 1 for share in shares)
+        return found._replace(interval=(low, high)) if sound else None
+    except (KeyError, TypeError, ValueError):
+        return None

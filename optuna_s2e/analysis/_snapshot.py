@@ -14,7 +14,7 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
 from optuna_s2e import _optuna
-from optuna_s2e._attributes import Curves, read_curves
+from optuna_s2e._attributes import Curves, RecordedNoise, read_curves, read_noise
 from optuna_s2e._typing import FloatArray
 from optuna_s2e.analysis._generations import (
     Generation,
@@ -128,6 +128,11 @@ class Snapshot:
     def n_planned(self) -> int | None:
         """Number of completed trials that the search ends with. None if unknown."""
         return planned_trials(self.attrs)
+
+    @cached_property
+    def noise(self) -> RecordedNoise | None:
+        """How many labels are wrong, by the estimate that the study records. None without one."""
+        return read_noise(self.attrs)
 
     @cached_property
     def progress(self) -> Progress:

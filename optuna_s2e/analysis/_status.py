@@ -103,6 +103,8 @@ def describe(snapshot: Snapshot) -> str:
     states = Counter(t.state for t in snapshot.trials)
     counts = ", ".join(f"{states[s]} {s.name.lower()}" for s in TrialState if states[s])
     lines = [f"Study {snapshot.name!r}: {counts or 'no trials'}"]
+    if snapshot.noise is not None:
+        lines.append(str(snapshot.noise))
     if snapshot.best is not None:
         lines.append(f"Best: trial {snapshot.best.number}, value {snapshot.best.value:.6g}")
     if states[TrialState.COMPLETE]:

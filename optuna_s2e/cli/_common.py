@@ -11,7 +11,7 @@ import re
 import shlex
 import signal
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
@@ -22,6 +22,7 @@ import optuna
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
+from optuna_s2e._attributes import read_noise
 from optuna_s2e.analysis import Recommendation, recommend
 from optuna_s2e.cli._interrupt import EXIT_CODES
 from optuna_s2e.parallel import Callback, Objective, optimize_batch, work
@@ -236,6 +237,35 @@ def _progress_bar(study: optuna.Study, n_trials: int | None) -> Iterator[Callbac
                 bar.set_postfix_str(f"best {best.value:.4f} (trial {best.number})")
 
         yield after_trial
+
+
+@contextmanager
+def epoch_bar(what: str) -> Iterator[Callable[[int, int], None]]:
+    """Show a progress bar if it takes long; yield what is told (epochs done, all epochs)."""
+    from tqdm import tqdm
+
+    with tqdm(unit="epoch", desc=what, mininterval=bar_interval(), delay=1.0) as bar:
+
+        def progress(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        yield progress
+
+
+def prepare_study(study: optuna.Study, objective: Any) -> None:
+    """Have the noise rate estimated if the search follows it and nobody has; say what it is.
+
+    Args:
+        study: The study.
+        objective: A `CoteachingObjective`.
+    """
+    with epoch_bar("estimating the noise rate") as progress:
+        objective.prepare_study(study, progress)
+    if objective.noise_rate == "estimate":
+        print(read_noise(study.user_attrs))
+    elif objective.noise_rate is not None:
+        print(f"Noise rate, as told: {100 * objective.noise_rate:g} % of the labels are wrong")
 
 
 def bar_interval() -> float:

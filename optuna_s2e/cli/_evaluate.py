@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from optuna_s2e._attributes import OBJECTIVE_KEY
+from optuna_s2e._attributes import OBJECTIVE_KEY, read_noise
 from optuna_s2e.cli import _common
 from optuna_s2e.cli._interrupt import say_at_ctrl_c
 from optuna_s2e.cli._options import (
@@ -28,10 +28,12 @@ if TYPE_CHECKING:
     from optuna_s2e.coteaching import CoteachingObjective, Evaluation
 
 HELP = """\
-It is trained anew with fresh seeds, and so are two schedules to compare it
-with: Standard training (R = 1) and Co-teaching's fixed schedule (Eq 1 with the
-true noise rate, if that is known). The search has never seen the test data. The
-table is printed; evaluation.json, evaluation.png and schedule.json are written.
+It is trained anew with fresh seeds, and so are schedules to compare it with:
+Standard training (R = 1), Co-teaching's fixed schedule (Eq 1 with the true
+noise rate; if that is unknown, with the one that the search has estimated) and
+the one that is suggested without a search. The search has never seen the test
+data. The table is printed; evaluation.json, evaluation.png and schedule.json
+are written.
 
 Each network is kept as soon as it is trained: the same command again trains
 only what is missing.
@@ -54,8 +56,8 @@ OPTIONS: Options = {
     "--seed": option("N", "the seeds of the trainings follow from it", 0, SEED),
     "--noise-rate": option(
         "E",
-        f"true noise rate for Co-teaching's schedule, in [0, {MAX_TAU:g}] (default: that of the "
-        "data, if it is known)",
+        f"noise rate for Co-teaching's schedule, in [0, {MAX_TAU:g}] (default: that of the data; "
+        "if it is unknown, the estimate of the search)",
         kind=number(0, MAX_TAU),
     ),
     "--out": option(
@@ -107,16 +109,30 @@ def run(args: argparse.Namespace) -> int:
     if objective.data.x_test is None:
         raise ValueError(f"An evaluation needs test data, but {objective.data.name!r} holds none.")
     print(f"Data: {objective.data.describe_noise()}", file=told)
-    rate = objective.data.noise_rate if args.noise_rate is None else args.noise_rate
+    noise = read_noise(study.user_attrs)
+    if noise is not None:
+        print(noise, file=told)
+    estimate = None if noise is None else noise.noise_rate
+    true = objective.data.noise_rate if args.noise_rate is None else args.noise_rate
+    rate = estimate if true is None else true
     missing = _why_no_coteaching(rate)
     if missing:
         print(f"Co-teaching is left out: {missing}.", file=told)
-    fixed = fixed_schedules(objective.space.n_epochs, None if missing else rate)
+    fixed = fixed_schedules(objective.n_epochs, None if missing else rate, estimate)
+    remarks = {}
+    if estimate is not None:
+        of_estimate = ["suggested"] if true is not None else ["coteaching", "suggested"]
+        remarks = dict.fromkeys(of_estimate, f"estimated rate {estimate:.2f}".replace("0.", "."))
     schedules = {**fixed, "searched": picked.schedule}
     evaluations = _train(args, objective, schedules, kept)
-    print(evaluation_table(evaluations), file=told)
+    print(evaluation_table(evaluations, remarks), file=told)
     document = save_evaluation(
-        folder, schedules, evaluations, settings=settings, study_name=study.study_name
+        folder,
+        schedules,
+        evaluations,
+        settings=settings,
+        study_name=study.study_name,
+        remarks=remarks,
     )
     files = {
         name: str(folder / file)
@@ -131,7 +147,13 @@ def run(args: argparse.Namespace) -> int:
         left_out = {"coteaching": missing} if missing else {}
         searched = picked.document
         _common.print_json(
-            {**document, "searched": searched, "left_out": left_out, "files": files}
+            {
+                **document,
+                "noise": noise and noise._asdict(),
+                "searched": searched,
+                "left_out": left_out,
+                "files": files,
+            }
         )
         return 0
     print("Files: " + "; ".join(f"{name}: {file}" for name, file in files.items()))
@@ -160,16 +182,9 @@ def _train(
     kept: Path,
 ) -> dict[str, Evaluation]:
     """Train every schedule with every seed under a progress bar."""
-    from tqdm import tqdm
-
     from optuna_s2e.coteaching import evaluate_schedules
 
-    with tqdm(unit="epoch", desc="retraining", mininterval=_common.bar_interval()) as bar:
-
-        def progress(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-
+    with _common.epoch_bar("retraining") as progress:
         return evaluate_schedules(
             {name: schedule.keep_rates for name, schedule in schedules.items()},
             objective.data,

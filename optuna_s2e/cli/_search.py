@@ -56,6 +56,8 @@ Next: `s2e status` shows where the search stands, `s2e dashboard` draws it,
 """
 
 
+INFORMED_KIND = "eq1"  # the space that takes a noise rate
+
 # --- options ---------------------------------------------------------------------------------
 
 OPTIONS: dict[str, Options] = {
@@ -114,6 +116,17 @@ OPTIONS: dict[str, Options] = {
             "which schedules are searched. eq1: Co-teaching's formula, 3 parameters; table1: the "
             "paper's space, 19 parameters",
             DEFAULT_KIND,
+        ),
+        "--noise-rate-estimate": {
+            "action": argparse.BooleanOptionalAction,
+            "help": "first estimate how many labels are wrong, then search the schedules of eq1 "
+            "that suit that rate; it costs about 1.3 trainings, once per study. --no-...: search "
+            "all schedules of the space (default: estimate with eq1; a study goes on as it began)",
+        },
+        "--known-noise-rate": option(
+            "E", "the share of labels that are wrong, if you know it: nothing is estimated then. "
+            "The search is not told what --noise-rate adds, unless you repeat it here",
+            kind=number(0, 1),
         ),
         "--trials": option(
             "N", "stop when the study has N complete trials, earlier ones and other workers' "
@@ -175,7 +188,7 @@ def run(args: argparse.Namespace) -> int:
     objective.check()
     storage = _common.open_for_work(args.storage, create=True)  # last: an error writes nothing
     name = args.study_name or _study_name(**settings["data"]) + "-paper" * args.paper
-    study = _open_study(storage, name, settings, args)
+    study = _open_study(storage, name, objective, args)
     if reporter is not None:
         line = _with_option(args.argv, "--storage", args.storage)
         reporter.record_command(study, ["s2e", *line])
@@ -183,6 +196,8 @@ def run(args: argparse.Namespace) -> int:
     done = _common.n_complete(study)
     if done:
         print(f"Resuming study {study.study_name!r}: {done} trials are complete.")
+    if done < args.trials:
+        _common.prepare_study(study, objective)
     callbacks = [reporter] if reporter is not None else []
     optimize = _common.optimize_in_batches if args.batch else _common.optimize
     stopped = optimize(study, objective, args.trials, callbacks)
@@ -202,6 +217,7 @@ def _make_objective(
             "noise must be 'symmetric' or 'pair' if a noise rate or the published noise is asked "
             "for, but got 'none'. Leave out one of the two."
         )
+    noise_rate = _noise_rate(args)
     _common.set_threads(args.threads)
     data = load_data(
         args.data,
@@ -219,11 +235,25 @@ def _make_objective(
         device=args.device,
         seed=args.seed,
         kind=args.space,
+        noise_rate=noise_rate,
         batch_size=args.batch_size,
         learning_rate=args.learning_rate,
         metric=args.metric,
         reporter=reporter,
     )
+
+
+def _noise_rate(args: argparse.Namespace) -> float | str | None:
+    """Return the noise rate that the objective is told: "estimate" by default."""
+    known: float | None = args.known_noise_rate
+    if known is not None:
+        if args.noise_rate_estimate:
+            raise ValueError(
+                "--known-noise-rate and --noise-rate-estimate exclude each other. Leave one out."
+            )
+        return known
+    by_default = args.noise_rate_estimate is None and args.space == INFORMED_KIND
+    return "estimate" if args.noise_rate_estimate or by_default else None
 
 
 def _study_name(name: str, noise: str, noise_rate: float, **_: Any) -> str:
@@ -244,12 +274,16 @@ def _make_sampler(args: argparse.Namespace, on_config_change: str | None = None)
 
 
 def _open_study(
-    storage: optuna.storages.BaseStorage, name: str, settings: Any, args: argparse.Namespace
+    storage: optuna.storages.BaseStorage,
+    name: str,
+    objective: CoteachingObjective,
+    args: argparse.Namespace,
 ) -> optuna.Study:
     """Create or load a study with its sampler.
 
     A study of other settings is refused. If all its trials failed, its settings are replaced: they
-    may be why.
+    may be why. Unless the command line says which noise rate the search follows, it goes on with
+    that of the study.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(study_name=name, storage=storage, load_if_exists=True)
@@ -263,11 +297,15 @@ def _open_study(
         raise ValueError(
             f"Study {name!r} holds trials of another objective. Use another --study-name."
         )
+    kept = [t for t in trials if t.state not in (TrialState.FAIL, TrialState.WAITING)]
+    is_asked = args.known_noise_rate is not None or args.noise_rate_estimate is not None
+    if kept and isinstance(recorded, dict) and not is_asked:
+        objective.spaces.noise_rate = recorded.get("noise_rate")
+    settings: dict[str, Any] = objective.settings or {}
     old = recorded.get("data") if isinstance(recorded, dict) else None
     if isinstance(old, dict) and "content" not in old:  # of an earlier release
         data = {key: value for key, value in settings["data"].items() if key != "content"}
         settings = {**settings, "data": data}
-    kept = [t for t in trials if t.state not in (TrialState.FAIL, TrialState.WAITING)]
     sampler = _make_sampler(args, None if kept else "adopt")
     changes = [] if recorded in (None, settings) else [_differences(settings, recorded)]
     if changes and kept:
@@ -289,6 +327,8 @@ def _open_study(
         print(f"Study {name!r} {what}: {name_options(', '.join(changes), vars(args))}.")
     if recorded != settings:
         study.set_user_attr(OBJECTIVE_KEY, settings)
+        if recorded is not None:
+            objective.spaces.forget(study)
         with warnings.catch_warnings():  # the dashboard's axes get a name
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             study.set_metric_names([settings["metric"]])
@@ -305,11 +345,22 @@ def _differences(own: dict[str, Any], recorded: Any, prefix: str = "") -> str:
         here, there = own.get(key), recorded.get(key)
         if isinstance(here, dict) and isinstance(there, dict) and here != there:
             found.append(_differences(here, there, f"{prefix}{key}."))
+        elif here != there and key == "noise_rate" and not prefix:
+            found.append(f"it is searched with {_asks(here)}, there with {_asks(there)}")
         elif here != there and key == "content":
             found.append(f"the data in {own['name']!r} have changed")
         elif here != there:
             found.append(f"{prefix}{key} is {here!r}, there {there!r}")
     return ", ".join(found)
+
+
+def _asks(noise_rate: object) -> str:
+    """Return the option that lets a search follow this noise rate."""
+    if noise_rate is None:
+        return "--no-noise-rate-estimate"
+    if noise_rate == "estimate":
+        return "--noise-rate-estimate"
+    return f"--known-noise-rate {noise_rate}"
 
 
 # --- what is printed -------------------------------------------------------------------------

@@ -80,6 +80,7 @@ def _document(snapshot: Snapshot, found: Verification | None) -> dict[str, Any]:
         "direction": "maximize" if snapshot.maximize else "minimize",
         "trials": {state.name.lower(): states[state] for state in TrialState},
         "n_trials": snapshot.n_planned,
+        "noise": snapshot.noise and snapshot.noise._asdict(),
         "best": best
         and {
             "trial": best.number,

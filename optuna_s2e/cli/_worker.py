@@ -79,6 +79,8 @@ def run(args: argparse.Namespace) -> int:
     if is_complete(study, n_trials):
         print(f"Study {study.study_name!r} is complete: {_common.n_complete(study)} trials.")
         return 0
+    if args.objective is None:
+        _common.prepare_study(study, objective)
     callbacks = [reporter] if reporter is not None else []
     before = len(study.get_trials(deepcopy=False))
     while not is_complete(study, n_trials):

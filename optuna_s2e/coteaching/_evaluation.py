@@ -18,34 +18,46 @@ from optuna_s2e.coteaching._evaluation_rows import Row, RowFile
 from optuna_s2e.coteaching._networks import Network
 from optuna_s2e.coteaching._training import Metrics, find_device, last_epochs_mean, train_batch
 from optuna_s2e.coteaching.data import NoisyData
-from optuna_s2e.schedules import Schedule, coteaching_schedule, standard_schedule
+from optuna_s2e.schedules import (
+    Schedule,
+    coteaching_schedule,
+    standard_schedule,
+    suggested_schedule,
+)
 
 EVALUATION_STREAM = 1  # spawn key; the trials of a search have stream 0, so no seed is shared
 
 
-def fixed_schedules(n_epochs: int, noise_rate: float | None) -> dict[str, Schedule]:
+def fixed_schedules(
+    n_epochs: int, noise_rate: float | None, estimated_rate: float | None = None
+) -> dict[str, Schedule]:
     """Return the baselines that need no search, by name.
 
-    "standard" trains on all samples. "coteaching" is Eq 1 with the true noise rate as tau, and
-    with t_k = 10.
+    "standard" trains on all samples. "coteaching" is Eq 1 with the noise rate as tau, and with
+    t_k = 10. "suggested" is `suggested_schedule` at the estimated noise rate, or at the true one
+    if there is no estimate.
 
     Args:
         n_epochs: T, the number of training epochs, at least 2.
-        noise_rate: The true noise rate, in [0, 0.95]. None if it is unknown: Co-teaching needs it.
+        noise_rate: The noise rate for Co-teaching, in [0, 0.95]. None leaves it out.
+        estimated_rate: The noise rate that was estimated, in [0, 1]. None if there is none.
 
     Returns:
-        Schedules by name: "standard" and, if the noise rate is known, "coteaching".
+        Schedules by name: "standard" and, if a noise rate is known, the others.
 
     Raises:
         ValueError: If an argument is out of range.
 
     Example:
         >>> sorted(fixed_schedules(40, 0.5))
-        ['coteaching', 'standard']
+        ['coteaching', 'standard', 'suggested']
     """
     schedules = {"standard": standard_schedule(n_epochs)}
     if noise_rate is not None:
         schedules["coteaching"] = coteaching_schedule(n_epochs, noise_rate)
+    suggested_rate = noise_rate if estimated_rate is None else estimated_rate
+    if suggested_rate is not None:
+        schedules["suggested"] = suggested_schedule(n_epochs, suggested_rate)
     return schedules
 
 

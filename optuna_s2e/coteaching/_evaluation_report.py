@@ -13,17 +13,26 @@ from optuna_s2e.coteaching._evaluation import Evaluation
 from optuna_s2e.coteaching._evaluation_rows import package_versions
 from optuna_s2e.schedules import Schedule
 
-TITLES = {"standard": "Standard", "coteaching": "Co-teaching", "searched": "Searched (S2E)"}
-COLORS = {"standard": "#777777", "coteaching": "#d9822b", "searched": "#2b6cb0"}
+TITLES = {
+    "standard": "Standard", "coteaching": "Co-teaching", "suggested": "Suggested",
+    "searched": "Searched (S2E)",
+}  # fmt: skip
+COLORS = {
+    "standard": "#777777", "coteaching": "#d9822b", "suggested": "#3d9970", "searched": "#2b6cb0",
+}  # fmt: skip
 
 
-def evaluation_table(evaluations: Mapping[str, Evaluation]) -> str:
+def evaluation_table(
+    evaluations: Mapping[str, Evaluation], remarks: Mapping[str, str] | None = None
+) -> str:
     """Return a table of test accuracies in percent: mean and standard deviation over the seeds.
 
     The last column is the mean of the paired differences to Standard, with its standard error.
 
     Args:
         evaluations: What `evaluate_schedules` returned; "standard" must be among the schedules.
+        remarks: What is said of a schedule behind its title, by name, such as the noise rate that
+            it follows.
 
     Returns:
         One line per schedule, between a line of titles and a line that explains the numbers.
@@ -39,14 +48,18 @@ def evaluation_table(evaluations: Mapping[str, Evaluation]) -> str:
     """
     _check_holds("evaluations", evaluations, "standard")
     standard = evaluations["standard"].final_accuracy
-    lines = [f"{'method':16}{'test accuracy':>18}{'best, worst seed':>20}{'over Standard':>18}"]
+    titles = {name: _title(name, remarks) for name in evaluations}
+    width = max(16, 1 + max(map(len, titles.values())))
+    lines = [
+        f"{'method':{width}}{'test accuracy':>18}{'best, worst seed':>20}{'over Standard':>18}"
+    ]
     for name, evaluation in evaluations.items():
         accuracy = 100 * evaluation.final_accuracy
         gain = accuracy - 100 * standard
         error = gain / np.sqrt(len(gain))
         over = "" if name == "standard" else f"{gain.mean():+.2f}{_spread(error)}"
         lines.append(
-            f"{TITLES.get(name, name):16}{f'{accuracy.mean():.2f}{_spread(accuracy)}':>18}"
+            f"{titles[name]:{width}}{f'{accuracy.mean():.2f}{_spread(accuracy)}':>18}"
             f"{f'{accuracy.max():.2f}, {accuracy.min():.2f}':>20}{over:>18}"
         )
     lines.append(
@@ -54,6 +67,11 @@ def evaluation_table(evaluations: Mapping[str, Evaluation]) -> str:
         "(± standard deviation; differences ± standard error)."
     )
     return "\n".join(lines)
+
+
+def _title(name: str, remarks: Mapping[str, str] | None) -> str:
+    title, remark = TITLES.get(name, name), (remarks or {}).get(name)
+    return f"{title} ({remark})" if remark else title
 
 
 def _spread(values: np.ndarray) -> str:
@@ -67,6 +85,7 @@ def save_evaluation(
     *,
     settings: Mapping[str, Any],
     study_name: str,
+    remarks: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Write evaluation.json, evaluation.png and schedule.json into a folder.
 
@@ -76,6 +95,7 @@ def save_evaluation(
         evaluations: What `evaluate_schedules` returned for some or all of these schedules.
         settings: What `CoteachingObjective.settings` returned.
         study_name: Name of the study that found the schedule.
+        remarks: As in `evaluation_table`.
 
     Returns:
         What evaluation.json holds.
@@ -96,6 +116,7 @@ def save_evaluation(
             name: {
                 "keep_rates": schedules[name].keep_rates.tolist(),
                 "params": schedules[name].params,
+                "remark": (remarks or {}).get(name),
                 "seeds": list(evaluation.seeds),
                 "final_accuracy": _json(evaluation.final_accuracy, 6),
                 "test_accuracy": _json(evaluation.test_accuracy, 5),
@@ -105,7 +126,7 @@ def save_evaluation(
         },
     }
     (folder / "evaluation.json").write_text(json.dumps(document, indent=1) + "\n")
-    _draw(folder / "evaluation.png", schedules, evaluations, settings)
+    _draw(folder / "evaluation.png", schedules, evaluations, settings, remarks)
     return document
 
 
@@ -132,6 +153,7 @@ def _draw(
     schedules: Mapping[str, Schedule],
     evaluations: Mapping[str, Evaluation],
     settings: Mapping[str, Any],
+    remarks: Mapping[str, str] | None,
 ) -> None:
     """Draw R(t), test accuracy and, if known, label precision by epoch. Bands are min and max."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -146,7 +168,7 @@ def _draw(
     figure = Figure(figsize=(4 + 4 * len(panels), 4), layout="constrained")
     FigureCanvasAgg(figure)  # needs no display and changes no global state
     axes = figure.subplots(1, 1 + len(panels))
-    styles = {n: {"color": COLORS.get(n), "label": TITLES.get(n, n)} for n in evaluations}
+    styles = {n: {"color": COLORS.get(n), "label": _title(n, remarks)} for n in evaluations}
     axes[0].set(title="Schedule R(t): share trained on", ylim=(0, 1.03))
     for name, style in styles.items():
         axes[0].plot(schedules[name].keep_rates, lw=2, **style)

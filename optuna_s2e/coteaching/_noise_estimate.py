@@ -6,7 +6,7 @@ Notation
     P           transition matrix, P[i, j] = P(y = j | z = i)                         (C, C)
     pi          shares of the true classes                                           (C,)
     odds        log-probabilities of networks that were not trained on the sample,
-                less their mean over the classes                                     (N, C)
+                less their mean over the classes; of one or two kinds of networks    (V, N, C)
     q           P(z = i | odds), what they say of the true class                     (N, C)
     epsilon     noise rate, 1 - sum_i pi_i P[i, i]                                    scalar
 
@@ -14,13 +14,17 @@ Networks are trained on folds of the data, as they are, and predict the samples 
 A label's error is assumed to depend on its true class alone, so given labels follow
 P(y | odds) = sum_i q_i P[i, y].
 
-With clean validation labels, q is a multinomial logistic regression of these labels on the odds:
-it takes the networks' own errors, and what they learned of the wrong labels, out again. P then
-maximises the likelihood of the given labels, which is concave in P; EM finds the maximum.
+With clean validation labels, further networks are trained on folds of the validation data: where
+half of two classes' labels are wrong, networks learn nothing from the training data. q is a
+multinomial logistic regression of the validation labels on the odds of both: it takes the
+networks' own errors, and what they learned of the wrong labels, out again. P then maximises the
+likelihood of the given labels, which is concave in P; EM finds the maximum.
 
 Without any clean label, q is unknown. The samples of each class on whose predictions the networks
 are surest are taken as samples of that class ("anchor points"). Where networks are wrong even
-then, their errors count as wrong labels: the estimate is an upper bound rather than the truth.
+then, their errors count as wrong labels: the estimate is an upper bound rather than the truth. The
+interval begins where the networks' own probabilities are taken for q: there their doubts explain
+as much as they can.
 
 References:
     Patrini et al., "Making Deep Neural Networks Robust to Label Noise: a Loss Correction
@@ -32,6 +36,7 @@ References:
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -47,17 +52,20 @@ from optuna_s2e._checks import check_int
 from optuna_s2e._typing import FloatArray, IntArray
 from optuna_s2e.coteaching._config import DTYPES, TrainingConfig
 from optuna_s2e.coteaching._networks import Network
-from optuna_s2e.coteaching._training import train_batch
+from optuna_s2e.coteaching._training import OnEpoch, train_batch
 from optuna_s2e.coteaching.data import NoisyData, to_input
 from optuna_s2e.schedules import standard_schedule
 
-N_FOLDS = 3
+N_FOLDS, N_EPOCHS = 3, 15
 PRIOR = 10.0  # precision of the normal prior on the regression's weights: few validation labels
 ANCHORS = 0.2  # share of the samples of a predicted class that count as anchor points
 FEWEST_ANCHORS = 5
-N_REPLICATES = 16  # of the bootstrap
+N_REPLICATES = 12  # of the bootstrap
 MAX_STEPS, TOLERANCE = 1000, 1e-5  # of EM
+FLAT = 1e-6  # relative change of the regression's loss that ends it
 MAX_SAMPLES = 20_000  # whose labels enter one replicate: more do not narrow it
+FEWEST_TO_LEARN = 30  # validation samples that networks are trained on
+MOST_TO_LEARN = 1 / 3  # of the training data: more validation data get fewer epochs
 _BATCH = 1024
 
 
@@ -67,12 +75,15 @@ class NoiseEstimate:
 
     Attributes:
         noise_rate: Estimated share of wrong labels, in [0, 1].
-        interval: 95 % interval of the noise rate.
+        interval: 95 % interval of the noise rate. Without clean labels it begins where the
+            networks' own doubts explain as much as they can, and is wide.
         transition_matrix: Estimated P, rows sum to 1, (C, C). The row of a class without samples
             is that of the identity.
         deviations: Standard deviations of P's entries, (C, C).
         used_clean_labels: Whether clean validation labels were used. If not, the noise rate is
             an upper bound where the network makes many errors of its own.
+        probabilities: Probability of each class for each sample, by networks that were not
+            trained on it, (N, C): what is needed to look for single wrong labels.
     """
 
     noise_rate: float
@@ -80,6 +91,7 @@ class NoiseEstimate:
     transition_matrix: FloatArray
     deviations: FloatArray
     used_clean_labels: bool
+    probabilities: FloatArray
 
     def __str__(self) -> str:
         """Return the estimate as a sentence."""
@@ -96,16 +108,18 @@ def estimate_noise(
     *,
     network: Network = "mlp",
     config: TrainingConfig | None = None,
-    n_epochs: int = 20,
-    clean_validation: bool = True,
+    n_epochs: int = N_EPOCHS,
+    clean_validation: bool | None = None,
     device: torch.device | str = "auto",
     seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
 ) -> NoiseEstimate:
     """Estimate how many training labels are wrong.
 
     Three pairs of networks are trained, each on two thirds of the data, without selection. That
-    costs as much as `2 * n_epochs` epochs of one Co-teaching training. The estimate depends little
-    on `n_epochs`.
+    costs as much as `2 * n_epochs` epochs of one Co-teaching training. If the validation labels
+    are right, as many are trained on the validation data, which are fewer. The estimate depends
+    little on `n_epochs`.
 
     Args:
         data: Data whose training labels are partly wrong.
@@ -113,9 +127,11 @@ def estimate_noise(
         config: Optimiser and mini-batches. The default is `TrainingConfig()`.
         n_epochs: Epochs of each training, at least 2.
         clean_validation: Whether the validation labels are right. If they have errors of their
-            own, say False: no label counts as right then.
+            own, say False: no label counts as right then. None takes what the data say
+            (`NoisyData.clean_validation`).
         device: As in `train_batch`.
         seed: Seed of the folds, the networks and the interval, a non-negative int.
+        progress: Function that is called with (epochs done, all epochs) after each epoch.
 
     Returns:
         The estimate. The same arguments give the same numbers on the same device.
@@ -131,58 +147,96 @@ def estimate_noise(
         >>> abs(estimate.noise_rate - 0.3) < 0.05
         True
     """
-    check_int("n_epochs", n_epochs, 2)
-    seed = check_int("seed", seed, 0)
+    n_epochs, seed = check_int("n_epochs", n_epochs, 2), check_int("seed", seed, 0)
+    if clean_validation is None:
+        clean_validation = data.clean_validation
     rng = np.random.default_rng([seed, 0])
-    given = data.noisy_labels.cpu().numpy()
-    folds = _folds(given, rng)
-    out_of_fold = np.empty((len(given), data.n_classes))
-    on_validation = []
-    for number in range(N_FOLDS):
-        held_out = folds == number
-        networks = _train(data, ~held_out, network, config, n_epochs, device, [seed, number])
-        dtype = DTYPES[(config or TrainingConfig()).dtype]
-        out_of_fold[held_out] = _log_odds(networks, data.x[torch.from_numpy(held_out)], dtype)
-        on_validation.append(_log_odds(networks, data.x_val, dtype))
+    given, y_val = data.noisy_labels.cpu().numpy(), data.y_val.cpu().numpy()
+    if len(given) < N_FOLDS:
+        raise ValueError(f"data must hold at least {N_FOLDS} samples, but got {len(given)}.")
+    learns = clean_validation and len(y_val) >= FEWEST_TO_LEARN
+    share = min(1.0, MOST_TO_LEARN * len(given) / len(y_val))
+    n_more = max(2, round(share * n_epochs)) if learns else 0
+    done = 0
+
+    def on_epoch(*_: object) -> None:
+        nonlocal done
+        done += 1
+        if progress is not None:
+            progress(done, N_FOLDS * (n_epochs + n_more))
+
+    setup = _Setup(network, config, device, on_epoch)
+    odds, odds_val = _cross_predict(data, setup, n_epochs, [seed], rng)
     if not clean_validation:
-        return _by_anchors(out_of_fold, given, rng)
-    validation = np.stack(on_validation)
-    _warn_if_noisy(validation, data.y_val.cpu().numpy(), out_of_fold, given)
-    return _by_clean_labels(out_of_fold, given, validation, data.y_val.cpu().numpy(), rng)
+        return _by_anchors(odds, given, rng)
+    views, views_val = [odds], [odds_val]
+    if learns:
+        swapped = replace(
+            data, x=data.x_val, noisy_labels=data.y_val, x_val=data.x, y_val=data.noisy_labels
+        )
+        on_val, on_training = _cross_predict(swapped, setup, n_more, [seed, N_FOLDS], rng)
+        views.append(on_training.mean(axis=0))
+        views_val.append(np.broadcast_to(on_val, odds_val.shape))
+    _warn_if_noisy(views_val, y_val, odds, given)
+    return _by_clean_labels(np.stack(views), given, np.stack(views_val), y_val, rng)
 
 
 # --- predictions of networks that have not seen the samples ---
 
 
+class _Setup(NamedTuple):
+    """What all trainings share, as in `train_batch`."""
+
+    network: Network
+    config: TrainingConfig | None
+    device: torch.device | str
+    on_epoch: OnEpoch
+
+
+def _cross_predict(
+    data: NoisyData, setup: _Setup, n_epochs: int, key: list[int], rng: np.random.Generator
+) -> tuple[FloatArray, FloatArray]:
+    """Train networks on folds of the training data.
+
+    Returns:
+        Their odds on the samples of the other fold, (N, C), and on the validation data,
+        (folds, N_val, C).
+    """
+    folds = _folds(data.noisy_labels.cpu().numpy(), rng)
+    out_of_fold = np.empty((len(folds), data.n_classes))
+    on_validation = []
+    dtype = DTYPES[(setup.config or TrainingConfig()).dtype]
+    for number in range(N_FOLDS):
+        held_out = folds == number
+        networks = _train(_part(data, ~held_out), setup, n_epochs, [*key, number])
+        out_of_fold[held_out] = _log_odds(networks, data.x[torch.from_numpy(held_out)], dtype)
+        on_validation.append(_log_odds(networks, data.x_val, dtype))
+    return out_of_fold, np.stack(on_validation)
+
+
 def _folds(labels: IntArray, rng: np.random.Generator) -> IntArray:
-    """Return the fold of each sample, (N,); the folds share each class equally."""
+    """Return the fold of each sample, (N,); the folds share each class as equally as they can."""
+    order = np.lexsort([rng.random(len(labels)), labels])
     folds = np.empty(len(labels), dtype=np.int64)
-    for label, count in zip(*np.unique(labels, return_counts=True), strict=True):
-        if count < N_FOLDS:
-            raise ValueError(
-                f"y must hold at least {N_FOLDS} samples of each class that it holds, but got "
-                f"{count} of class {label}. Drop that class, or merge it with another."
-            )
-        folds[labels == label] = rng.permutation(np.arange(count) % N_FOLDS)
+    folds[order] = np.arange(len(labels)) % N_FOLDS
     return folds
 
 
-def _train(
-    data: NoisyData,
-    kept: npt.NDArray[np.bool_],
-    network: Network,
-    config: TrainingConfig | None,
-    n_epochs: int,
-    device: torch.device | str,
-    seed: list[int],
-) -> tuple[nn.Module, nn.Module]:
-    """Train two networks on some of the samples, without selection."""
+def _part(data: NoisyData, kept: npt.NDArray[np.bool_]) -> NoisyData:
+    """Return the data with some of the training samples."""
     index = torch.from_numpy(np.flatnonzero(kept)).to(data.x.device)
-    part = replace(data, x=data.x[index], noisy_labels=data.noisy_labels[index], clean_labels=None)
+    return replace(data, x=data.x[index], noisy_labels=data.noisy_labels[index], clean_labels=None)
+
+
+def _train(
+    data: NoisyData, setup: _Setup, n_epochs: int, key: list[int]
+) -> tuple[nn.Module, nn.Module]:
+    """Train two networks without selection."""
     (result,) = train_batch(
         standard_schedule(n_epochs).keep_rates[None],
-        np.random.SeedSequence(seed).generate_state(1).tolist(),
-        data=part, network=network, config=config, device=device, keep_networks=True,
+        np.random.SeedSequence(key).generate_state(1).tolist(),
+        data=data, network=setup.network, config=setup.config, device=setup.device,
+        keep_networks=True, on_epoch=setup.on_epoch,
     )  # fmt: skip
     if result.networks is None:
         raise ValueError(f"A training failed: {result.failure}") from result.failure
@@ -222,18 +276,32 @@ def _by_clean_labels(
     y_val: IntArray,
     rng: np.random.Generator,
 ) -> NoiseEstimate:
-    """Estimate from odds (N, C) and from odds_val (folds, N_val, C), whose labels are right.
+    """Estimate from odds (V, N, C) and from odds_val (V, folds, N_val, C), whose labels are right.
 
     The bootstrap gives the deviations and the bias, which is taken off.
     """
-    order = np.argsort(given, kind="stable")
-    odds, given = odds[order], given[order]
-    found = _solve(odds, given, odds_val, y_val, np.ones(len(odds)), np.ones(len(y_val)))
+    n_folds, n_classes = odds_val.shape[1], odds.shape[2]
+    probabilities, order = softmax(odds[0], axis=1), np.argsort(given, kind="stable")
+    features, given = np.concatenate(list(odds), axis=1)[order], given[order]
+    features_val = np.concatenate(list(odds_val), axis=2).reshape(n_folds * len(y_val), -1)
+    labels_val = np.tile(y_val, n_folds)
+    start: _Regression | None = None
+
+    def solve(some: IntArray, weights: FloatArray, weights_val: FloatArray) -> _Solution:
+        nonlocal start
+        weights_val = np.tile(weights_val, n_folds) / n_folds
+        start = start or _regression(features_val, labels_val, weights_val, n_classes)
+        fit = _regression(features_val, labels_val, weights_val, n_classes, start)
+        q = softmax(features[some] @ fit.slopes + fit.intercepts, axis=1)
+        return _maximize_likelihood(q, given[some], weights)
+
+    every = np.arange(len(given))
+    found = solve(every, np.ones(len(given)), np.ones(len(y_val)))
     replicates = []
     for _ in range(N_REPLICATES):
-        some = np.sort(rng.permutation(len(odds))[:MAX_SAMPLES])
+        some = np.sort(rng.permutation(len(given))[:MAX_SAMPLES])
         weights = rng.exponential(size=len(some)), rng.exponential(size=len(y_val))
-        replicates.append(_solve(odds[some], given[some], odds_val, y_val, *weights))
+        replicates.append(solve(some, *weights))
     rates = np.array([r.noise_rate for r in replicates])
     matrices = np.array([r.matrix for r in replicates])
     bias = float(rates.mean()) - found.noise_rate
@@ -249,53 +317,51 @@ def _by_clean_labels(
         transition_matrix=matrix / matrix.sum(axis=1, keepdims=True),
         deviations=deviations,
         used_clean_labels=True,
+        probabilities=probabilities,
     )
 
 
-def _solve(
-    odds: FloatArray,
-    given: IntArray,
-    odds_val: FloatArray,
-    y_val: IntArray,
-    weights: FloatArray,
-    weights_val: FloatArray,
-) -> _Solution:
-    """Return P and pi for samples with these weights, ordered by their given labels."""
-    n_folds, _, n_classes = odds_val.shape
-    slopes, intercepts = _regression(
-        odds_val.reshape(-1, n_classes),
-        np.tile(y_val, n_folds),
-        np.tile(weights_val, n_folds) / n_folds,
-    )
-    return _maximize_likelihood(softmax(odds @ slopes + intercepts, axis=1), given, weights)
+class _Regression(NamedTuple):
+    """Slopes (V C, C) and intercepts (C,) of a multinomial logistic regression."""
+
+    slopes: FloatArray
+    intercepts: FloatArray
 
 
 def _regression(
-    odds: FloatArray, y: IntArray, weights: FloatArray
-) -> tuple[FloatArray, FloatArray]:
-    """Return slopes (C, C) and intercepts (C,) of a multinomial logistic regression of y on odds.
+    features: FloatArray,
+    y: IntArray,
+    weights: FloatArray,
+    n_classes: int,
+    start: _Regression | None = None,
+) -> _Regression:
+    """Return the regression of y on features, the odds (n, V C) of V kinds of networks.
 
     Slopes off a multiple of the identity, and intercepts, have a normal prior around 0: without
-    evidence, the regression sharpens or flattens the networks' probabilities and no more.
+    evidence, the regression weighs, sharpens or flattens the networks' probabilities and no more.
     """
-    n_classes = odds.shape[1]
+    n_views = features.shape[1] // n_classes
     eye, rows = np.eye(n_classes), np.arange(len(y))
 
     def loss(v: FloatArray) -> tuple[float, FloatArray]:
-        slopes, intercepts = v[:-n_classes].reshape(n_classes, -1), v[-n_classes:]
-        log_q = log_softmax(odds @ slopes + intercepts, axis=1)
-        off = slopes - eye * np.trace(slopes) / n_classes
+        slopes, intercepts = v[:-n_classes].reshape(n_views, n_classes, -1), v[-n_classes:]
+        log_q = log_softmax(features @ slopes.reshape(-1, n_classes) + intercepts, axis=1)
+        traces = np.trace(slopes, axis1=1, axis2=2)
+        off = slopes - eye * traces[:, None, None] / n_classes
         penalty = 0.5 * PRIOR * ((off**2).sum() + intercepts @ intercepts)
         by_logits = (np.exp(log_q) - eye[y]) * weights[:, None]
-        gradient = [odds.T @ by_logits + PRIOR * off, by_logits.sum(axis=0) + PRIOR * intercepts]
+        by_slopes = features.T @ by_logits + PRIOR * off.reshape(-1, n_classes)
+        by_intercepts = by_logits.sum(axis=0) + PRIOR * intercepts
         return (
             float(penalty - weights @ log_q[rows, y]),
-            np.concatenate([gradient[0].ravel(), gradient[1]]),
+            np.concatenate([by_slopes.ravel(), by_intercepts]),
         )
 
-    start = np.concatenate([eye.ravel(), np.zeros(n_classes)])
-    v = minimize(loss, start, jac=True, method="L-BFGS-B").x
-    return v[:-n_classes].reshape(n_classes, -1), v[-n_classes:]
+    if start is None:
+        start = _Regression(np.tile(eye / n_views, (n_views, 1)), np.zeros(n_classes))
+    begin = np.concatenate([start.slopes.ravel(), start.intercepts])
+    v = minimize(loss, begin, jac=True, method="L-BFGS-B", options={"ftol": FLAT}).x
+    return _Regression(v[:-n_classes].reshape(-1, n_classes), v[-n_classes:])
 
 
 def _maximize_likelihood(q: FloatArray, given: IntArray, weights: FloatArray) -> _Solution:
@@ -333,12 +399,16 @@ def _by_anchors(odds: FloatArray, given: IntArray, rng: np.random.Generator) -> 
         for _ in range(N_REPLICATES)
     ]
     spread = 1.96 * float(np.std([r.noise_rate for r in replicates], ddof=1))
+    order = np.argsort(given, kind="stable")
+    doubts = _maximize_likelihood(softmax(odds[order], axis=1), given[order], np.ones(len(odds)))
+    low = min(found.noise_rate - spread, doubts.noise_rate)
     return NoiseEstimate(
         noise_rate=found.noise_rate,
-        interval=(max(found.noise_rate - spread, 0.0), min(found.noise_rate + spread, 1.0)),
+        interval=(max(low, 0.0), min(found.noise_rate + spread, 1.0)),
         transition_matrix=found.matrix,
         deviations=np.std([r.matrix for r in replicates], axis=0, ddof=1),
         used_clean_labels=False,
+        probabilities=softmax(odds, axis=1),
     )
 
 
@@ -367,19 +437,23 @@ def _from_anchors(
 
 
 def _warn_if_noisy(
-    odds_val: FloatArray, y_val: IntArray, odds: FloatArray, given: IntArray
+    views_val: Sequence[FloatArray], y_val: IntArray, odds: FloatArray, given: IntArray
 ) -> None:
-    """Warn if the validation labels look no cleaner than the training labels."""
-    flat = odds_val.reshape(-1, odds_val.shape[2])
+    """Warn if no kind of networks finds the validation labels cleaner than the training labels."""
     rate = _from_anchors(_anchors(odds), given, np.ones(len(odds)), odds).noise_rate
-    labels = np.tile(y_val, len(odds_val))
-    rate_val = _from_anchors(_anchors(flat), labels, np.ones(len(flat)), flat).noise_rate
-    if rate > 0.1 and rate_val > 0.8 * rate:
+    labels = np.tile(y_val, len(views_val[0]))
+    rates_val = []
+    for view in views_val:
+        flat = view.reshape(len(labels), -1)
+        solution = _from_anchors(_anchors(flat), labels, np.ones(len(flat)), flat)
+        rates_val.append(solution.noise_rate)
+    if rate > 0.1 and min(rates_val) > 0.8 * rate:
         warnings.warn(
-            f"Where they are surest, networks contradict {100 * rate_val:.0f} % of the validation "
-            f"labels and {100 * rate:.0f} % of the training labels. Either the networks are weak "
-            "on these data, or the validation labels are as wrong as the training labels. If they "
-            "are, pass clean_validation=False; the estimate is too low otherwise.",
+            f"Where they are surest, networks contradict {100 * min(rates_val):.0f} % of the "
+            f"validation labels and {100 * rate:.0f} % of the training labels. Either the "
+            "networks are weak on these data, or the validation labels are as wrong as the "
+            "training labels. If they are, pass clean_validation=False; the estimate is too low "
+            "otherwise.",
             UserWarning,
             stacklevel=3,
         )

@@ -103,7 +103,10 @@ def study_note(
         pictures: Paths of the pictures of the best and the recommended trial, by number.
         baselines: Identifiers and names of studies to compare with.
     """
-    parts = [_headline(snapshot, study_id), _best(snapshot, study_id, pictures)]
+    parts = [_headline(snapshot, study_id)]
+    if snapshot.noise is not None:
+        parts.append(f"{snapshot.noise}.")
+    parts.append(_best(snapshot, study_id, pictures))
     if snapshot.schedule_space is not None:
         parts.append(_formula(snapshot.schedule_space))
     if snapshot.is_s2e:

@@ -54,7 +54,8 @@ def optimize_batch(
             is refused while this one lives.
         objective: As for `study.optimize`; it needs no access to the storage. If it has a method
             `batch(trials)` that returns a value or an exception for each trial, and there is no
-            executor, the K trials run in one call of that method.
+            executor, the K trials run in one call of that method. A method `prepare_study(study)`
+            is called first, in this process: all trials see what it writes to the study.
         n_trials: The number of trials that come to an end in this call, at least 1. None goes on
             until `timeout` or `study.stop()`.
         batch_size: The number of trials in a batch, in [1, 100000]. Samplers other than
@@ -125,6 +126,9 @@ def optimize_batch(
             _optuna.optimize_loop(study),
             driver.lease,
         ):
+            if hasattr(objective, "prepare_study"):
+                with orders.interruptible():
+                    objective.prepare_study(study)
             driver.run()
             orders.check()
     except Stopped as stopped:

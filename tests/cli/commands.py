@@ -24,6 +24,7 @@ SEARCH = [
     "--population-size",
     str(K),
     "--no-dashboard",
+    "--no-noise-rate-estimate",  # tests/cli/test_cli_noise_rate.py is about it
     "--noise",  # is added to a user's own labels only by name
     "symmetric",
 ]

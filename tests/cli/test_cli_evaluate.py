@@ -76,7 +76,8 @@ def test_json_is_one_document(searched: Searched, capsys: pytest.CaptureFixture[
     assert document["methods"]["searched"]["keep_rates"] == picked.schedule.keep_rates.tolist()
     assert document["methods"]["searched"]["params"] is None
     assert document["left_out"] == {}
-    assert set(document["methods"]) == {"standard", "coteaching", "searched"}
+    assert set(document["methods"]) == {"standard", "coteaching", "suggested", "searched"}
+    assert document["noise"] is None
     assert all(Path(name).is_file() for name in document["files"].values())
     (accuracy,) = document["methods"]["searched"]["final_accuracy"]
     assert f"{100 * accuracy:.2f}" in printed.err  # the table, for people
@@ -128,18 +129,18 @@ def test_a_second_evaluation_trains_nothing_and_more_repeats_train_the_rest(
 
     first = evaluate("--repeats", "1")
     kept = rows()
-    assert len(kept) == 3
+    assert len(kept) == 4
     assert evaluate("--repeats", "1") == first
     assert rows() == kept
     evaluate("--repeats", "2")
-    assert rows()[:3] == kept
-    assert len(rows()) == 6
-    evaluate("--repeats", "2", "--rule", "best")  # Standard and Co-teaching are known
+    assert rows()[:4] == kept
     assert len(rows()) == 8
+    evaluate("--repeats", "2", "--rule", "best")  # all others are known
+    assert len(rows()) == 10
     np.savez(DATA, **(make_arrays() | {"test_x": np.random.default_rng(1).random((12, 4))}))
     n = len(rows())
     evaluate("--repeats", "1")  # other test data
-    assert len(rows()) == n + 3
+    assert len(rows()) == n + 4
 
 
 @pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGKILL])

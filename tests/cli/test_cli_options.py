@@ -27,7 +27,7 @@ NUMBERS = numbers()
 
 
 def test_the_numbers_are_those_of_the_help() -> None:
-    assert len(NUMBERS) == 17
+    assert len(NUMBERS) == 18
     assert ("search", "--trials") in NUMBERS
     assert ("evaluate", "--noise-rate") in NUMBERS
 

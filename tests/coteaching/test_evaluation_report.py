@@ -57,6 +57,22 @@ def test_one_seed_has_no_deviation():
     assert _rows(table)["Co-teaching"][1:] == ["70.00", "70.00,", "70.00", "+10.00"]
 
 
+def test_remarks_follow_the_titles_in_the_table_and_in_the_file(tmp_path):
+    schedules = {**fixed_schedules(4, 0.45), "searched": Schedule(np.array([1, 0.9, 0.8, 0.7]))}
+    evaluations = {name: _make_evaluation([0.6, 0.7]) for name in schedules}
+    remarks = {"coteaching": "estimated rate .45"}
+    lines = evaluation_table(evaluations, remarks).splitlines()
+    assert lines[2].startswith("Co-teaching (estimated rate .45)  ")
+    assert lines[3].startswith("Suggested  ")
+    columns = [line.index("65.00") for line in lines[1:-1]]
+    assert columns == [columns[0]] * len(schedules)
+    options = {"settings": SETTINGS, "study_name": "s", "remarks": remarks}
+    methods = save_evaluation(tmp_path, schedules, evaluations, **options)["methods"]
+    assert [methods[name]["remark"] for name in schedules] == [
+        None, "estimated rate .45", None, None,
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize("precision", [0.75, np.nan])
 def test_files_hold_all_numbers_schedules_and_settings(tmp_path, precision):
     schedules = {**fixed_schedules(4, 0.45), "searched": Schedule(np.array([1, 0.9, 0.8, 0.7]))}
@@ -69,7 +85,7 @@ def test_files_hold_all_numbers_schedules_and_settings(tmp_path, precision):
     document = json.loads((folder / "evaluation.json").read_text())
     assert (document["study"], document["settings"]) == ("a/b", SETTINGS)
     assert {"python", "torch", "optuna-s2e"} <= set(document["versions"])
-    assert list(document["methods"]) == ["standard", "coteaching", "searched"]
+    assert list(document["methods"]) == ["standard", "coteaching", "suggested", "searched"]
     for name, method in document["methods"].items():
         assert method["keep_rates"] == schedules[name].keep_rates.tolist()
         assert (method["seeds"], method["final_accuracy"]) == ([0, 1], [0.6, 0.7])

@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 import torch
+from sklearn.datasets import load_breast_cancer
 from torch import nn
 
-from optuna_s2e.coteaching import NoisyData, estimate_noise, load_data
+from optuna_s2e.coteaching import NoisyData, TrainingConfig, estimate_noise, load_data
 from optuna_s2e.coteaching._noise_estimate import (
     _by_anchors,
     _by_clean_labels,
@@ -55,7 +56,7 @@ def test_errors_of_the_networks_do_not_count_as_wrong_labels() -> None:
     z, odds = _predictions(rng, 3000)
     y = flip_labels(z, CLASS_DEPENDENT, rng)
     z_val, odds_val = _predictions(rng, 600)
-    found = _by_clean_labels(odds, y, odds_val[None], z_val, rng)
+    found = _by_clean_labels(odds[None], y, odds_val[None, None], z_val, rng)
     rate = (y != z).mean()
     assert (odds.argmax(axis=1) != z).mean() > 0.15
     assert (odds.argmax(axis=1) != y).mean() > rate + 0.07
@@ -72,7 +73,7 @@ def test_intervals_hold_the_rate_as_often_as_they_say() -> None:
         z, odds = _predictions(rng, 1000)
         y = flip_labels(z, CLASS_DEPENDENT, rng)
         z_val, odds_val = _predictions(rng, 200)
-        low, high = _by_clean_labels(odds, y, odds_val[None], z_val, rng).interval
+        low, high = _by_clean_labels(odds[None], y, odds_val[None, None], z_val, rng).interval
         held += low <= (y != z).mean() <= high
         widths.append(high - low)
     assert held >= 34  # 38 on average, if 95 % hold it
@@ -121,14 +122,76 @@ def test_the_same_seed_gives_the_same_numbers() -> None:
 def test_noisy_validation_labels_are_noticed() -> None:
     data = load_data("digits", noise="symmetric", noise_rate=0.4, seed=0, validation="noisy")
     with pytest.warns(UserWarning, match="or the validation labels are as wrong as"):
+        estimate_noise(data, device="cpu", clean_validation=True)
+    assert not estimate_noise(data, n_epochs=2, device="cpu").used_clean_labels  # data know it
+
+
+def _breast_cancer(rate: float, seed: int) -> NoisyData:
+    x, y = load_breast_cancer(return_X_y=True)
+    rng = np.random.default_rng(seed)
+    order = rng.permutation(len(y))
+    x, y = ((x - x.mean(axis=0)) / x.std(axis=0))[order], y[order]
+    noisy = flip_labels(y[150:], transition_matrix("symmetric", rate, 2), rng)
+    return NoisyData.from_arrays(x[150:], noisy, x[:150], y[:150], clean_labels=y[150:])
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_two_classes_with_half_of_their_labels_wrong_are_told_by_the_clean_ones(seed: int) -> None:
+    data = _breast_cancer(0.49, seed)
+    assert data.clean_labels is not None
+    true = (data.noisy_labels != data.clean_labels).double().mean().item()
+    found = estimate_noise(data, config=TrainingConfig(batch_size=64), device="cpu")
+    assert found.noise_rate == pytest.approx(true, abs=0.05)
+    assert found.interval[0] <= true <= found.interval[1]
+    assert found.interval[1] - found.interval[0] < 0.2
+
+
+def test_without_clean_labels_the_interval_begins_where_doubts_explain_all() -> None:
+    rng = np.random.default_rng(4)
+    q = rng.dirichlet([1.0, 1.0, 1.0], size=5000)
+    z = (q.cumsum(axis=1) < rng.random(len(q))[:, None]).sum(axis=1)
+    y = flip_labels(z, transition_matrix("symmetric", 0.3, 3), rng)
+    log_q = np.log(q)
+    found = _by_anchors(log_q - log_q.mean(axis=1, keepdims=True), y, rng)
+    assert found.noise_rate > 0.32  # the networks' errors count as wrong labels
+    assert found.interval[0] == pytest.approx((y != z).mean(), abs=0.03)  # the doubts are right
+
+
+@pytest.mark.parametrize("clean_validation", [True, False])
+def test_classes_of_one_or_two_samples_do_no_harm(clean_validation: bool) -> None:
+    digits = load_data("digits", noise="pair", noise_rate=0.3, seed=0)
+    y = digits.noisy_labels.numpy().copy()
+    y[:3] = 10, 10, 11
+    with pytest.warns(UserWarning, match=r"no sample of the classes \[10, 11\]"):
+        data = NoisyData.from_arrays(digits.x, y, digits.x_val, digits.y_val, n_classes=12)
+    found = estimate_noise(data, device="cpu", clean_validation=clean_validation)
+    assert found.noise_rate == pytest.approx(0.3, abs=0.1)
+    np.testing.assert_allclose(found.transition_matrix.sum(axis=1), 1.0)
+
+
+def test_probabilities_are_of_networks_that_have_not_seen_the_sample() -> None:
+    data = load_data("digits", noise="symmetric", noise_rate=0.3, seed=0)
+    assert data.clean_labels is not None
+    found = estimate_noise(data, device="cpu", config=TrainingConfig(64, 1e-2))
+    assert found.probabilities.shape == (len(data.x), 10)
+    np.testing.assert_allclose(found.probabilities.sum(axis=1), 1.0)
+    named = found.probabilities.argmax(axis=1)
+    assert (named == data.clean_labels.numpy()).mean() > 0.8
+    assert (named == data.noisy_labels.numpy()).mean() < 0.7
+
+
+def test_too_few_samples_for_the_folds_are_refused() -> None:
+    x, y = np.eye(4, dtype=np.float32), np.array([0, 1])
+    data = NoisyData.from_arrays(x[:2], y, x[2:], y)
+    with pytest.raises(ValueError, match="data must hold at least 3 samples, but got 2"):
         estimate_noise(data, device="cpu")
 
 
-def test_a_class_that_no_fold_can_share_is_refused() -> None:
-    x, y = np.eye(8, dtype=np.float32), np.array([0, 0, 0, 1, 1, 1, 2, 2])
-    data = NoisyData.from_arrays(x, y, x, y)
-    with pytest.raises(ValueError, match=r"at least 3 samples of each class .* got 2 of class 2"):
-        estimate_noise(data, device="cpu")
+def test_an_unknown_network_is_refused_before_anything_is_trained(tiny: NoisyData) -> None:
+    shown: list[int] = []
+    with pytest.raises(ValueError, match=r"network must be one of .* but got 'mpl'"):
+        estimate_noise(tiny, network="mpl", device="cpu", progress=lambda n, _: shown.append(n))
+    assert not shown
 
 
 @pytest.mark.parametrize("clean_validation", [True, False])

@@ -178,37 +178,6 @@ def test_one_trial_of_a_batch_may_fail_without_the_others(tiny):
     assert results[-1] == objective(trials[-1])
 
 
-class _BadReporter:
-    """Raises when it is shown a trial for the n-th time."""
-
-    def __init__(self, n):
-        self.n, self.shown = n, 0
-
-    def show(self, trial, schedule, curves, *, final=False):
-        self.shown += 1
-        if self.shown == self.n:
-            raise OSError("no space left on device")
-
-
-@pytest.mark.parametrize("n", [1, 2, 5, 8])  # before the first epoch, between two, at the end
-def test_an_error_of_the_reporter_costs_no_training(tiny, n, caplog):
-    alone, shown = _study(), _study()
-    optimize_batch(alone, _objective(tiny, n_epochs=2), 2, batch_size=2)
-    reporter = _BadReporter(n)
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    with caplog.at_level("WARNING"):
-        optuna.logging.enable_propagation()
-        try:
-            objective = _objective(tiny, n_epochs=2, reporter=reporter)
-            optimize_batch(shown, objective, 2, batch_size=2)
-        finally:
-            optuna.logging.disable_propagation()
-    assert [t.value for t in shown.trials] == [t.value for t in alone.trials]
-    assert all(t.state == TrialState.COMPLETE for t in shown.trials)
-    assert "is not shown any more: OSError('no space left on device')" in caplog.text
-    assert n <= reporter.shown < 8 or n == 8  # it is not called for that trial again
-
-
 def test_fixed_trials_need_no_study(tiny):
     params = {"R.eq1": 1, "R.n_epochs": 6, "R.tau": 0.5, "R.tk": 2.0, "R.c": 1.0}
     trial = FixedTrial(params, number=3)

@@ -9,7 +9,7 @@ from optuna_dashboard import get_note, save_note
 from reporting import make_objective
 
 from optuna_s2e import S2ESampler, ScheduleSpace, open_storage, recommend
-from optuna_s2e._attributes import COMMAND_KEY, N_TRIALS_KEY
+from optuna_s2e._attributes import COMMAND_KEY, N_TRIALS_KEY, NOISE_KEY, RecordedNoise
 from optuna_s2e.analysis import Snapshot
 from optuna_s2e.dashboard import DashboardReporter
 from optuna_s2e.dashboard._markdown import BEGIN, END, code, code_block, merge, table
@@ -114,6 +114,19 @@ def test_only_an_unfinished_search_is_resumed(
     assert ("finished" in page.splitlines()[0]) == finished
     assert ("resume" in page) == (not finished and command is not None)
     assert ("s2e worker" in page) == (not finished)
+
+
+def test_the_status_page_says_how_many_labels_are_wrong(study: optuna.Study) -> None:
+    assert "Noise rate" not in status_page(study)
+    noise = RecordedNoise(0.484, (0.441, 0.519), None, used_clean_labels=False, seed=0)
+    study.set_user_attr(NOISE_KEY, noise.to_attr())
+    line = (
+        "\n\nNoise rate, estimated: 48 % of the labels are wrong [44, 52], found without clean "
+        "labels.\n\n"
+    )
+    assert line in status_page(study)
+    study.set_user_attr(NOISE_KEY, {**noise.to_attr(), "noise_rate": HOSTILE})
+    assert "Noise rate" not in status_page(study)
 
 
 def test_the_page_leads_to_the_plots_and_explains_what_it_shows(study: optuna.Study) -> None:

@@ -97,6 +97,8 @@ def load_data(
     labels, classes = encode_labels(source.labels)
     source = source._replace(**labels)
     source = _with_noise(source, name, noise, noise_rate, len(classes), seed, published_noise)
+    is_split_off = source.x_val is None
+    is_clean = validation == "clean" and source.clean_labels is not None
     source = _with_validation(source, name, validation, n_validation, len(classes), seed)
     settings = {
         "name": str(name),
@@ -108,7 +110,10 @@ def load_data(
         "published_noise": bool(published_noise),
         **files,
     }
-    return assemble(source.inputs, source.labels, classes, name=str(name), settings=settings)
+    return assemble(
+        source.inputs, source.labels, classes, name=str(name), settings=settings,
+        clean_validation=is_clean or not is_split_off,
+    )  # fmt: skip
 
 
 def _asked_noise(

@@ -49,6 +49,8 @@ class NoisyData:
         settings: Arguments with which `load_data` returns the same data, or None if the data
             were not made by `load_data`.
         classes: Label of each class as it was given (a name, for example), (C,).
+        clean_validation: Whether the validation labels count as right, which the estimate of the
+            noise (`estimate_noise`) makes use of.
     """
 
     x: Tensor
@@ -62,6 +64,7 @@ class NoisyData:
     name: str
     settings: Mapping[str, Any] | None = None
     classes: tuple[Label, ...] = ()
+    clean_validation: bool = True
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -137,6 +140,7 @@ class NoisyData:
         y_test: ArrayOrTensor | None = None,
         clean_labels: ArrayOrTensor | None = None,
         n_classes: int | None = None,
+        clean_validation: bool = True,
         name: str = "arrays",
     ) -> NoisyData:
         """Make the data from arrays or tensors whose labels `y` are already noisy.
@@ -158,6 +162,8 @@ class NoisyData:
                 samples are. None if they are unknown.
             n_classes: C, at least 2. With it, labels in [0, C) are class numbers, and the training
                 labels need not hold all of them.
+            clean_validation: Whether the validation labels count as right. If they are as noisy
+                as the training labels, say False: it is what `estimate_noise` goes by.
             name: Name of the data for titles.
 
         Returns:
@@ -186,7 +192,7 @@ class NoisyData:
         if clean_labels is not None:
             labels["clean_labels"] = clean_labels
         numbers, classes = encode_labels(labels, n_classes)
-        return assemble(inputs, numbers, classes, name=name)
+        return assemble(inputs, numbers, classes, name=name, clean_validation=clean_validation)
 
     @classmethod
     def from_datasets(
@@ -197,6 +203,7 @@ class NoisyData:
         *,
         clean_labels: ArrayOrTensor | None = None,
         n_classes: int | None = None,
+        clean_validation: bool = True,
         name: str = "datasets",
     ) -> NoisyData:
         """Read torch data sets of (input, label) items into memory once.
@@ -209,6 +216,7 @@ class NoisyData:
             test: Test items for `evaluate_schedules`, or None.
             clean_labels: True labels in the order of `train`, as in `from_arrays`.
             n_classes: C, as in `from_arrays`.
+            clean_validation: As in `from_arrays`.
             name: Name of the data for titles.
 
         Returns:
@@ -235,6 +243,7 @@ class NoisyData:
             y_test=y_test,
             clean_labels=clean_labels,
             n_classes=n_classes,
+            clean_validation=clean_validation,
             name=name,
         )
 
@@ -246,6 +255,7 @@ def assemble(
     *,
     name: str,
     settings: Mapping[str, Any] | None = None,
+    clean_validation: bool,
 ) -> NoisyData:
     """Make the data from inputs and class numbers.
 
@@ -255,6 +265,7 @@ def assemble(
         classes: Label of each class.
         name: Name of the data for titles.
         settings: Arguments with which `load_data` returns the same data, or None.
+        clean_validation: Whether the labels "y_val" count as right.
 
     Raises:
         ValueError: If shapes or dtypes differ, or inputs are no numbers or not finite.
@@ -290,6 +301,7 @@ def assemble(
         name=name,
         settings=settings,
         classes=tuple(classes),
+        clean_validation=bool(clean_validation),
     )
 
 
