@@ -18,6 +18,7 @@ from optuna_s2e.coteaching._evaluation_report import evaluation_table, save_eval
 from optuna_s2e.coteaching._networks import NETWORKS, make_network
 from optuna_s2e.coteaching._noise_estimate import NoiseEstimate, estimate_noise
 from optuna_s2e.coteaching._objective import CoteachingObjective
+from optuna_s2e.coteaching._samples import SampleStatistics
 from optuna_s2e.coteaching._training import Metrics, TrainingResult, last_epochs_mean, train_batch
 from optuna_s2e.coteaching.data import DATA_SETS, NoisyData, load_data
 
@@ -29,6 +30,7 @@ __all__ = [
     "Metrics",
     "NoiseEstimate",
     "NoisyData",
+    "SampleStatistics",
     "TrainingConfig",
     "TrainingResult",
     "estimate_noise",
