@@ -17,12 +17,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from optuna_s2e._typing import FloatArray, IntArray
-
-_NEVER = torch.iinfo(torch.int32).max
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,10 +43,10 @@ class SampleStatistics:
             more, (N, 2).
         agreement: Share of the epochs in which both networks predicted the same class, in [0, 1],
             (N,).
-        learned_at: First epoch from which on the network always predicted the given label;
-            infinite if it did not when the sample was seen last, (N, 2).
         predicted: Class that the network predicted when the sample was seen last, -1 if it was
             never seen, (N, 2).
+        predicted_since: First epoch, counted from 0, from which on it always predicted that
+            class, (N, 2).
         rival: Class other than the given label that the network thought most likely then, -1 if
             the sample was never seen, (N, 2).
     """
@@ -59,9 +58,17 @@ class SampleStatistics:
     mean_margin: FloatArray
     late_margin: FloatArray
     agreement: FloatArray
-    learned_at: FloatArray
     predicted: IntArray
+    predicted_since: FloatArray
     rival: IntArray
+
+    @property
+    def learned_at(self) -> FloatArray:
+        """First epoch from which on each network always predicted the given label, (N, 2).
+
+        It is infinite if the network did not when the sample was seen last.
+        """
+        return np.where(self.predicted != self.rival, self.predicted_since, np.inf)
 
 
 def margin_and_rival(logits: Tensor, y: Tensor, dim: int) -> tuple[Tensor, Tensor]:
@@ -107,7 +114,7 @@ class SampleWatch:
         self._of_trials = {name: fill(n_trials, 0) for name in ("seen", "weights", "agreed")}
         m = 2 * n_trials
         self._of_networks = {
-            "trained": fill(m, 0), "learned_at": fill(m, _NEVER), "predicted": fill(m, -1),
+            "trained": fill(m, 0), "predicted": fill(m, -1), "predicted_since": fill(m, 0),
             "rival": fill(m, -1),
         }  # fmt: skip
         for name in ("loss", "last_loss", "margin", "late_margin"):
@@ -136,35 +143,41 @@ class SampleWatch:
             margins: Margins, (S, M, B).
             rivals: The strongest other classes, (S, M, B).
         """
-        self._epoch += 1
-        predicted = torch.where(is_right, y, rivals)
         trained = torch.zeros(y.shape, dtype=torch.int32, device=y.device)
         ones = trained.new_ones(kept.shape) if counts is None else counts.to(trained.dtype)
         trained.scatter_add_(2, kept, ones.expand_as(kept))
-        of_trials = {
-            "seen": torch.ones_like(order),
-            "weights": torch.full_like(order, self._epoch),
-            "agreed": predicted[:, ::2] == predicted[:, 1::2],
+        samples = _by_row(order)
+        of_both = samples.repeat_interleave(2, dim=0)
+        y, is_right, trained, losses, margins, rivals = map(
+            _by_row, (y, is_right, trained, losses, margins, rivals)
+        )
+        predicted = torch.where(is_right, y, rivals)
+        changed = predicted != self._of_networks["predicted"].gather(1, of_both)
+        since = self._of_networks["predicted_since"].gather(1, of_both)
+        since = since.masked_fill(changed, self._epoch)
+        self._epoch += 1
+        sums_of_trials = {
+            "seen": torch.ones_like(samples),
+            "weights": torch.full_like(samples, self._epoch),
+            "agreed": predicted[::2] == predicted[1::2],
         }
-        of_networks = {
+        sums_of_networks = {
             "trained": trained, "loss": losses, "margin": margins,
             "late_margin": margins * self._epoch,
         }  # fmt: skip
-        last = {"last_loss": losses, "predicted": predicted, "rival": rivals}
-        samples = _by_row(order)
-        of_both = samples.repeat_interleave(2, dim=0)
-        for sums, index, values in (
-            (self._of_trials, samples, of_trials),
-            (self._of_networks, of_both, of_networks),
-        ):
-            for name, value in values.items():
-                sums[name].scatter_add_(1, index, _by_row(value).to(sums[name].dtype))
-        for name, value in last.items():
-            kind = self._of_networks[name]
-            kind.scatter_(1, of_both, _by_row(value).to(kind.dtype))
-        learned_at = self._of_networks["learned_at"]
-        since = learned_at.gather(1, of_both).clamp(max=self._epoch - 1)
-        learned_at.scatter_(1, of_both, since.where(_by_row(is_right), _NEVER))
+        last = {
+            "last_loss": losses, "predicted": predicted, "predicted_since": since,
+            "rival": rivals,
+        }  # fmt: skip
+        for name, values in sums_of_trials.items():
+            sums = self._of_trials[name]
+            sums.scatter_add_(1, samples, values.to(sums.dtype))
+        for name, values in sums_of_networks.items():
+            sums = self._of_networks[name]
+            sums.scatter_add_(1, of_both, values.to(sums.dtype))
+        for name, values in last.items():
+            state = self._of_networks[name]
+            state.scatter_(1, of_both, values.to(state.dtype))
 
     def statistics(self, position: int) -> SampleStatistics:
         """Return what the trial at this position saw of its samples."""
@@ -172,17 +185,17 @@ class SampleWatch:
         both = slice(2 * position, 2 * position + 2)
         nets = {name: v[both].t().cpu().double() for name, v in self._of_networks.items()}
         seen, weights = trial["seen"][:, None], trial["weights"][:, None]
-        learned_at = nets["learned_at"]
+        unseen = seen == 0
         return SampleStatistics(
             n_seen=trial["seen"].long().numpy(),
             trained_share=(nets["trained"] / seen).numpy(),
             mean_loss=(nets["loss"] / seen).numpy(),
-            last_loss=nets["last_loss"].masked_fill(seen == 0, torch.nan).numpy(),
+            last_loss=nets["last_loss"].masked_fill(unseen, torch.nan).numpy(),
             mean_margin=(nets["margin"] / seen).numpy(),
             late_margin=(nets["late_margin"] / weights).numpy(),
             agreement=(trial["agreed"] / trial["seen"]).numpy(),
-            learned_at=learned_at.masked_fill(learned_at == _NEVER, torch.inf).numpy(),
             predicted=nets["predicted"].long().numpy(),
+            predicted_since=nets["predicted_since"].masked_fill(unseen, torch.nan).numpy(),
             rival=nets["rival"].long().numpy(),
         )
 
