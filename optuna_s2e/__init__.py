@@ -15,6 +15,7 @@ if TYPE_CHECKING:
         ScheduleSpace,
         coteaching_schedule,
         standard_schedule,
+        suggested_schedule,
         table1_schedule,
     )
     from optuna_s2e.storages import open_storage
@@ -37,6 +38,7 @@ __all__ = [
     "simplex_params",
     "standard_schedule",
     "suggest_simplex",
+    "suggested_schedule",
     "table1_schedule",
 ]
 

@@ -27,7 +27,7 @@ from optuna.study._optimize import _run_trial
 from optuna.study._tell import _tell_with_warning
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
-from optuna_s2e._attributes import FAILED_TRIAL_KEY
+from optuna_s2e._attributes import FAILED_TRIAL_KEY, FIXED_PARAMS_KEY
 
 __all__ = ["BaseHeartbeat"]
 
@@ -117,6 +117,27 @@ def set_running_trial_attr(trial: Trial, key: str, value: Any) -> None:
 def running_trial_attrs(trial: Trial) -> Mapping[str, Any]:
     """Return the system attributes of the trial that an objective holds, as they are now."""
     return trial.study._storage.get_trial_system_attrs(trial._trial_id)
+
+
+_MAX_FIRST_TRIALS = 3  # of which all but the last one failed
+
+
+def is_first_trial(trial: Trial) -> bool:
+    """Say whether a trial is the first one of its study, or all trials before it failed.
+
+    No two trials that did not fail are first: the storage numbers them. An enqueued trial is not
+    first, and neither is a trial after several failures: the objective may be why they failed.
+    """
+    if trial.number >= _MAX_FIRST_TRIALS or trial._fixed_params:
+        return False
+    before = [t for t in all_trials(trial.study) if t.number < trial.number]
+    return [t.state for t in before] == [TrialState.FAIL] * trial.number
+
+
+def fix_params(trial: Trial, params: Mapping[str, Any]) -> None:
+    """Let a running trial have these parameters, as if it had been enqueued with them."""
+    set_running_trial_attr(trial, FIXED_PARAMS_KEY, dict(params))
+    trial._fixed_params = dict(params)
 
 
 def url_of(study: Study) -> str | None:

@@ -149,6 +149,8 @@ class Ledger:
                     self._failed.append(draw.record.trial)
             elif is_of_later_release(trial):
                 self.later_release = number
+            elif number in self.draws:  # its parameters were fixed since it was read
+                self._drop(self.draws[number])
         self._validate_openers()
         return self
 
@@ -168,6 +170,14 @@ class Ledger:
             self._newest_tagged, self.newest_tags = number, draw.tags
         if self.rules.counts(draw.trial):
             insort(self.completed, draw, key=lambda d: d.membership_order)
+
+    def _drop(self, draw: Draw) -> None:
+        """Forget a running draw, which is none any more."""
+        number, slot = draw.record.trial, draw.record.slot
+        if not draw.trial.state.is_finished():
+            del self.draws[number]
+            if slot is not None:
+                del self.slots[slot][number]
 
     def _validate_openers(self) -> None:
         """Accept the openers whose parents lead to generation 1 in the same space.

@@ -36,7 +36,13 @@ from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from optuna_s2e import _optuna
-from optuna_s2e._attributes import DRAW_KEY, FAILED_TRIAL_KEY, FAILURE_KEY, RETRY_HISTORY_KEY
+from optuna_s2e._attributes import (
+    DRAW_KEY,
+    FAILED_TRIAL_KEY,
+    FAILURE_KEY,
+    FIXED_PARAMS_KEY,
+    RETRY_HISTORY_KEY,
+)
 from optuna_s2e.distributions import decode, keyed_coordinate, same_value
 from optuna_s2e.estimators import UpdateSettings
 from optuna_s2e.schedules import N_EPOCHS, TAGS
@@ -287,9 +293,12 @@ def own_record(attrs: Mapping[str, Any], trial: FrozenTrial) -> Record | None:
 
 
 def read_draw(trial: FrozenTrial) -> Draw | None:
-    """Read a trial's record. Return None if it has none, or that of another trial."""
+    """Read a trial's record. Return None if it has none, or that of another trial.
+
+    A trial whose parameters were fixed after it was drawn is no draw, like an enqueued one.
+    """
     record = own_record(trial.system_attrs, trial)
-    if record is None:
+    if record is None or FIXED_PARAMS_KEY in trial.system_attrs:
         return None
     known = record.generation == 0 and trial.state.is_finished()  # while running, more may come
     uniform = _uniform_coordinates(trial, record) if known else {}

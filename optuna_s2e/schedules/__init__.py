@@ -3,11 +3,17 @@
 - `Schedule` is one R(t); `n_kept` turns it into numbers of samples.
 - `ScheduleSpace` draws schedules in an Optuna objective; `find_space` finds the space of a
   trial, `find_spaces` those of all its branches.
-- `standard_schedule`, `coteaching_schedule` and `table1_schedule` need no search.
+- `standard_schedule`, `coteaching_schedule`, `suggested_schedule` and `table1_schedule` need no
+  search.
 - `SPACES` holds the formulas of the spaces, `basis_function` those of Table 1.
 """
 
-from optuna_s2e.schedules._baselines import coteaching_schedule, standard_schedule, table1_schedule
+from optuna_s2e.schedules._baselines import (
+    coteaching_schedule,
+    standard_schedule,
+    suggested_schedule,
+    table1_schedule,
+)
 from optuna_s2e.schedules._formulas import SPACES, basis_function
 from optuna_s2e.schedules._schedule import (
     DEFAULT_KIND,
@@ -35,5 +41,6 @@ __all__ = [
     "find_spaces",
     "n_kept",
     "standard_schedule",
+    "suggested_schedule",
     "table1_schedule",
 ]

@@ -1,4 +1,4 @@
-"""Schedules that need no search: standard training, Co-teaching, one mixture of Table 1."""
+"""Schedules that need no search: standard training, Co-teaching, a suggestion, one of Table 1."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import numpy.typing as npt
 from optuna_s2e._checks import check_number, check_shape
 from optuna_s2e.distributions import simplex_params
 from optuna_s2e.schedules._formulas import BASES, MIX_NAME, basis_names
+from optuna_s2e.schedules._informed import informed_middle
 from optuna_s2e.schedules._schedule import Schedule, ScheduleSpace
 
 
@@ -60,6 +61,32 @@ def coteaching_schedule(
         "R.tk": min(check_number("n_gradual", n_gradual, 1.0), float(space.n_epochs)),
         "R.c": check_number("exponent", exponent, 0.25, 4.0),
     })  # fmt: skip
+
+
+def suggested_schedule(n_epochs: int, noise_rate: float) -> Schedule:
+    """Return the schedule of Eq 1 that is suggested at a noise rate, for those who do not search.
+
+    It drops somewhat more than the wrong labels, until the middle of the training. It is
+    `ScheduleSpace(n_epochs, noise_rate=noise_rate).middle`, the first trial of such a search.
+
+    Args:
+        n_epochs: T, at least 2.
+        noise_rate: Share of wrong labels, in [0, 1], known or estimated.
+
+    Returns:
+        A schedule of the space `"eq1"`. At rate 0 it is `standard_schedule(n_epochs)` in effect.
+
+    Raises:
+        ValueError: If an argument is out of range.
+
+    Example:
+        >>> from optuna_s2e import suggested_schedule
+        >>> rates = suggested_schedule(40, noise_rate=0.4).keep_rates
+        >>> bool(rates[0] == 1), bool(0.05 < rates[-1] < 0.6)
+        (True, True)
+    """
+    space = ScheduleSpace(n_epochs, "eq1")
+    return space.from_params(informed_middle(space.n_epochs, noise_rate))
 
 
 def table1_schedule(

@@ -31,11 +31,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from optuna.distributions import BaseDistribution, IntDistribution
-from optuna.trial import BaseTrial, FrozenTrial
+from optuna.trial import BaseTrial, FrozenTrial, Trial
 
 from optuna_s2e._checks import check_axes, check_choice, check_int, check_number
+from optuna_s2e._optuna import fix_params, is_first_trial
 from optuna_s2e._typing import FloatArray
 from optuna_s2e.schedules._formulas import SPACES
+from optuna_s2e.schedules._informed import informed_distributions, informed_middle
 
 MIN_KEEP_RATE = 1e-6  # R(t) stays positive; at least one sample is kept however small it is
 MAX_EPOCHS = 1_000_000
@@ -245,9 +247,13 @@ class ScheduleSpace:
             complete, and the exponent c in [1/4, 4] (log). `"table1"` is the paper's space, a
             convex combination (Eq 4) of the four bases of Table 1, each with its own a_1 .. a_4:
             3 + 16 parameters in [0, 1].
+        noise_rate: Share of wrong labels, in [0, 1], known or estimated. It narrows the ranges of
+            `"eq1"` to what wins at such a rate, and the first trial of a study is the `middle`.
+            The ranges allow for an estimate that is off by a third. None takes the whole ranges.
 
     Raises:
-        ValueError: If an argument is out of range.
+        ValueError: If an argument is out of range, or `noise_rate` is given for another kind than
+            `"eq1"`.
 
     Example:
         >>> import optuna
@@ -259,22 +265,45 @@ class ScheduleSpace:
         array([1.  , 0.75, 0.5 , 0.5 ])
     """
 
-    def __init__(self, n_epochs: int, kind: str = DEFAULT_KIND) -> None:
+    def __init__(
+        self, n_epochs: int, kind: str = DEFAULT_KIND, *, noise_rate: float | None = None
+    ) -> None:
         self.n_epochs = check_int("n_epochs", n_epochs, 2, MAX_EPOCHS)
         self.kind = check_choice("kind", kind, SPACES)
+        self.noise_rate = None
         self._space = SPACES[self.kind]
-        self._searched = self._space.distributions(self.n_epochs)
+        self._whole = self._searched = self._space.distributions(self.n_epochs)
+        if noise_rate is not None:
+            if self.kind != "eq1":
+                raise ValueError(
+                    f"kind must be 'eq1' if noise_rate is given, but got {kind!r}: what wins at a "
+                    "noise rate is known for Eq 1 only. Leave noise_rate out."
+                )
+            self.noise_rate = check_number("noise_rate", noise_rate, 0.0, 1.0)
+            self._searched = informed_distributions(self.n_epochs, self.noise_rate)
 
     def __repr__(self) -> str:
-        return f"ScheduleSpace(n_epochs={self.n_epochs}, kind={self.kind!r})"
+        rate = "" if self.noise_rate is None else f", noise_rate={self.noise_rate:g}"
+        return f"ScheduleSpace(n_epochs={self.n_epochs}, kind={self.kind!r}{rate})"
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, ScheduleSpace):
             return NotImplemented
-        return (self.n_epochs, self.kind) == (other.n_epochs, other.kind)
+        return self._identity == other._identity
 
     def __hash__(self) -> int:
-        return hash((self.n_epochs, self.kind))
+        return hash(self._identity)
+
+    @property
+    def _identity(self) -> tuple[int, str, float | None]:
+        return self.n_epochs, self.kind, self.noise_rate
+
+    @property
+    def middle(self) -> Schedule | None:
+        """The schedule that is suggested at the noise rate. None if the space knows no rate."""
+        if self.noise_rate is None:
+            return None
+        return self.from_params(informed_middle(self.n_epochs, self.noise_rate))
 
     @property
     def tags(self) -> dict[str, int]:
@@ -305,9 +334,16 @@ class ScheduleSpace:
     def suggest(self, trial: BaseTrial) -> Schedule:
         """Draw the schedule of a trial; call it once per trial.
 
+        If the space knows the noise rate, the first trial of a study is the `middle`, under any
+        sampler. As an enqueued trial, it is no draw of `S2ESampler`. If it fails, the next trial
+        is the middle, up to three times. If the first trial was enqueued, it stays as it is.
+
         Args:
             trial: An Optuna trial (also `FixedTrial`).
         """
+        middle = self.middle
+        if middle is not None and isinstance(trial, Trial) and is_first_trial(trial):
+            fix_params(trial, self.to_params(middle))
         params: dict[str, float | int] = {}
         for name, value in self.tags.items():  # first, so that a sampler sees the space
             params[name] = trial.suggest_int(name, value, value)
@@ -319,17 +355,19 @@ class ScheduleSpace:
         """Decode the parameters of a trial of this space; other parameters are ignored.
 
         Args:
-            params: Parameters by name, as Optuna stores them. The tags may be missing.
+            params: Parameters by name, as Optuna stores them. The tags may be missing. They may be
+                out of the ranges that a noise rate sets, as those of a trial from before are.
 
         Raises:
-            ValueError: If a parameter is missing, out of range, or of another space.
+            ValueError: If a parameter is missing, out of the range of its kind, or of another
+                space.
         """
         own: dict[str, float | int] = {}
         for name, tag in self.tags.items():
             if name in params and params[name] != tag:
                 raise ValueError(f"{name} must be {tag} in {self!r}, but got {params[name]!r}.")
             own[name] = tag
-        for name, d in self._searched.items():
+        for name, d in self._whole.items():
             if name not in params:
                 raise ValueError(f"{name} is missing from the parameters of {self!r}.")
             own[name] = check_number(name, params[name], d.low, d.high)
@@ -342,7 +380,8 @@ class ScheduleSpace:
             schedule: A schedule with parameters of this space.
 
         Raises:
-            ValueError: If the schedule does not come from this space.
+            ValueError: If the schedule does not come from this space, or is out of the ranges that
+                a noise rate sets.
         """
         own = schedule.params
         if own is None or any(own.get(name) != tag for name, tag in self.tags.items()):
@@ -350,6 +389,12 @@ class ScheduleSpace:
                 f"schedule must come from {self!r}, but it comes from "
                 f"{'an array' if own is None else find_space(own)!r}."
             )
+        for name, d in self._searched.items():
+            if not d.low <= own[name] <= d.high:
+                raise ValueError(
+                    f"{name} must be in [{d.low:g}, {d.high:g}] in {self!r}, but got "
+                    f"{own[name]!r}. Search without noise_rate, or with another one."
+                )
         return dict(own)
 
     def keep_rates(self, params: Mapping[str, Any]) -> FloatArray:
