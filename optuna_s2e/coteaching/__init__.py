@@ -15,6 +15,7 @@ except ModuleNotFoundError as error:
 from optuna_s2e.coteaching._config import TrainingConfig
 from optuna_s2e.coteaching._evaluation import Evaluation, evaluate_schedules, fixed_schedules
 from optuna_s2e.coteaching._evaluation_report import evaluation_table, save_evaluation
+from optuna_s2e.coteaching._label_errors import find_label_errors, label_quality, list_label_errors
 from optuna_s2e.coteaching._networks import NETWORKS, make_network
 from optuna_s2e.coteaching._noise_estimate import NoiseEstimate, estimate_noise
 from optuna_s2e.coteaching._objective import CoteachingObjective
@@ -36,8 +37,11 @@ __all__ = [
     "estimate_noise",
     "evaluate_schedules",
     "evaluation_table",
+    "find_label_errors",
     "fixed_schedules",
+    "label_quality",
     "last_epochs_mean",
+    "list_label_errors",
     "load_data",
     "make_network",
     "save_evaluation",
