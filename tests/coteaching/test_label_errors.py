@@ -1,7 +1,7 @@
 """Which labels are wrong: the quality of each, and the list of the worst."""
 
 import re
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -33,6 +33,11 @@ def _statistics(margin, predicted, rival, since=3, trained=0.25):
         predicted_since=np.broadcast_to(since, margin.shape).astype(np.float64),
         rival=np.array(rival),
     )  # fmt: skip
+
+
+def _estimate(noise_rate, matrix, deviations):
+    known = {"noise_rate": noise_rate, "transition_matrix": matrix, "deviations": deviations}
+    return NoiseEstimate(**dict.fromkeys((f.name for f in fields(NoiseEstimate))) | known)
 
 
 GIVEN = np.array([0, 0, 1, 2])
@@ -80,9 +85,7 @@ def test_what_may_be_chance_in_an_estimate_is_left_out():
 
     def quality(deviation):
         deviations = np.full((3, 3), deviation)
-        return label_quality(
-            seen, GIVEN, noise=NoiseEstimate(0.4, (0.3, 0.5), pair, deviations, True)
-        )
+        return label_quality(seen, GIVEN, noise=_estimate(0.4, pair, deviations))
 
     np.testing.assert_allclose(quality(0.0), label_quality(seen, GIVEN, noise=pair))
     even = transition_matrix("symmetric", 0.4, 3)
@@ -94,7 +97,7 @@ def test_what_may_be_chance_in_an_estimate_is_left_out():
 
 def test_an_estimate_says_how_many_are_listed():
     pytest.importorskip("pandas")
-    estimate = NoiseEstimate(0.5, (0.4, 0.6), np.eye(3), np.zeros((3, 3)), True)
+    estimate = _estimate(0.5, np.eye(3), np.zeros((3, 3)))
     assert len(list_label_errors(STATISTICS, GIVEN, noise=estimate)) == 2
     assert len(list_label_errors(STATISTICS, GIVEN, noise=estimate, n=3)) == 3
 
