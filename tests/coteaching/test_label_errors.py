@@ -37,7 +37,7 @@ def _statistics(margin, predicted, rival, since=3, trained=0.25):
 
 def _estimate(noise_rate, matrix, deviations):
     known = {"noise_rate": noise_rate, "transition_matrix": matrix, "deviations": deviations}
-    return NoiseEstimate(**dict.fromkeys((f.name for f in fields(NoiseEstimate))) | known)
+    return NoiseEstimate(**dict.fromkeys(f.name for f in fields(NoiseEstimate)) | known)
 
 
 GIVEN = np.array([0, 0, 1, 2])
