@@ -47,7 +47,7 @@ from optuna_s2e.coteaching import (
     train_batch,
 )
 from optuna_s2e.label_noise import flip_labels
-from optuna_s2e.schedules import suggested_schedule
+from optuna_s2e.schedules import coteaching_schedule
 
 RESULTS = Path(__file__).parent / "results" / "label_errors.json"
 FIRST_SEED, N_VALIDATION, N_FOLDS = 900, 500, 5
@@ -188,7 +188,9 @@ def by_pair(source: Source, data: NoisyData, seed: int, *, clean: bool) -> dict[
             data, n_epochs=source.n_epochs // 2, clean_validation=clean, seed=seed, **kinds
         )
     with Cost().measured() as of_training:
-        rates = suggested_schedule(source.n_epochs, estimate.noise_rate).keep_rates
+        rates = coteaching_schedule(  # as find_label_errors does
+            source.n_epochs, min(0.95, 1.2 * estimate.noise_rate), source.n_epochs / 2, 1.5
+        ).keep_rates
         (result,) = train_batch(rates[None], [seed], data=data, watch_samples=True, **kinds)
     if result.samples is None:
         raise RuntimeError("a training failed") from result.failure

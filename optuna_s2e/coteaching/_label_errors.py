@@ -35,7 +35,7 @@ from optuna_s2e.coteaching._noise_estimate import NoiseEstimate, estimate_noise
 from optuna_s2e.coteaching._samples import SampleStatistics
 from optuna_s2e.coteaching._training import train_batch
 from optuna_s2e.coteaching.data import NoisyData
-from optuna_s2e.schedules import Schedule, suggested_schedule
+from optuna_s2e.schedules import Schedule, coteaching_schedule
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -177,7 +177,8 @@ def find_label_errors(
 
     Args:
         data: Data whose training labels are partly wrong.
-        schedule: R(t) of the training. The default is `suggested_schedule` for the noise rate.
+        schedule: R(t) of the training. The default drops 1.2 times the noise rate, slowly, until
+            the middle of the training.
         noise: What `estimate_noise` returned, or a noise rate in [0, 1], which says nothing of
             which classes are taken for which. None estimates the noise, which costs about as much
             as the training.
@@ -220,7 +221,8 @@ def find_label_errors(
         )  # fmt: skip
     estimate = noise if isinstance(noise, NoiseEstimate) else None
     rate = estimate.noise_rate if estimate else check_number("noise", noise, 0.0, 1.0)
-    schedule = schedule or suggested_schedule(n_epochs, rate)
+    # drops late: a sample that is dropped before it could be learned looks like a wrong label
+    schedule = schedule or coteaching_schedule(n_epochs, min(0.95, 1.2 * rate), n_epochs / 2, 1.5)
     results = train_batch(
         np.tile(schedule.keep_rates, (n_pairs, 1)), range(seed, seed + n_pairs), data=data,
         network=network, config=config, device=device, backend=backend, watch_samples=True,

@@ -19,7 +19,7 @@ from optuna_s2e.coteaching import (
     train_batch,
 )
 from optuna_s2e.label_noise import transition_matrix
-from optuna_s2e.schedules import coteaching_schedule, suggested_schedule
+from optuna_s2e.schedules import coteaching_schedule
 
 
 def _statistics(margin, predicted, rival, since=3, trained=0.25):
@@ -206,7 +206,7 @@ def test_the_quality_finds_wrong_digits(noise):
     data = load_data("digits", noise=noise, noise_rate=0.4, seed=1)
     wrong = (data.noisy_labels != data.clean_labels).numpy()
     (result,) = train_batch(
-        suggested_schedule(30, 0.4).keep_rates[None], [0], data=data, device="cpu",
+        coteaching_schedule(30, 0.48, 15, 1.5).keep_rates[None], [0], data=data, device="cpu",
         watch_samples=True,
     )  # fmt: skip
     given = data.noisy_labels.numpy()
