@@ -15,9 +15,12 @@ except ModuleNotFoundError as error:
 from optuna_s2e.coteaching._config import TrainingConfig
 from optuna_s2e.coteaching._evaluation import Evaluation, evaluate_schedules, fixed_schedules
 from optuna_s2e.coteaching._evaluation_report import evaluation_table, save_evaluation
+from optuna_s2e.coteaching._label_errors import find_label_errors, label_quality, list_label_errors
+from optuna_s2e.coteaching._label_report import save_label_errors
 from optuna_s2e.coteaching._networks import NETWORKS, make_network
 from optuna_s2e.coteaching._noise_estimate import NoiseEstimate, estimate_noise
 from optuna_s2e.coteaching._objective import CoteachingObjective
+from optuna_s2e.coteaching._samples import SampleStatistics
 from optuna_s2e.coteaching._training import Metrics, TrainingResult, last_epochs_mean, train_batch
 from optuna_s2e.coteaching.data import DATA_SETS, NoisyData, load_data
 
@@ -29,15 +32,20 @@ __all__ = [
     "Metrics",
     "NoiseEstimate",
     "NoisyData",
+    "SampleStatistics",
     "TrainingConfig",
     "TrainingResult",
     "estimate_noise",
     "evaluate_schedules",
     "evaluation_table",
+    "find_label_errors",
     "fixed_schedules",
+    "label_quality",
     "last_epochs_mean",
+    "list_label_errors",
     "load_data",
     "make_network",
     "save_evaluation",
+    "save_label_errors",
     "train_batch",
 ]

@@ -34,6 +34,7 @@ from optuna_s2e._checks import check_axes, check_choice, check_int, check_shape
 from optuna_s2e._typing import FloatArray
 from optuna_s2e.coteaching._config import TrainingConfig
 from optuna_s2e.coteaching._networks import Network, seeded_generators
+from optuna_s2e.coteaching._samples import SampleStatistics
 from optuna_s2e.coteaching._threads import suitable_threads
 from optuna_s2e.coteaching.backends import Backend, Trainer, TrainingSetup, find_backend
 from optuna_s2e.coteaching.data import NoisyData
@@ -74,6 +75,8 @@ class TrainingResult:
             note.
         networks: The two trained networks, on the CPU and in evaluation mode, if `train_batch`
             was asked to keep them and the training did not fail; else None.
+        samples: What the two networks saw of each training sample, if `train_batch` was asked to
+            watch them and the training did not fail; else None.
     """
 
     seed: int
@@ -82,6 +85,7 @@ class TrainingResult:
     seconds: float
     failure: Exception | None
     networks: tuple[nn.Module, nn.Module] | None = field(default=None, repr=False)
+    samples: SampleStatistics | None = field(default=None, repr=False)
 
 
 def last_epochs_mean(curve: FloatArray) -> float:
@@ -116,6 +120,7 @@ def train_batch(
     backend: str = "auto",
     fused_width: int | None = None,
     keep_networks: bool = False,
+    watch_samples: bool = False,
 ) -> list[TrainingResult]:
     """Train K trials, each of them two networks under its own schedule.
 
@@ -160,6 +165,10 @@ def train_batch(
             on the size of the networks. If a group runs out of memory, it is trained again in
             halves.
         keep_networks: Whether the results hold the trained networks.
+        watch_samples: Whether the results hold statistics of each training sample, such as how
+            often it was selected. They take about 44 bytes per trial, network and sample on the
+            device, and no forward pass: docs/label-errors.md says what they cost. The training
+            itself is the same bit for bit.
 
     Returns:
         K results, in the order of `seeds`. If the loss of a trial becomes non-finite or its
@@ -179,7 +188,7 @@ def train_batch(
     rates, checked_seeds = _checked_trials(keep_rates, seeds)
     data = data.to(find_device(device))
     evaluation = _evaluation_data(data, evaluate_on)
-    setup = TrainingSetup(data, network, config or TrainingConfig(), evaluation)
+    setup = TrainingSetup(data, network, config or TrainingConfig(), evaluation, watch_samples)
     own_labels = data.noisy_labels if labels is None else _checked_labels(labels, rates, data)
     run = _Run(rates, checked_seeds, own_labels, setup, on_epoch, keep_networks)
     return run.train(find_backend(backend, setup, fused_width))
@@ -252,6 +261,7 @@ class _Run:
         self._seconds = [0.0] * n_trials
         self._failures: list[Exception | None] = [None] * n_trials
         self._networks: list[tuple[nn.Module, nn.Module] | None] = [None] * n_trials
+        self._samples: list[SampleStatistics | None] = [None] * n_trials
 
     def train(self, backend: Backend) -> list[TrainingResult]:
         """Train all trials, at most `backend.width` side by side."""
@@ -273,6 +283,7 @@ class _Run:
                 self._seconds[k],
                 self._failures[k],
                 self._networks[k],
+                self._samples[k],
             )
             for k, seed in enumerate(self._seeds)
         ]
@@ -306,10 +317,12 @@ class _Run:
                 if self._record(k, epoch, Metrics(*measured[:, position]), seconds)
             ]
             is_last = epoch + 1 == len(self._plan)
-            for position, k in enumerate(group if self._keeps else ()):
+            for position, k in enumerate(group):
                 if self._failures[k] is None and (is_last or position not in going_on):
-                    first, second = trainer.networks(position)
-                    self._networks[k] = first.cpu().eval(), second.cpu().eval()
+                    self._samples[k] = trainer.samples(position)
+                    if self._keeps:
+                        first, second = trainer.networks(position)
+                        self._networks[k] = first.cpu().eval(), second.cpu().eval()
             if not going_on:
                 break
             if len(going_on) < len(group):

@@ -21,6 +21,7 @@ from torch.nn.parameter import is_lazy
 from optuna_s2e._typing import FloatArray
 from optuna_s2e.coteaching._config import DTYPES, TrainingConfig
 from optuna_s2e.coteaching._networks import Network, make_network
+from optuna_s2e.coteaching._samples import SampleStatistics, SampleWatch
 from optuna_s2e.coteaching.data import NoisyData
 
 # Products of a step of one network with its weights: the MLP of MNIST has 3e7, "cnn2" at most 4e8
@@ -36,12 +37,14 @@ class TrainingSetup(NamedTuple):
         network: A name or a function, as in `make_network`.
         config: Optimiser, learning rates and mini-batches.
         evaluation: Inputs (N, ...) and labels (N,) that every epoch is evaluated on.
+        watch_samples: Whether the trainers watch each training sample.
     """
 
     data: NoisyData
     network: Network
     config: TrainingConfig
     evaluation: tuple[Tensor, Tensor]
+    watch_samples: bool = False
 
     @property
     def dtype(self) -> torch.dtype:
@@ -64,6 +67,12 @@ class TrainingSetup(NamedTuple):
     def batch_size(self) -> int:
         """B, or the number of samples if the data are smaller than that."""
         return min(self.config.batch_size, len(self.data.x))
+
+    def make_watch(self, n_trials: int) -> SampleWatch | None:
+        """Return what watches the samples of K trials, or None if nothing does."""
+        if not self.watch_samples:
+            return None
+        return SampleWatch(n_trials, len(self.data.x), self.data.x.device, self.sum_dtype)
 
     def is_small(self, network: nn.Module) -> bool:
         """Whether a training step of such networks gains nothing from a second CPU thread.
@@ -109,6 +118,9 @@ class Trainer(Protocol):
 
     def networks(self, position: int) -> tuple[nn.Module, nn.Module]:
         """Return the two networks of a trial that is trained no further."""
+
+    def samples(self, position: int) -> SampleStatistics | None:
+        """Return what a trial saw of each sample so far, if that is watched."""
 
     def keep_trials(self, positions: Sequence[int]) -> None:
         """Drop all trials but those at these positions, which are then numbered in this order."""

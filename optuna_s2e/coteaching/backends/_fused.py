@@ -27,6 +27,7 @@ from torch.nn import functional as F
 from optuna_s2e._typing import FloatArray
 from optuna_s2e.coteaching import _selection as selection
 from optuna_s2e.coteaching._config import set_learning_rate
+from optuna_s2e.coteaching._samples import SampleStatistics, margin_and_rival
 from optuna_s2e.coteaching.backends._base import (
     DataOrders,
     TrainingSetup,
@@ -75,6 +76,7 @@ class FusedTrainer(ABC):
         self._setup, self._labels, self._run_steps = setup, labels, run_steps
         self._n_trials = len(seeds)
         self._orders = DataOrders(setup, seeds)
+        self._watch = setup.make_watch(self._n_trials)
         networks = [net for seed in seeds for net in make_networks(setup, seed)]
         self.is_small = setup.is_small(networks[0])
         parameters = [id(p) for net in networks for p in net.parameters()]
@@ -135,14 +137,19 @@ class FusedTrainer(ABC):
             self._train_step,
             ((*step, *self._draw_masks()) for step in zip(order, targets, strict=True)),
         )
-        losses, is_right, kept = map(torch.stack, zip(*steps, strict=True))
+        losses, is_right, kept, *seen = map(torch.stack, zip(*steps, strict=True))
+        if self._watch is not None:
+            self._watch.add_epoch(order, targets, is_right, kept, self._weights > 0, losses, *seen)
         weights = self._weights.to(self._sum_dtype)
         used = (losses.gather(2, kept).to(self._sum_dtype) * weights).sum(dim=2).mean(dim=0)
         right = is_right.to(self._sum_dtype).mean(dim=(0, 2))
         return torch.stack([self._label_precision(order, y, kept), right, used]).view(3, -1, 2)
 
     def _train_step(self, index: Tensor, y: Tensor, *masks: Tensor) -> Tensors:
-        """Step all networks; return losses, whether predictions are `y`, and kept positions."""
+        """Step all networks; return losses, whether predictions are `y`, and kept positions.
+
+        What else is seen of each sample follows, if that is watched.
+        """
         logits = self._forward(self._inputs(index), masks)
         losses = _cross_entropy(logits, y)
         kept = self._select(losses.detach())
@@ -150,7 +157,12 @@ class FusedTrainer(ABC):
         self._optimizer.zero_grad()
         means.sum().backward()  # type: ignore[no-untyped-call]
         self._optimizer.step()
-        return losses.detach(), logits.detach().max(dim=1).indices == y, kept
+        is_right = logits.detach().max(dim=1).indices == y
+        return losses.detach(), is_right, kept, *self._seen(logits.detach(), y)
+
+    def _seen(self, logits: Tensor, y: Tensor) -> Tensors:
+        """Return margins and rivals of a step, (M, B) each, if samples are watched."""
+        return () if self._watch is None else margin_and_rival(logits, y, dim=1)
 
     @torch.no_grad()
     def evaluate(self) -> Tensor:
@@ -175,6 +187,10 @@ class FusedTrainer(ABC):
             self._copy_to(network, 2 * position + i)
         return first, second
 
+    def samples(self, position: int) -> SampleStatistics | None:
+        """Return what a trial saw of each sample (see `Trainer`)."""
+        return None if self._watch is None else self._watch.statistics(position)
+
     def keep_trials(self, positions: Sequence[int]) -> None:
         """Drop all trials but those at these positions (see `Trainer`)."""
         n_networks = 2 * self._n_trials
@@ -194,6 +210,8 @@ class FusedTrainer(ABC):
         for values in (*self._parameters, *self._buffers):
             values.data = kept(values.data)
         self._orders.keep_trials(positions)
+        if self._watch is not None:
+            self._watch.keep_trials(positions)
         if self._labels.ndim == 2:
             self._labels = self._labels[list(positions)]
         self._n_trials = len(positions)

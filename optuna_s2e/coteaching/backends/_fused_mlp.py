@@ -87,7 +87,7 @@ class FusedMlpTrainer(FusedTrainer):
 
     @torch.no_grad()
     def _train_step(self, index: Tensor, y: Tensor, *masks: Tensor) -> Tensors:
-        """Step all networks; return losses, whether predictions are `y`, and kept positions."""
+        """Step all networks (see `FusedTrainer`)."""
         x, y = self._inputs(index).flatten(2), y[:, None]
         hidden, logits = self._activations(x)
         losses = -F.log_softmax(logits, dim=1).gather(1, y).squeeze(1)
@@ -104,7 +104,8 @@ class FusedMlpTrainer(FusedTrainer):
             delta = torch.ops.aten.threshold_backward(delta, inputs, 0)  # ReLU's
         self._set_gradients(0, delta, _rows(x, kept + self._first_inputs))
         self._optimizer.step()
-        return losses, logits.max(dim=1).indices == y.squeeze(1), kept
+        y = y.squeeze(1)
+        return losses, logits.max(dim=1).indices == y, kept, *self._seen(logits, y)
 
     def _copy_to(self, network: nn.Module, m: int) -> None:
         layers = [module for module in network.children() if isinstance(module, nn.Linear)]

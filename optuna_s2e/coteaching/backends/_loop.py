@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from optuna_s2e._typing import FloatArray
 from optuna_s2e.coteaching import _selection as selection
 from optuna_s2e.coteaching._config import set_learning_rate
+from optuna_s2e.coteaching._samples import SampleStatistics, margin_and_rival
 from optuna_s2e.coteaching.backends._base import (
     DataOrders,
     TrainingSetup,
@@ -49,6 +50,7 @@ class LoopTrainer:
             raise ValueError("network must have weights to train, but it has none, or all frozen.")
         self._optimizer = setup.config.make_optimizer(list(parameters))
         self._orders = DataOrders(setup, seeds)
+        self._watch = setup.make_watch(1)
 
     def train_epoch(self, keep_rates: FloatArray, learning_rate: float, beta1: float) -> Tensor:
         """Train one epoch (see `Trainer`)."""
@@ -60,17 +62,25 @@ class LoopTrainer:
         kept = int(n_kept(keep_rates, order.shape[1]).item())
         # all steps are read once, at the end: the host never waits for the device within an epoch
         steps = [self._train_step(*step, kept) for step in zip(order, labels, strict=True)]
-        selected, is_right, losses = map(torch.stack, zip(*steps, strict=True))
+        selected, is_right, losses, *seen = map(torch.stack, zip(*steps, strict=True))
         measured = [
             self._label_precision(order, labels, selected),
             is_right.to(self._setup.sum_dtype).mean(dim=(0, 2)),
             losses.to(self._setup.sum_dtype).mean(dim=0),
         ]
         self._guard.look()
+        if self._watch is not None:
+            both = labels[:, None].expand(-1, 2, -1)
+            self._watch.add_epoch(
+                order[:, None], both, is_right, selection.exchange(selected), None, *seen
+            )
         return torch.stack(measured)[:, None]
 
-    def _train_step(self, index: Tensor, y: Tensor, kept: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Step both networks; return selections, whether predictions are `y`, and losses."""
+    def _train_step(self, index: Tensor, y: Tensor, kept: int) -> tuple[Tensor, ...]:
+        """Step both networks; return selections, whether predictions are `y`, and mean losses.
+
+        What is seen of each sample follows, if that is watched.
+        """
         logits = self._forward(self._setup.data.x.index_select(0, index))
         losses = F.cross_entropy(logits.flatten(0, 1), torch.cat([y, y]), reduction="none")
         losses = losses.view(2, -1)
@@ -81,7 +91,14 @@ class LoopTrainer:
         self._optimizer.zero_grad()
         means.sum().backward()  # type: ignore[no-untyped-call]
         self._optimizer.step()
-        return selected, logits.detach().argmax(dim=2) == y, means.detach()
+        is_right = logits.detach().argmax(dim=2) == y
+        return selected, is_right, means.detach(), *self._seen(logits.detach(), y, losses.detach())
+
+    def _seen(self, logits: Tensor, y: Tensor, losses: Tensor) -> tuple[Tensor, ...]:
+        """Return losses, margins and rivals of a step, (2, B) each, if samples are watched."""
+        if self._watch is None:
+            return ()
+        return losses, *margin_and_rival(logits, y.expand(2, -1), dim=2)
 
     @torch.no_grad()
     def evaluate(self) -> Tensor:
@@ -102,6 +119,10 @@ class LoopTrainer:
     def networks(self, position: int) -> tuple[nn.Module, nn.Module]:
         """Return the networks of the only trial (see `Trainer`)."""
         return self._networks
+
+    def samples(self, position: int) -> SampleStatistics | None:
+        """Return what the only trial saw of each sample (see `Trainer`)."""
+        return None if self._watch is None else self._watch.statistics(position)
 
     def keep_trials(self, positions: Sequence[int]) -> None:
         """Do nothing: the only trial is kept."""

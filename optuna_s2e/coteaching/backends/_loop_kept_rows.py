@@ -62,7 +62,7 @@ class KeptRowsTrainer(LoopTrainer):
             raise UnsuitableNetwork("networks must consist of layers with backward rules.")
 
     @torch.no_grad()
-    def _train_step(self, index: Tensor, y: Tensor, kept: int) -> tuple[Tensor, Tensor, Tensor]:
+    def _train_step(self, index: Tensor, y: Tensor, kept: int) -> tuple[Tensor, ...]:
         x = to_input(self._setup.data.x.index_select(0, index), self._setup.dtype)
         activations = self._activations(x)
         logits = self._logits(activations)
@@ -73,7 +73,8 @@ class KeptRowsTrainer(LoopTrainer):
         for i, net in enumerate(self._networks):
             _set_gradients(list(net.children()), activations[i], used[i], y[used[i]])
         self._optimizer.step()
-        return selected, logits.argmax(dim=2) == y, selection.selected_means(losses, used)
+        means = selection.selected_means(losses, used)
+        return selected, logits.argmax(dim=2) == y, means, *self._seen(logits, y, losses)
 
     def _forward(self, x: Tensor) -> Tensor:
         return self._logits(self._activations(to_input(x, self._setup.dtype)))
