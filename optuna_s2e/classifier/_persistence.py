@@ -1,0 +1,157 @@
+"""A fitted classifier as a file: settings in JSON, weights and statistics as tensors.
+
+The file is torch's format, and it is read with `weights_only=True`: reading it runs no code.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+from collections.abc import Callable, Mapping
+from dataclasses import fields
+from pathlib import Path
+from tempfile import NamedTemporaryFile
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from optuna_s2e.classifier._defaults import describe_network, find_network
+from optuna_s2e.classifier._inputs import InputEncoder
+from optuna_s2e.coteaching import SampleStatistics, label_quality, make_network
+from optuna_s2e.schedules import Schedule
+
+if TYPE_CHECKING:
+    from optuna_s2e.classifier._classifier import NoisyLabelClassifier
+
+FORMAT, VERSION = "optuna_s2e.classifier", 1
+_OWN = ("network", "storage", "random_state")  # arguments that are saved otherwise, or not at all
+_STATISTICS = [field.name for field in fields(SampleStatistics)]
+
+
+def save(model: NoisyLabelClassifier, path: str | os.PathLike[str]) -> None:
+    """Write a fitted classifier to a file, which is replaced at once or not at all."""
+    params = {k: v for k, v in model.get_params(deep=False).items() if k not in _OWN}
+    document = {
+        "format": FORMAT,
+        "version": VERSION,
+        "params": params,
+        "network": describe_network(model._network),
+        "is_function": not isinstance(model._network, str),
+        "input_shape": model._input_shape,
+        "encoder": model._encoder.to_state(),
+        "n_features_in": model.n_features_in_,
+        "feature_names_in": getattr(model, "feature_names_in_", np.array([])).tolist(),
+        "noise_rate": model.noise_rate_,
+        "transition_matrix": _listed(model.transition_matrix_),
+        "schedule": model.schedule_.to_json(),
+        "classes": {"dtype": model.classes_.dtype.str, "values": model.classes_.tolist()},
+    }
+    content = {
+        "document": json.dumps(document, allow_nan=False),
+        "networks": [net.state_dict() for net in model._networks],
+        "labels": torch.from_numpy(model._labels),
+        "samples": [
+            {name: torch.from_numpy(getattr(own, name)) for name in _STATISTICS}
+            for own in model._samples
+        ],
+    }
+    target = Path(path)
+    with NamedTemporaryFile(dir=target.parent, prefix=f".{target.name}.", delete=False) as file:
+        try:
+            torch.save(content, file)
+            file.close()
+            os.replace(file.name, target)
+        except BaseException:
+            os.unlink(file.name)
+            raise
+
+
+def load(
+    model: NoisyLabelClassifier,
+    path: str | os.PathLike[str],
+    network: Callable[[tuple[int, ...], int], nn.Module] | None,
+) -> NoisyLabelClassifier:
+    """Give a new classifier what a file holds.
+
+    Raises:
+        ValueError: If the file is no classifier, or the network does not fit.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        document = json.loads(content["document"])
+        is_known = document["format"] == FORMAT
+    except (
+        RuntimeError,
+        pickle.UnpicklingError,
+        KeyError,
+        TypeError,
+        ValueError,
+        EOFError,
+    ) as error:
+        raise ValueError(f"{str(path)!r} must be a file that save() wrote, but is not.") from error
+    if not is_known or document["version"] != VERSION:
+        raise ValueError(
+            f"{str(path)!r} must be a classifier of version {VERSION}, but is "
+            f"{document.get('format')!r} of version {document.get('version')!r}. Read it with the "
+            "release of optuna_s2e that wrote it."
+        )
+    model.set_params(**document["params"])
+    model._network = model.network = _network_of(document, network)
+    model.classes_ = np.array(document["classes"]["values"], document["classes"]["dtype"])
+    model.n_features_in_ = document["n_features_in"]
+    if document["feature_names_in"]:
+        model.feature_names_in_ = np.array(document["feature_names_in"], dtype=object)
+    matrix = document["transition_matrix"]
+    model.noise_rate_ = document["noise_rate"]
+    model.transition_matrix_ = None if matrix is None else np.array(matrix)
+    model.schedule_ = Schedule.from_json(document["schedule"])
+    model.study_ = None
+    model._encoder = InputEncoder.from_state(document["encoder"])
+    model._input_shape = tuple(document["input_shape"])
+    model._labels = content["labels"].numpy()
+    model._samples = [
+        SampleStatistics(**{name: own[name].numpy() for name in _STATISTICS})
+        for own in content["samples"]
+    ]
+    model.label_quality_ = label_quality(
+        model._samples, model._labels, transition_matrix=model.transition_matrix_
+    )
+    model._networks = [_restored(model, state) for state in content["networks"]]
+    model._dtype = next(p.dtype for p in model._networks[0].parameters() if p.is_floating_point())
+    return model
+
+
+def _network_of(document: Mapping[str, Any], network: object) -> Any:
+    """Return the name of the network that a file was written with, or the user's function."""
+    name = document["network"]
+    if document["is_function"]:
+        if network is None:
+            raise ValueError(f"network must be the function {name!r} that it was fitted with.")
+        return network
+    if network is not None:
+        raise ValueError(f"network must be left out: it was fitted with {name!r}.")
+    return name
+
+
+def _restored(model: NoisyLabelClassifier, state: Mapping[str, Tensor]) -> nn.Module:
+    """Make a network and give it saved weights."""
+    made = make_network(
+        find_network(model._network), model._input_shape, len(model.classes_), seed=0
+    )
+    dtype = next((w.dtype for w in state.values() if w.is_floating_point()), torch.float32)
+    try:
+        made.to(dtype).load_state_dict(state)
+    except RuntimeError as error:
+        raise ValueError(
+            "network must be the one that it was fitted with, but the saved weights do not fit: "
+            + " ".join(str(error).split())
+        ) from error
+    return made.eval()
+
+
+def _listed(matrix: npt.NDArray[Any] | None) -> list[Any] | None:
+    return None if matrix is None else matrix.tolist()
