@@ -8,8 +8,9 @@ Tasks:     lookups: 480 uniformly drawn schedules are really trained on a task; 
            smooth in R(t), as S2E and `recommend` assume: who models R(t) gains from that.)
 Time:      simulated: durations are log-normal (sigma 1/2), a worker that is free asks at once.
 Budget:    60 trials.
-Measure:   truth of the schedule that `recommend` picks, and mean truth of the last 12 trials that
-           were begun; both above the lowest truth, in units of the truth's standard deviation.
+Measure:   truth of the schedule that `recommend(study, "smoothed")` picks, and mean truth of the
+           last 12 trials that were begun; both above the lowest truth, in units of the truth's
+           standard deviation.
 Run:       python studies/asynchronous.py --jobs 2                     (it resumes)
 Read:      studies/results/asynchronous.json, --report
 """
@@ -111,7 +112,7 @@ def search(name: str, algorithm: str, n_workers: int, seed: int) -> dict[str, An
             heapq.heappush(running, (end, trial.number, trial))
         clock, number, trial = heapq.heappop(running)
         study.tell(trial, task.observe(begun[number], rng))
-    pick = recommend(study).schedule
+    pick = recommend(study, "smoothed").schedule
     assert isinstance(pick, Schedule)
     is_s2e = isinstance(study.sampler, S2ESampler)
     return {

@@ -1,7 +1,7 @@
 """Who finds the best schedule in 60 trainings? All estimators, random search, Optuna's samplers.
 
 Question:  after 60 real Co-teaching trainings in batches of 6, how good is the schedule that
-           `recommend` picks for each algorithm, and how good are the trials themselves?
+           `recommend` ("smoothed") picks for each algorithm, and how good are the trials?
 Tasks:     studies/tasks.py. Settings were chosen on digits and synthetic data; the tasks of part
            "report" were run afterwards, with seeds that were never used before.
 Measure:   test error of the pick, mean of 8 fresh trainings; differences paired by seed (same

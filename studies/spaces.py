@@ -137,7 +137,7 @@ def features(rates: Array) -> Array:
 
 
 def smoothed_pick(rates: Array, losses: Array) -> int:
-    """Return which schedule has the lowest smoothed loss, as `recommend` does it."""
+    """Return which schedule has the lowest smoothed loss, as the rule "smoothed" does it."""
     z = features(rates)
     return int(np.argmin(surrogate.fit(z, losses).mean(z)))
 

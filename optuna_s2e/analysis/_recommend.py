@@ -1,4 +1,4 @@
-"""Which point of a search to use: the best trial is often just the luckiest one."""
+"""What to use of a search: the best trial is often just the luckiest one."""
 
 from __future__ import annotations
 
@@ -11,13 +11,18 @@ import numpy as np
 from optuna.distributions import CategoricalDistribution
 from optuna.trial import FrozenTrial, TrialState
 
+from optuna_s2e._blas import one_blas_thread
 from optuna_s2e._checks import check_choice
+from optuna_s2e._typing import FloatArray
 from optuna_s2e.analysis._comparable import Comparable, find_comparable, find_of_space
+from optuna_s2e.analysis._mean_schedule import mean_schedule, mean_weights, nearest_params
 from optuna_s2e.history import Chain, Rules
-from optuna_s2e.schedules import Schedule
-from optuna_s2e.surrogate import MAX_POINTS, Model
+from optuna_s2e.schedules import TAGS, Schedule, ScheduleSpace, find_spaces
+from optuna_s2e.surrogate import MAX_POINTS, N_POINTS, Model, clip_and_standardize
 
-RULES = ("smoothed", "theta", "best")
+RULES = ("auto", "mean", "smoothed", "theta", "best")
+MIN_SHARE = 0.01  # of the largest weight, from which on a trial counts in a mean
+MAX_NAMED = 6  # parameters that a line of text can hold
 
 
 @dataclass(frozen=True)
@@ -25,16 +30,20 @@ class Recommendation:
     """What to use, and how good it probably is.
 
     Attributes:
-        params: Parameters by name, as in `trial.params`.
-        schedule: The schedule that they decode to. None if they hold none, or several.
+        params: Parameters by name, as in `trial.params`. For the rule "mean", those of the
+            schedule of the space that is nearest, in root mean square of R(t).
+        schedule: The schedule that they decode to; for the rule "mean", the mean itself, which
+            has no parameters. None if the parameters hold no schedule, or several.
         expected_loss: Estimate of f without the luck of one training, in units of `trial.value`.
         interval: 95 % interval of that estimate. Infinite if there are no trials to compare with.
-        rule: "smoothed", "theta" or "best".
-        trial: Number of the trial with these parameters. None for "theta".
+        rule: "mean", "smoothed", "theta" or "best".
+        trial: Number of the trial that is recommended. None for "mean" and "theta".
         left_out_trials: Numbers of the completed trials that the estimate does not use, because
             they describe a parameter as the newest trials do not, or share none with them.
         left_out_params: Names of the parameters that the estimate does not use, because trials
             describe them in ways that cannot be compared.
+        mean_of: For the rule "mean", numbers of the trials that count in it, the largest weight
+            first: those with at least 1 % of the largest weight.
     """
 
     params: dict[str, Any]
@@ -45,8 +54,22 @@ class Recommendation:
     trial: int | None
     left_out_trials: tuple[int, ...] = ()
     left_out_params: tuple[str, ...] = ()
+    mean_of: tuple[int, ...] = ()
+
+    @property
+    def source(self) -> str:
+        """What is recommended, in words: a trial, the mean of p_theta, or a mean of schedules."""
+        if self.trial is not None:
+            return f"trial {self.trial}"
+        if self.rule == "theta":
+            return "the mean of p_theta"
+        free = {n.removeprefix("R."): v for n, v in self.params.items() if n not in TAGS}
+        values = (f"{n} {v:.3g}" if isinstance(v, float) else f"{n} {v}" for n, v in free.items())
+        nearest = f" (nearest: {', '.join(values)})" if len(free) <= MAX_NAMED else ""
+        return f"the mean of the {len(self.mean_of)} best trained schedules{nearest}"
 
 
+@one_blas_thread()
 def recommend_from(
     trials: Sequence[FrozenTrial],
     rule: str,
@@ -55,11 +78,11 @@ def recommend_from(
     chain: Chain | None = None,
     study_name: str,
 ) -> Recommendation:
-    """Recommend parameters to use, as `optuna_s2e.recommend` describes it.
+    """Recommend what to use, as `optuna_s2e.recommend` describes it.
 
     Args:
         trials: All trials of the study, by number.
-        rule: "smoothed", "theta" or "best".
+        rule: One of `RULES`.
         rules: Direction of the study.
         chain: The chain whose theta the rule "theta" takes.
         study_name: Name of the study, for messages.
@@ -72,7 +95,6 @@ def recommend_from(
     if not complete:
         raise ValueError(f"Study {study_name!r} has no completed trial yet.")
     best = min(complete, key=rules.loss)
-    chosen: FrozenTrial | None
     if rule == "theta":
         if chain is None or chain.head is None:
             raise ValueError(
@@ -81,7 +103,7 @@ def recommend_from(
             )
         found = find_of_space(complete, chain.space)
         fitted = _fit(found, rules, study_name)
-        chosen, params = None, _theta_mean(chain, fitted)
+        picked = fitted.params("theta", _theta_mean(chain, fitted))
     else:
         found = find_comparable(complete)
         try:
@@ -89,26 +111,55 @@ def recommend_from(
         except ValueError:
             if rule != "best":
                 raise
-            found, fitted = Comparable([], found.space), None
-        chosen = best if rule == "best" or fitted is None else fitted.least_expected()
-        params = dict(chosen.params)
-    compared = {t.number for t in found.trials}
-    if fitted is not None and (chosen is None or chosen.number in compared):
-        expected, interval = fitted.expectation(params)
-    else:  # nothing can be compared with the best trial
-        expected, interval = rules.loss(best), (-math.inf, math.inf)
+            found = Comparable([], found.space)
+        if rule != "best":
+            picked = _by_model(rule, fitted, study_name)
+        elif any(t is best for t in found.trials):
+            picked = fitted.params("best", best.params, best.number)
+        else:  # nothing can be compared with the best trial
+            whole = (-math.inf, math.inf)
+            picked = _Picked("best", best.params, rules.loss(best), whole, best.number)
     sign = -1.0 if rules.maximize else 1.0
-    low, high = sorted(sign * bound for bound in interval)
+    low, high = sorted(sign * bound for bound in picked.interval)
+    compared = {t.number for t in found.trials}
     return Recommendation(
-        params=params,
-        schedule=_schedule(params),
-        expected_loss=sign * expected,
+        params=dict(picked.params),
+        schedule=picked.schedule or _schedule(picked.params),
+        expected_loss=sign * picked.expected,
         interval=(low, high),
-        rule=rule,
-        trial=chosen.number if chosen is not None else None,
+        rule=picked.rule,
+        trial=picked.trial,
         left_out_trials=tuple(t.number for t in complete if t.number not in compared),
         left_out_params=found.left_out_params,
+        mean_of=picked.mean_of,
     )
+
+
+def _by_model(rule: str, fitted: _Fitted, study_name: str) -> _Picked:
+    """Pick what the model expects to be best: a mean of schedules, or a trained point."""
+    space = fitted.schedule_space
+    if rule == "mean" and space is None:
+        raise ValueError(
+            f"Study {study_name!r} has no mean schedule: its trials must hold one schedule of one "
+            'space each. Use rule="smoothed".'
+        )
+    others = space is not None and set(space.searched) != set(fitted.model.space.names)
+    if rule == "smoothed" or space is None or (rule == "auto" and (others or fitted.n == 1)):
+        trial = fitted.trials[fitted.least]
+        return fitted.params("smoothed", trial.params, trial.number)
+    return fitted.mean(space)
+
+
+class _Picked(NamedTuple):
+    """What a rule picks; the loss is minimised."""
+
+    rule: str
+    params: Mapping[str, Any]
+    expected: float
+    interval: tuple[float, float]
+    trial: int | None = None
+    schedule: Schedule | None = None  # if the parameters decode to another one
+    mean_of: tuple[int, ...] = ()
 
 
 class _Fitted(NamedTuple):
@@ -116,15 +167,60 @@ class _Fitted(NamedTuple):
 
     model: Model
     trials: list[FrozenTrial]
+    deviation: float  # of their losses, clipped
 
-    def least_expected(self) -> FrozenTrial:
-        """Return the trial of the lowest posterior mean."""
-        return self.trials[int(np.argmin(self.model.gp.mean(self.model.gp.features)))]
+    @property
+    def n(self) -> int:
+        """Number of the trials."""
+        return len(self.trials)
 
-    def expectation(self, params: Mapping[str, Any]) -> tuple[float, tuple[float, float]]:
-        """Return the expected loss, minimised, and its 95 % interval."""
+    @property
+    def least(self) -> int:
+        """Position of the trial of the lowest posterior mean."""
+        return int(np.argmin(self.model.gp.mean_at_draws))
+
+    @property
+    def schedule_space(self) -> ScheduleSpace | None:
+        """The one space of which every trial holds a schedule. None if there is none."""
+        spaces = find_spaces(self.model.space.tags)
+        names = set(spaces[0].searched) if len(spaces) == 1 else set()
+        known = names <= self.model.space.distributions.keys()
+        held = all(names <= t.params.keys() for t in self.trials)
+        return spaces[0] if names and known and held else None
+
+    def params(self, rule: str, params: Mapping[str, Any], trial: int | None = None) -> _Picked:
+        """Return the pick of a point."""
         space = self.model.space
         z = self.model.featurize(space.encode(params)[None], space.active(params)[None])
+        return _Picked(rule, params, *self._expectation(z), trial)
+
+    def mean(self, space: ScheduleSpace) -> _Picked:
+        """Return the mean of the schedules; other parameters are those of the lowest mean.
+
+        The features of the mean are the mean of the features, because these are R on a grid.
+        """
+        gp, best = self.model.gp, self.trials[self.least]
+        z = gp.features.copy()
+        z[:, N_POINTS:] = z[self.least, N_POINTS:]  # the schedules first, the others after them
+        weights = mean_weights(gp.mean(z), self.deviation)
+        of_mean = z[[self.least]]
+        of_mean[0, :N_POINTS] = weights @ z[:, :N_POINTS]
+        trained = [t.params for t in self.trials]
+        schedule = mean_schedule(space, trained, weights)
+        nearest = nearest_params(space, self.model.space.distributions, trained, schedule)
+        order = np.argsort(-weights, kind="stable")
+        return _Picked(
+            "mean",
+            {**best.params, **nearest},
+            *self._expectation(of_mean),
+            schedule=schedule,
+            mean_of=tuple(
+                self.trials[i].number for i in order if weights[i] >= MIN_SHARE * weights.max()
+            ),
+        )
+
+    def _expectation(self, z: FloatArray) -> tuple[float, tuple[float, float]]:
+        """Return the expected loss and its 95 % interval."""
         mean, deviation = (float(v[0]) for v in self.model.gp.predict(z))
         return mean, (mean - 1.96 * deviation, mean + 1.96 * deviation)
 
@@ -141,7 +237,8 @@ def _fit(found: Comparable, rules: Rules, study_name: str) -> _Fitted:
     trials = [found.trials[i] for i in used]
     x = np.array([space.encode(t.params) for t in trials])
     active = np.array([space.active(t.params) for t in trials])
-    return _Fitted(Model.fit(space, x, active=active, losses=losses[used]), trials)
+    model = Model.fit(space, x, active=active, losses=losses[used])
+    return _Fitted(model, trials, clip_and_standardize(losses[used]).deviation)
 
 
 def _theta_mean(chain: Chain, fitted: _Fitted) -> dict[str, Any]:

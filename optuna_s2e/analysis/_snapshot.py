@@ -134,8 +134,8 @@ class Snapshot:
         lags = member_lags(self.chain, self.ledger)
         return measure_progress(self.trials, n_trials=self.n_planned, lags=lags, now=self.moment)
 
-    def recommend(self, rule: str = "smoothed") -> Recommendation:
-        """Recommend parameters to use, as `optuna_s2e.recommend` does.
+    def recommend(self, rule: str = "auto") -> Recommendation:
+        """Recommend what to use, as `optuna_s2e.recommend` does.
 
         Raises:
             ValueError: As `optuna_s2e.recommend` does.

@@ -113,7 +113,7 @@ def _recommendation_line(snapshot: Snapshot) -> str:
         return f"Recommended: none ({error})"
     low, high = picked.interval
     return (
-        f"Recommended: trial {picked.trial}, expected value {picked.expected_loss:.6g} "
+        f"Recommended: {picked.source}, expected value {picked.expected_loss:.6g} "
         f"[{low:.6g}, {high:.6g}]{_left_out(picked)}"
     )
 

@@ -65,32 +65,51 @@ def replay(study: Study) -> list[Generation]:
     return Snapshot.of(study).replayed
 
 
-def recommend(study: Study, rule: str = "smoothed") -> Recommendation:
-    """Recommend parameters to use, from the trials of any sampler.
+def recommend(study: Study, rule: str = "auto") -> Recommendation:
+    r"""Recommend what to use, from the trials of any sampler.
 
-    One training is noisy, and the best of many trials was good and lucky. The default rule
-    smooths the losses with a Gaussian process (for schedules over R(t), else over the parameters
-    in the unit cube) and takes the completed trial with the lowest posterior mean. If parameters
-    were described in several ways, the trials of the newest space count, and odd ones do not; the
-    result names what is left out.
+    One training is noisy, and the best of many trials was good and lucky. So the losses are
+    smoothed with a Gaussian process (for schedules over R(t), else over the parameters in the unit
+    cube). If parameters were described in several ways, the trials of the newest space count, and
+    odd ones do not; the result names what is left out.
+
+    The rules:
+
+    - `"mean"`: the schedule :math:`\sum_i w_i R_i(t)`, the mean of the trained schedules with
+      weights :math:`w_i \propto \exp(-(f_i - \min f) / (h \sigma))`, where f_i is the smoothed
+      loss of a trial, :math:`\sigma` the standard deviation of the losses and h = 0.15. The lowest
+      f_i is partly luck, too; the middle of the good schedules is not. It need not be a trained
+      one, nor one of the space: `schedule` is the mean, `params` are those of the nearest schedule
+      of the space, and `trial` is None. If an objective has other parameters, too, these are those
+      of "smoothed", and the f_i are those at them.
+    - `"smoothed"`: the completed trial with the lowest smoothed loss.
+    - `"theta"`: the mean of p_theta, for studies of `S2ESampler`.
+    - `"best"`: `study.best_trial`, with a smoothed estimate of its value.
 
     Args:
         study: A study with completed trials of one objective.
-        rule: `"smoothed"` (the default); `"theta"`: the mean of p_theta, for studies of
-            `S2ESampler`; `"best"`: `study.best_trial`, with a smoothed estimate of its value.
+        rule: A rule. `"auto"` (the default) is "mean" if the trials (at least two) hold one
+            schedule of one space each and nothing else is searched; otherwise it is "smoothed".
 
     Raises:
         ValueError: If no trial has completed, the rule is unknown, the study has several
-            objectives, or the rule is `"theta"` and the study has no theta. Also if no value is
-            finite or the trials share no parameters, unless the rule is `"best"`.
+            objectives, or the rule is `"theta"` and the study has no theta, or `"mean"` and the
+            trials do not hold one schedule of one space each. Also if no value is finite or the
+            trials share no parameters, unless the rule is `"best"`.
 
     Example:
         >>> import optuna
-        >>> from optuna_s2e import S2ESampler, recommend
+        >>> from optuna_s2e import S2ESampler, ScheduleSpace, recommend
         >>> optuna.logging.set_verbosity(optuna.logging.ERROR)
         >>> study = optuna.create_study(sampler=S2ESampler(seed=0))
         >>> study.optimize(lambda t: (t.suggest_float("x", 0, 1) - 0.3) ** 2, n_trials=30)
         >>> abs(recommend(study).params["x"] - 0.3) < 0.1
         True
+        >>> study = optuna.create_study(sampler=S2ESampler(seed=0))
+        >>> space = ScheduleSpace(n_epochs=20)
+        >>> study.optimize(lambda t: abs(space.suggest(t).keep_rates.mean() - 0.6), n_trials=30)
+        >>> picked = recommend(study)
+        >>> picked.rule, picked.trial, abs(picked.schedule.keep_rates.mean() - 0.6) < 0.1
+        ('mean', None, True)
     """
     return Snapshot.of(study).recommend(rule)

@@ -86,11 +86,10 @@ def pick_schedule(study: optuna.Study, rule: str) -> Picked:
     picked = recommend(study, rule)
     if picked.schedule is None:
         raise ValueError(f"The trials of study {study.study_name!r} hold no schedules.")
-    source = "the mean of p_theta" if picked.trial is None else f"trial {picked.trial}"
     low, high = picked.interval
     return Picked(
         picked.schedule,
-        f"Schedule: {source} (rule: {picked.rule}), expected {picked.expected_loss:.4f} "
+        f"Schedule: {picked.source} (rule: {picked.rule}), expected {picked.expected_loss:.4f} "
         f"[{low:.4f}, {high:.4f}]",
         recommendation_document(picked),
     )
@@ -101,6 +100,7 @@ def recommendation_document(picked: Recommendation) -> dict[str, Any]:
     return {
         "rule": picked.rule,
         "trial": picked.trial,
+        "mean_of": list(picked.mean_of),
         "params": picked.params,
         "expected_value": picked.expected_loss,
         "interval": list(picked.interval),

@@ -108,11 +108,12 @@ MACHINE: Options = {
 
 RULE: Options = {
     "--rule": choice(
-        ["smoothed", "theta", "best"],
-        "which schedule is used. smoothed (default): that of the trial that is best once the "
-        "luck of single trainings is smoothed out; theta: the mean of p_theta; best: that of the "
-        "trial with the lowest value",
-        "smoothed",
+        ["auto", "mean", "smoothed", "theta", "best"],
+        "which schedule is used. mean: the mean of the trained schedules that are best once the "
+        "luck of single trainings is smoothed out, by weight; smoothed: that of the best such "
+        "trial; theta: the mean of p_theta; best: that of the trial with the lowest value; auto "
+        "(default): mean, or smoothed if more than one schedule is searched",
+        "auto",
     ),
 }
 

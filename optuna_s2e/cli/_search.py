@@ -303,10 +303,10 @@ def _print_result(study: optuna.Study, args: argparse.Namespace) -> None:
     values = ", ".join(f"{n} {v:.4g}" for n, v in trial.params.items() if n != "R.n_epochs")
     print(f"Best of {args.trials} trials: trial {trial.number}, {args.metric} "
           f"{trial.value:.4f} ({values})")  # fmt: skip
-    picked = recommend(study).trial
-    if picked != trial.number:
-        print(f"Its value is partly luck. Recommended: trial {picked}, the best after "
-              "smoothing over similar trials: s2e evaluate and export use it.")  # fmt: skip
+    picked = recommend(study)
+    if picked.trial != trial.number:
+        print(f"Its value is partly luck. Recommended: {picked.source}, after smoothing over "
+              "similar trials: s2e evaluate and export use it.")  # fmt: skip
     which = _common.study_options(args, study)
     root = f" --data-root {shlex.quote(str(args.data_root))}" if args.data_root else ""
     line = _with_option(args.argv, "--trials", 2 * args.trials)

@@ -15,7 +15,7 @@ import numpy as np
 from optuna.trial import FrozenTrial, TrialState
 
 from optuna_s2e._attributes import COMMAND_KEY
-from optuna_s2e.analysis import Snapshot, duration_text
+from optuna_s2e.analysis import Recommendation, Snapshot, duration_text
 from optuna_s2e.dashboard._markdown import code, code_block, table
 from optuna_s2e.schedules import Schedule, ScheduleSpace, find_space
 from optuna_s2e.storages import absolute_url, mask_url
@@ -149,35 +149,50 @@ def _best(snapshot: Snapshot, study_id: int, pictures: Mapping[int, str]) -> str
     best, picked = snapshot.best, snapshot.recommended
     if best is None:
         return "No trial is complete yet."
-    chosen = [("best", best, "")]
-    if picked is not None and picked.trial is not None:
+    chosen = [best]
+    rows = [("best", *_trial_cells(best, study_id), "", _params(best.params, best))]
+    if picked is not None:
         low, high = picked.interval
         expected = f"{picked.expected_loss:.4g} ({low:.4g} to {high:.4g})"
-        chosen.append(("**recommended**", snapshot.trials[picked.trial], expected))
-    rows = [
-        (what, f"[#{t.number}]({_trial_path(study_id, t.number)})", f"{t.value:.5g}", expected,
-         _params(t))
-        for what, t, expected in chosen
-    ]  # fmt: skip
+        if picked.trial is not None:
+            source = snapshot.trials[picked.trial]
+            cells = _trial_cells(source, study_id)
+            chosen.append(source)
+        else:
+            source = snapshot.trials[picked.mean_of[0]]
+            cells = f"a mean of {len(picked.mean_of)}", ""
+        rows.append(("**recommended**", *cells, expected, _params(picked.params, source)))
     parts = [table(["", "trial", "value", "expected (95 %)", "parameters"], rows)]
     if picked is not None:
-        parts.append(_why_recommended(picked.trial, best.number))
-    shown = dict.fromkeys(t.number for _, t, _ in chosen if t.number in pictures)
+        parts.append(_why_recommended(picked, best.number))
+    shown = dict.fromkeys(t.number for t in chosen if t.number in pictures)
     images = " ".join(
         f"[![R(t) of trial {n}]({pictures[n]})]({_trial_path(study_id, n)})" for n in shown
     )
     return "\n\n".join([*parts, images] if images else parts)
 
 
-def _why_recommended(picked: int | None, best: int) -> str:
-    if picked == best:
+def _trial_cells(trial: FrozenTrial, study_id: int) -> tuple[str, str]:
+    link = f"[#{trial.number}]({_trial_path(study_id, trial.number)})"
+    return link, f"{trial.value:.5g}"
+
+
+def _why_recommended(picked: Recommendation, best: int) -> str:
+    if picked.trial == best:
         return (
             f"Trial #{best} has the best value, and is also the best after smoothing over similar "
             "trials: `s2e evaluate` and `s2e export` use it."
         )
+    luck = f"Trial #{best} has the best value, which is partly luck."
+    if picked.trial is None:
+        return (
+            f"{luck} Recommended is the mean of the {len(picked.mean_of)} trained schedules that "
+            "are best after smoothing over similar trials, by weight: `s2e evaluate` and `s2e "
+            "export` use it. The parameters are those of the nearest schedule of the space."
+        )
     return (
-        f"Trial #{best} has the best value, which is partly luck. Trial #{picked} is the best "
-        "after smoothing over similar trials: `s2e evaluate` and `s2e export` use it."
+        f"{luck} Trial #{picked.trial} is the best after smoothing over similar trials: "
+        "`s2e evaluate` and `s2e export` use it."
     )
 
 
@@ -191,8 +206,9 @@ def _trial_path(study_id: int, number: int) -> str:
     return f"/dashboard/studies/{study_id}/trials?numbers={number}"
 
 
-def _params(trial: FrozenTrial) -> str:
-    free = {n: v for n, v in trial.params.items() if not trial.distributions[n].single()}
+def _params(params: Mapping[str, Any], trial: FrozenTrial) -> str:
+    """Show parameters that a trial has, without those for which it had no choice."""
+    free = {n: v for n, v in params.items() if not trial.distributions[n].single()}
     if len(free) > 6:
         return f"{len(free)} parameters, see the trial"
     shown = (f"{n}={v:.4g}" if isinstance(v, float) else f"{n}={v}" for n, v in free.items())

@@ -22,6 +22,7 @@ from optuna_s2e._attributes import (
     ARTIFACT_DIR_KEY,
     COMMAND_KEY,
     DRAW_KEY,
+    FIXED_PARAMS_KEY,
     GENERATION_KEY,
     KEEP_RATE_FINAL_KEY,
     KEEP_RATE_MEAN_KEY,
@@ -252,7 +253,7 @@ class DashboardReporter:
         record = Record.from_attr(attrs.get(DRAW_KEY))
         names = trial.study.metric_names
         running.metric = names[0] if names else ""
-        if record is not None:
+        if record is not None and FIXED_PARAMS_KEY not in attrs:  # else it is no draw
             running.generation = record.generation
             trial.set_user_attr(GENERATION_KEY, record.generation)
         trial.set_user_attr(KEEP_RATE_MEAN_KEY, round(float(schedule.keep_rates.mean()), 4))

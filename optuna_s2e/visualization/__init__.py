@@ -142,7 +142,8 @@ def plot_basis_functions(source: Study | Schedule) -> go.Figure:
     are held.
 
     Args:
-        source: A schedule of a `ScheduleSpace`, or a study, whose recommended schedule is taken.
+        source: A schedule of a `ScheduleSpace`, or a study, whose recommended schedule is taken;
+            of a mean of schedules, that of the space which is nearest.
 
     Raises:
         ValueError: If there is no schedule, if it has no parameters, or if the study has several
@@ -165,6 +166,10 @@ def plot_basis_functions(source: Study | Schedule) -> go.Figure:
     picked = snapshot.recommended
     if picked is None or picked.schedule is None:
         raise ValueError(f"Study {snapshot.name!r} has no completed trial that holds a schedule.")
+    if picked.trial is None:
+        nearest = Schedule.from_params(picked.params)
+        label = f"R(t) nearest to the mean of {len(picked.mean_of)}"
+        return _figure(figures.basis_functions(nearest, label))
     return _figure(figures.basis_functions(picked.schedule, f"R(t) of trial {picked.trial}"))
 
 

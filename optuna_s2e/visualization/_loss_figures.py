@@ -40,8 +40,12 @@ def generations(snapshot: Snapshot) -> p.Figure:
         return p.empty_figure(title, "no trial is complete yet")
     traces = [_points(drawn, generation_of), *_mean_and_best(snapshot)]
     picked = snapshot.recommended
-    if picked is not None and picked.trial in generation_of:
-        traces.append(_recommended_point(picked, generation_of[picked.trial]))
+    if picked is not None and picked.trial is None:
+        label = f"recommended: mean of {len(picked.mean_of)}"
+        traces.append(_recommended_point(picked, label, snapshot.generations[-1].index))
+    elif picked is not None and picked.trial in generation_of:
+        label = f"recommended: #{picked.trial}"
+        traces.append(_recommended_point(picked, label, generation_of[picked.trial]))
     layout = p.layout_of(title, "generation", p.text(snapshot.metric))
     layout["xaxis"] |= p.generation_ticks(len(snapshot.generations))
     return {"data": traces, "layout": layout}
@@ -103,7 +107,7 @@ def _mean_and_best(snapshot: Snapshot) -> list[p.Trace]:
     return [p.line(x, means[shown], p.COLORS[3], 2, "mean", digits=None), so_far]
 
 
-def _recommended_point(picked: Recommendation, generation: int) -> p.Trace:
+def _recommended_point(picked: Recommendation, label: str, generation: int) -> p.Trace:
     low, high = picked.interval
     expected = picked.expected_loss
     above, below = (v if math.isfinite(v) else None for v in (high - expected, expected - low))
@@ -117,7 +121,7 @@ def _recommended_point(picked: Recommendation, generation: int) -> p.Trace:
         },
         "mode": "markers",
         "marker": {"size": 12, "symbol": "star", "color": p.RECOMMENDED},
-        "name": f"recommended: #{picked.trial}, expected (95 %)",
+        "name": f"{label}, expected (95 %)",
         "hovertemplate": "%{y}<extra></extra>",
     }
 

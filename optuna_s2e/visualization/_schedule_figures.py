@@ -46,6 +46,11 @@ def schedules(snapshot: Snapshot) -> p.Figure:
         if trial.number in snapshot.schedules:
             rates = _rates_at(snapshot.schedules[trial.number], t)
             traces.append(p.line(t, rates, color, width, label, dash=dash))
+    picked = snapshot.recommended
+    mean = picked.schedule if picked is not None and picked.mean_of else None
+    if picked is not None and mean is not None and mean.n_epochs == space.n_epochs:
+        label = f"recommended: mean of {len(picked.mean_of)}"
+        traces.append(p.line(t, _rates_at(mean, t), p.RECOMMENDED, 3.5, label, dash="dot"))
     layout = p.layout_of(title, *_AXIS_TITLES)
     layout["yaxis"]["range"] = [0, 1.03]
     return {"data": traces, "layout": layout}

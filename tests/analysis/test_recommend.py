@@ -18,6 +18,7 @@ from optuna_s2e import (
     coteaching_schedule,
     recommend,
 )
+from optuna_s2e.surrogate import N_POINTS, clip_and_standardize, fit
 
 TARGET = coteaching_schedule(30, 0.5, 8).keep_rates
 
@@ -56,10 +57,134 @@ def true_loss(study: optuna.Study, rule: str) -> float:
 
 
 @pytest.mark.parametrize("search", [natural_search, random_search])
-def test_smoothed_pick_is_better_than_the_luckiest_trial(search: Any) -> None:
+def test_the_mean_beats_the_smoothed_pick_and_that_the_luckiest_trial(search: Any) -> None:
     studies = [search(seed) for seed in range(24)]
-    smoothed, best = (np.array([true_loss(s, r) for s in studies]) for r in ("smoothed", "best"))
+    rules = ("mean", "smoothed", "best")
+    mean, smoothed, best = (np.array([true_loss(s, r) for s in studies]) for r in rules)
     assert stats.wilcoxon(smoothed, best, alternative="less").pvalue < 0.01
+    assert stats.wilcoxon(mean, best, alternative="less").pvalue < 0.001
+    if search is random_search:  # it has not narrowed
+        assert stats.wilcoxon(mean, smoothed, alternative="less").pvalue < 0.01
+        nearest = [distance(Schedule.from_params(recommend(s).params)) for s in studies]
+        assert stats.wilcoxon(nearest, best, alternative="less").pvalue < 0.001
+
+
+def test_the_default_is_the_weighted_mean_of_the_trained_schedules() -> None:
+    study = random_search(0)
+    picked = recommend(study)
+    assert picked == recommend(study, "mean")
+    assert (picked.rule, picked.trial) == ("mean", None)
+    schedules = [Schedule.from_trial(t) for t in study.trials]
+    grid = np.linspace(0, 29, N_POINTS)
+    space = ScheduleSpace(30)
+    curves = space.curves({n: [t.params[n] for t in study.trials] for n in space.searched}, 32)
+    losses = np.array([t.value for t in study.trials])
+    model = fit(curves / np.sqrt(N_POINTS), losses)
+    f = model.mean(model.features)
+    weights = np.exp(-(f - f.min()) / (0.15 * clip_and_standardize(losses).deviation))
+    weights /= weights.sum()
+    rates = weights @ np.array([s.keep_rates for s in schedules])
+    assert picked.schedule is not None
+    np.testing.assert_allclose(picked.schedule.keep_rates, rates, atol=1e-4)
+    counting = np.flatnonzero(weights >= 0.01 * weights.max())
+    assert set(picked.mean_of) == set(counting.tolist())
+    assert picked.mean_of[0] == int(np.argmin(f)) == recommend(study, "smoothed").trial
+    on_grid = np.interp(grid, np.arange(30), rates) / np.sqrt(N_POINTS)
+    expected, deviation = (float(v[0]) for v in model.predict(on_grid[None]))
+    assert picked.expected_loss == pytest.approx(expected, abs=0.02 * deviation)
+    half = (picked.interval[1] - picked.interval[0]) / 2
+    assert half == pytest.approx(1.96 * deviation, rel=0.05)
+
+
+def test_the_parameters_of_a_mean_are_the_nearest_of_the_space() -> None:
+    study = random_search(0)
+    picked = recommend(study)
+    assert picked.schedule is not None
+    assert picked.schedule.params is None
+    assert picked.params.keys() == study.trials[0].params.keys()
+    nearest = Schedule.from_params(picked.params)
+
+    def off(schedule: Schedule) -> float:
+        assert picked.schedule is not None
+        return float(np.mean((schedule.keep_rates - picked.schedule.keep_rates) ** 2))
+
+    assert 0 < off(nearest) < min(off(Schedule.from_trial(t)) for t in study.trials)
+    assert f"nearest: tau {picked.params['R.tau']:.3g}, tk " in picked.source
+    assert picked.source.startswith(
+        f"the mean of the {len(picked.mean_of)} best trained schedules"
+    )
+    study = optuna.create_study()  # it can be trained
+    study.enqueue_trial(picked.params)
+    study.optimize(lambda trial: distance(ScheduleSpace(30).suggest(trial)), 1)
+    assert study.trials[0].params == picked.params
+
+
+def test_one_schedule_alone_is_itself_recommended() -> None:
+    study = optuna.create_study(study_name="s0", sampler=RandomSampler(seed=0))
+    study.optimize(noisy_schedule, n_trials=1)
+    picked = recommend(study)
+    assert (picked.rule, picked.trial) == ("smoothed", 0)
+    assert picked.schedule == Schedule.from_trial(study.trials[0])
+    study.optimize(noisy_schedule, n_trials=1)
+    assert recommend(study).rule == "mean"
+
+
+def test_infinite_losses_have_no_share_in_the_mean() -> None:
+    def objective(trial: optuna.Trial) -> float:
+        schedule = ScheduleSpace(30).suggest(trial)
+        return math.inf if schedule.keep_rates[-1] < 0.5 else 1 - float(schedule.keep_rates[-1])
+
+    study = optuna.create_study(sampler=RandomSampler(seed=0))
+    study.optimize(objective, n_trials=40)
+    picked = recommend(study)
+    assert all(math.isfinite(study.trials[n].value or math.inf) for n in picked.mean_of)
+    assert picked.schedule is not None
+    assert picked.schedule.keep_rates[-1] > 0.45
+
+
+def test_schedules_of_the_newest_length_alone_are_averaged() -> None:
+    study = optuna.create_study(sampler=RandomSampler(seed=0))
+    for n_epochs in (30, 20):
+        study.optimize(
+            lambda t, n=n_epochs: float(ScheduleSpace(n).suggest(t).keep_rates.mean()), n_trials=8
+        )
+    picked = recommend(study)
+    assert picked.rule == "mean"
+    assert picked.schedule is not None
+    assert picked.schedule.n_epochs == 20
+    assert picked.params["R.n_epochs"] == 20
+    assert min(picked.mean_of) >= 8
+    assert picked.left_out_trials == tuple(range(8))
+
+
+def two_schedules(trial: optuna.Trial) -> float:
+    first = ScheduleSpace(30).suggest(trial).keep_rates
+    return float((first * ScheduleSpace(30, "table1").suggest(trial).keep_rates).mean())
+
+
+@pytest.mark.parametrize("objective", ["two_schedules", "mixed", "branches"])
+def test_other_objectives_keep_the_trained_point(objective: str) -> None:
+    study = optuna.create_study(sampler=RandomSampler(seed=0))
+    study.optimize(globals()[objective], n_trials=25)
+    picked = recommend(study)
+    assert picked == recommend(study, "smoothed")
+    assert picked.trial is not None
+    assert picked.params == study.trials[picked.trial].params
+    assert picked.mean_of == ()
+    if objective != "mixed":  # no trial, or not every one, holds one schedule
+        with pytest.raises(ValueError, match=r'has no mean schedule.*Use rule="smoothed"'):
+            recommend(study, "mean")
+
+
+def test_a_mean_beside_other_parameters_is_that_at_those_of_the_smoothed_pick() -> None:
+    study = optuna.create_study(sampler=RandomSampler(seed=0))
+    study.optimize(mixed, n_trials=60)
+    smoothed, mean = recommend(study, "smoothed"), recommend(study, "mean")
+    assert {n: mean.params[n] for n in ("lr", "c")} == {n: smoothed.params[n] for n in ("lr", "c")}
+    assert mean.schedule is not None
+    assert smoothed.schedule is not None
+    assert distance(mean.schedule) < 0.15  # of good schedules, wherever lr was: 0.29 on average
+    assert mean.expected_loss < np.median([t.value for t in study.trials if t.value is not None])
 
 
 def test_interval_covers_the_true_loss() -> None:
@@ -89,7 +214,7 @@ def test_maximize_mirrors_minimize() -> None:
     up = optuna.create_study(study_name="s1", direction="maximize", sampler=RandomSampler(seed=1))
     up.optimize(lambda trial: -noisy_schedule(trial), n_trials=60)
     a, b = recommend(down), recommend(up)
-    assert a.trial == b.trial
+    assert (a.mean_of, a.schedule) == (b.mean_of, b.schedule)
     assert a.expected_loss == pytest.approx(-b.expected_loss)
     assert a.interval == pytest.approx(tuple(-v for v in reversed(b.interval)))
 

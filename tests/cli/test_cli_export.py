@@ -22,7 +22,7 @@ def test_exported_schedule_is_that_of_the_rule(
     assert Schedule.load("schedule.json") == recommend(study(), rule).schedule
 
 
-def test_rules_smoothed_and_best_are_the_default_and_the_best_trial(searched: Searched) -> None:
+def test_the_default_is_that_of_recommend_and_best_is_the_best_trial(searched: Searched) -> None:
     assert main(["export", "--out", "default.json"]) == 0
     assert Schedule.load("default.json") == recommend(study()).schedule
     assert main(["export", "--rule", "best", "--out", "best.json"]) == 0
@@ -39,8 +39,9 @@ def test_json_is_one_document_with_the_schedule(
     assert document.pop("schedule") == json.loads(picked.schedule.to_json())
     assert document == {
         "study": "s",
-        "rule": "smoothed",
-        "trial": picked.trial,
+        "rule": "mean",
+        "trial": None,
+        "mean_of": list(picked.mean_of),
         "params": picked.params,
         "expected_value": picked.expected_loss,
         "interval": list(picked.interval),

@@ -43,7 +43,9 @@ def test_search_of_the_digits_prints_its_result_and_what_comes_next(
         study("digits-symmetric-0.5").best_trial,
         recommend(study("digits-symmetric-0.5")),
     )
-    assert (f"Recommended: trial {picked.trial}, the best" in out) == (picked.trial != best.number)
+    assert f"Best of 2 trials: trial {best.number}," in out
+    assert f"partly luck. Recommended: {picked.source}, after smoothing" in out
+    assert picked.source.startswith("the mean of the ")
     which = "--storage sqlite:///s2e.db --study-name digits-symmetric-0.5"
     assert f" s2e evaluate {which}\n" in out
     assert f" s2e status {which}\n" in out

@@ -40,8 +40,9 @@ def test_json_is_one_document_of_numbers_and_iso_times(
     assert abs(read[1].timestamp() - end.timestamp()) < 1  # a local time
     assert document["best"] == {"trial": best.number, "value": best.value, "params": best.params}
     assert document["recommended"] == {
-        "rule": "smoothed",
-        "trial": picked.trial,
+        "rule": "mean",
+        "trial": None,
+        "mean_of": list(picked.mean_of),
         "params": picked.params,
         "expected_value": picked.expected_loss,
         "interval": list(picked.interval),

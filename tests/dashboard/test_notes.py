@@ -121,12 +121,40 @@ def test_the_page_leads_to_the_plots_and_explains_what_it_shows(study: optuna.St
     page = status_page(study)
     assert "[Plots](/dashboard/studies/1)" in page
     assert "` R(t) = 1 - tau * min(t / tk, 1) ** c `: tau is the drop, tk the epoch" in page
+
+
+def recommended_cells(page: str) -> list[str]:
+    row = next(line for line in page.splitlines() if line.startswith("| **recommended**"))
+    return [cell.strip("\N{EM SPACE} ") for cell in row.split("|")[2:6]]
+
+
+def test_the_page_says_what_a_recommended_mean_is(study: optuna.Study) -> None:
+    study.optimize(schedule_value, n_trials=9)
+    page = status_page(study)
+    best, picked = study.best_trial, recommend(study)
+    low, high = picked.interval
+    n = len(picked.mean_of)
+    assert n > 1
+    assert recommended_cells(page) == [
+        f"a mean of {n}",
+        "",
+        f"{picked.expected_loss:.4g} ({low:.4g} to {high:.4g})",
+        ", ".join(f"` {name}={picked.params[name]:.4g} `" for name in ("R.tau", "R.tk", "R.c")),
+    ]
+    assert (
+        f"Trial #{best.number} has the best value, which is partly luck. Recommended is the mean "
+        f"of the {n} trained schedules that are best after smoothing"
+    ) in page
+    assert "The parameters are those of the nearest schedule of the space." in page
+
+
+def test_the_page_says_which_trial_is_recommended(study: optuna.Study) -> None:
+    study.optimize(lambda trial: (trial.suggest_float("x", 0, 1) - 0.3) ** 2, n_trials=9)
+    page = status_page(study)
     best, picked = study.best_trial, recommend(study)
     assert picked.trial is not None
     low, high = picked.interval
-    row = next(line for line in page.splitlines() if line.startswith("| **recommended**"))
-    cells = [cell.strip("\N{EM SPACE} ") for cell in row.split("|")[2:5]]
-    assert cells == [
+    assert recommended_cells(page)[:3] == [
         f"[#{picked.trial}](/dashboard/studies/1/trials?numbers={picked.trial})",
         f"{study.trials[picked.trial].value:.5g}",
         f"{picked.expected_loss:.4g} ({low:.4g} to {high:.4g})",

@@ -69,6 +69,17 @@ def test_a_search_fills_the_pages(study: optuna.Study, tmp_path: Path, kind: str
         assert f"s2e status --storage sqlite:///{tmp_path}/s2e.db --study-name s --verify" in note
 
 
+def test_the_first_trial_of_an_informed_space_belongs_to_no_generation(
+    study: optuna.Study, tmp_path: Path
+) -> None:
+    reporter = DashboardReporter(tmp_path / "pictures")
+    objective = make_objective(reporter)
+    objective.space = ScheduleSpace(objective.space.n_epochs, noise_rate=0.4)
+    study.optimize(objective, n_trials=3, callbacks=[reporter])
+    assert [t.user_attrs.get("generation") for t in study.trials] == [None, 0, 0]
+    assert objective.space.from_params(study.trials[0].params) == objective.space.middle
+
+
 def test_the_pages_follow_each_generation(study: optuna.Study, tmp_path: Path) -> None:
     reporter = DashboardReporter(tmp_path / "pictures", n_trials=40)
     objective = make_objective(reporter)

@@ -79,9 +79,9 @@ def test_schedules_shows_each_trial_the_best_bold_and_the_mean_of_theta(studies,
     (best,) = traces(figure, f": #{study.best_trial.number}")[:1]
     np.testing.assert_allclose(best.y, Schedule.from_trial(study.best_trial).keep_rates, atol=6e-4)
     assert best.line.width > shown[0].line.width
-    picked = recommend(study).trial
-    assert any(t.name.startswith(("recommended", "best and")) and f"#{picked}" in t.name
-               for t in figure.data if t.name)  # fmt: skip
+    picked = recommend(study)
+    (recommended,) = traces(figure, f"recommended: mean of {len(picked.mean_of)}")
+    np.testing.assert_allclose(recommended.y, picked.schedule.keep_rates, atol=6e-4)
     (mean,) = traces(figure, "mean, 90 %")
     assert mean.y[0] == 1
 
@@ -280,6 +280,26 @@ def test_basis_functions_of_a_mixture_are_its_corners():
     assert space.n_epochs == len(whole.y)
     with pytest.raises(ValueError, match="comes from an array"):
         plot_basis_functions(Schedule([1.0, 0.5]))
+
+
+@pytest.mark.parametrize("kind", SPACES)
+def test_a_recommended_mean_is_in_the_figures(studies, kind):
+    study = studies[kind]
+    picked = recommend(study)
+    (star,) = traces(plot_generations(study), "recommended")
+    assert star.name == f"recommended: mean of {len(picked.mean_of)}, expected (95 %)"
+    assert star.x == (generations(study)[-1].index,)
+    assert star.y[0] == pytest.approx(picked.expected_loss, rel=1e-3)
+    *_, whole = plot_basis_functions(study).data  # it has no parts itself: the nearest
+    assert whole.name == f"R(t) nearest to the mean of {len(picked.mean_of)}"
+    nearest = Schedule.from_params(picked.params).keep_rates
+    np.testing.assert_allclose(whole.y, nearest, atol=6e-4)
+
+
+def test_a_recommended_trial_is_in_the_figures():
+    study = searched(lambda t: (t.suggest_float("x", 0, 1) - 0.3) ** 2)
+    (star,) = traces(plot_generations(study), "recommended")
+    assert star.name == f"recommended: #{recommend(study).trial}, expected (95 %)"
 
 
 def test_without_plotly_the_error_names_the_install_command():
