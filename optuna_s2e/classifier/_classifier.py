@@ -82,7 +82,7 @@ class NoisyLabelClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc
         device: "auto" (CUDA if there is any, else the CPU), "cpu", "cuda", ...
         batch_size: Size of the mini-batches. None takes about a fiftieth of the samples, between
             8 and 128.
-        learning_rate: Adam's learning rate. None takes 1e-3.
+        learning_rate: Adam's learning rate. None takes 2e-3 for the network of tables, else 1e-3.
         validation_fraction: Share of the samples that is held out during the search, in (0, 1).
             It is not used if `X_val` is given or `search` is False.
         progress: Whether to show a progress bar. None shows it in a terminal.
@@ -193,7 +193,9 @@ class NoisyLabelClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc
             n_classes=len(self.classes_),
             network=find_network(self._network),
             n_epochs=check_int("n_epochs", n_epochs, 2),
-            config=training_config(len(numbers), self.batch_size, self.learning_rate),
+            config=training_config(
+                self._network, len(numbers), self.batch_size, self.learning_rate
+            ),
             device=self.device,
             seed=seed,
             bar=tqdm(disable=not self._shows_progress(), unit="epoch", leave=False),
@@ -381,8 +383,8 @@ class NoisyLabelClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc
         known = np.isin(labels, self.classes_)
         if not known.all():
             raise ValueError(
-                f"y_val must hold classes of y, but holds {labels[~known][0]!r}. Drop such "
-                "samples, or add some to X and y."
+                f"y_val must hold classes of y, but holds {labels[~known].tolist()[0]!r}. "
+                "Drop such samples, or add some to X and y."
             )
         return self._encoder.encode(x), np.searchsorted(self.classes_, labels)
 
@@ -413,8 +415,8 @@ def _read_classes(y: Any) -> tuple[npt.NDArray[Any], IntArray]:
             f"missing (NaN or None), the first is y[{missing[0]}]. Drop those samples."
         )
     assert_all_finite(labels, input_name="y")
-    check_classification_targets(labels)
     try:
+        check_classification_targets(labels)
         classes, numbers = np.unique(labels, return_inverse=True)
     except TypeError as error:  # strings and numbers cannot be sorted
         raise ValueError(
@@ -422,6 +424,6 @@ def _read_classes(y: Any) -> tuple[npt.NDArray[Any], IntArray]:
         ) from error
     if len(classes) < 2:
         raise ValueError(
-            f"y must hold at least 2 classes, but holds one class alone: {classes[0]!r}."
+            f"y must hold at least 2 classes, but holds one class alone: {classes.tolist()[0]!r}."
         )
     return classes, numbers.astype(np.int64)

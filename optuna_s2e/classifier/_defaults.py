@@ -10,8 +10,9 @@ from torch import nn
 
 from optuna_s2e.coteaching import TrainingConfig
 
-HIDDEN = (256, 256)  # units of the network for tables (studies/table_classifier.py)
+HIDDEN = (128, 128)  # units of the network for tables (studies/table_classifier.py)
 N_EPOCHS = {"table": 20, "images": 40, "signals": 40, "tokens": 40}
+LEARNING_RATES = {"table": 2e-3}  # by network; 1e-3 for all others
 LARGEST_BATCH, SMALLEST_BATCH, STEPS = 128, 8, 50
 IMAGE_SIZE = 16  # pixels; smaller images are taken as vectors
 
@@ -48,7 +49,7 @@ def find_network(network: Any) -> Any:
 
 
 def training_config(
-    n_samples: int, batch_size: int | None, learning_rate: float | None
+    network: object, n_samples: int, batch_size: int | None, learning_rate: float | None
 ) -> TrainingConfig:
     """Return optimiser and mini-batches; None takes the defaults.
 
@@ -57,7 +58,9 @@ def training_config(
     if batch_size is None:
         power = 2 ** round(math.log2(max(1, n_samples / STEPS)))
         batch_size = min(LARGEST_BATCH, max(SMALLEST_BATCH, power))
-    return TrainingConfig(batch_size=batch_size, learning_rate=learning_rate or 1e-3)
+    if learning_rate is None:
+        learning_rate = LEARNING_RATES.get(network, 1e-3) if isinstance(network, str) else 1e-3
+    return TrainingConfig(batch_size=batch_size, learning_rate=learning_rate)
 
 
 def describe_network(network: object) -> str:

@@ -13,6 +13,7 @@ from dataclasses import fields
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 from typing import TYPE_CHECKING, Any
+from zipfile import is_zipfile
 
 import numpy as np
 import numpy.typing as npt
@@ -40,7 +41,7 @@ def save(model: NoisyLabelClassifier, path: str | os.PathLike[str]) -> None:
         "version": VERSION,
         "params": params,
         "network": describe_network(model._network),
-        "is_function": not isinstance(model._network, str),
+        "given_network": model.network if isinstance(model.network, str) else None,
         "input_shape": model._input_shape,
         "encoder": model._encoder.to_state(),
         "n_features_in": model.n_features_in_,
@@ -80,6 +81,10 @@ def load(
     Raises:
         ValueError: If the file is no classifier, or the network does not fit.
     """
+    not_ours = f"{str(path)!r} must be a file that save() wrote, but is not."
+    with open(path, "rb") as file:
+        if not is_zipfile(file):  # what torch.load would take for a pickle
+            raise ValueError(not_ours)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
         document = json.loads(content["document"])
@@ -92,7 +97,7 @@ def load(
         ValueError,
         EOFError,
     ) as error:
-        raise ValueError(f"{str(path)!r} must be a file that save() wrote, but is not.") from error
+        raise ValueError(not_ours) from error
     if not is_known or document["version"] != VERSION:
         raise ValueError(
             f"{str(path)!r} must be a classifier of version {VERSION}, but is "
@@ -100,7 +105,8 @@ def load(
             "release of optuna_s2e that wrote it."
         )
     model.set_params(**document["params"])
-    model._network = model.network = _network_of(document, network)
+    model._network = _network_of(document, network)
+    model.network = document["given_network"] or network
     model.classes_ = np.array(document["classes"]["values"], document["classes"]["dtype"])
     model.n_features_in_ = document["n_features_in"]
     if document["feature_names_in"]:
@@ -128,7 +134,7 @@ def load(
 def _network_of(document: Mapping[str, Any], network: object) -> Any:
     """Return the name of the network that a file was written with, or the user's function."""
     name = document["network"]
-    if document["is_function"]:
+    if document["given_network"] is None:
         if network is None:
             raise ValueError(f"network must be the function {name!r} that it was fitted with.")
         return network
