@@ -106,7 +106,7 @@ def load(
         )
     model.set_params(**document["params"])
     model._network = _network_of(document, network)
-    model.network = document["given_network"] or network
+    model.network = model._network if network else document["given_network"]
     model.classes_ = np.array(document["classes"]["values"], document["classes"]["dtype"])
     model.n_features_in_ = document["n_features_in"]
     if document["feature_names_in"]:

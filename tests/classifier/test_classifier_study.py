@@ -37,9 +37,10 @@ def test_a_fit_is_found_again_and_its_budget_extended(url):
     assert again.study_.study_name == first.study_.study_name
     assert len(again.study_.trials) == 3
     assert (again.predict_proba(X) == first.predict_proba(X)).all()
+    params = [trial.params for trial in first.study_.trials]
     longer = fit(storage=url, budget=5).study_.trials
     assert len(longer) == 5
-    assert [t.params for t in longer[:3]] == [t.params for t in first.study_.trials]
+    assert [trial.params for trial in longer[:3]] == params
 
 
 def test_a_killed_fit_goes_on_to_the_same_numbers(url, tmp_path):
