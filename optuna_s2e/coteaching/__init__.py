@@ -16,6 +16,7 @@ from optuna_s2e.coteaching._config import TrainingConfig
 from optuna_s2e.coteaching._evaluation import Evaluation, evaluate_schedules, fixed_schedules
 from optuna_s2e.coteaching._evaluation_report import evaluation_table, save_evaluation
 from optuna_s2e.coteaching._label_errors import find_label_errors, label_quality, list_label_errors
+from optuna_s2e.coteaching._label_report import save_label_errors
 from optuna_s2e.coteaching._networks import NETWORKS, make_network
 from optuna_s2e.coteaching._noise_estimate import NoiseEstimate, estimate_noise
 from optuna_s2e.coteaching._objective import CoteachingObjective
@@ -45,5 +46,6 @@ __all__ = [
     "load_data",
     "make_network",
     "save_evaluation",
+    "save_label_errors",
     "train_batch",
 ]

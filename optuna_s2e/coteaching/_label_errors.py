@@ -43,13 +43,14 @@ if TYPE_CHECKING:
 _SMOOTHING = 0.02
 
 Statistics = SampleStatistics | Sequence[SampleStatistics]
+Noise = NoiseEstimate | npt.ArrayLike
 
 
 def label_quality(
     statistics: Statistics,
     labels: npt.ArrayLike,
     *,
-    transition_matrix: npt.ArrayLike | None = None,
+    noise: Noise | None = None,
 ) -> FloatArray:
     r"""Return how likely each given label is to be right, in [0, 1].
 
@@ -62,8 +63,9 @@ def label_quality(
         statistics: What one training saw of its samples (`TrainingResult.samples`), or those of
             several trainings on the same labels.
         labels: The given labels as class numbers, which the networks were trained on, (N,).
-        transition_matrix: P, (C, C), known or from `estimate_noise`. With it, noise that turns
-            classes into certain others is seen much better. None takes all classes alike.
+        noise: What `estimate_noise` returned, or the transition matrix P, (C, C), if it is known.
+            With it, noise that turns classes into certain others is seen much better. None takes
+            all classes alike.
 
     Returns:
         Quality of each label, (N,); 1 for samples that were never seen: nothing speaks against
@@ -85,9 +87,8 @@ def label_quality(
     joined = _Joined(statistics)
     given = _checked_labels(labels, len(joined.rival))
     log_odds = joined.margin.copy()
-    if transition_matrix is not None:
-        n_classes = 1 + max(int(given.max()), int(joined.rival.max()))
-        p = _smooth_matrix(transition_matrix, n_classes)
+    if noise is not None:
+        p = _credible_matrix(noise, 1 + max(int(given.max()), int(joined.rival.max())))
         log_odds += np.log(p[given, given][:, None] / p[joined.rival, given[:, None]])
     seen = np.isfinite(log_odds)
     mean = np.where(seen, log_odds, 0.0).sum(axis=1) / np.maximum(seen.sum(axis=1), 1)
@@ -98,7 +99,7 @@ def list_label_errors(
     statistics: Statistics,
     labels: npt.ArrayLike,
     *,
-    transition_matrix: npt.ArrayLike | None = None,
+    noise: Noise | None = None,
     classes: Sequence[object] | None = None,
     n: int | None = None,
     noise_rate: float | None = None,
@@ -106,12 +107,12 @@ def list_label_errors(
 ) -> pd.DataFrame:
     """Return the labels that are most likely wrong, the worst first.
 
-    Say how many by exactly one of `n`, `noise_rate` and `threshold`.
+    Say how many by `n`, `noise_rate`, `threshold` or an estimate of the noise.
 
     Args:
         statistics: As in `label_quality`.
         labels: As in `label_quality`.
-        transition_matrix: As in `label_quality`.
+        noise: As in `label_quality`. If it is an estimate, its rate says how many are listed.
         classes: The label of each class, for the columns, such as `NoisyData.classes`. None shows
             class numbers.
         n: Number of labels, in [0, N].
@@ -125,11 +126,13 @@ def list_label_errors(
 
     Raises:
         ImportError: If pandas is missing.
-        ValueError: If shapes differ, an argument is out of range, or not exactly one of `n`,
-            `noise_rate` and `threshold` is given.
+        ValueError: If shapes differ, an argument is out of range, more than one of `n`,
+            `noise_rate` and `threshold` is given, or nothing that says how many are listed.
     """
     joined = _Joined(statistics)
-    quality = label_quality(statistics, labels, transition_matrix=transition_matrix)
+    quality = label_quality(statistics, labels, noise=noise)
+    if n is None and noise_rate is None and threshold is None and isinstance(noise, NoiseEstimate):
+        noise_rate = noise.noise_rate
     given = np.asarray(labels)
     n_classes = 1 + max(int(given.max()), int(joined.rival.max()))
     names = list(range(n_classes)) if classes is None else list(classes)
@@ -208,19 +211,15 @@ def find_label_errors(
     """
     _pandas()  # before the training
     seed, n_pairs = check_int("seed", seed, 0), check_int("n_pairs", n_pairs, 1)
-    by_rate = n is None and threshold is None
-    if not by_rate:  # before the training, too
+    if n is not None or threshold is not None:  # before the training, too
         _how_many(np.zeros(len(data.noisy_labels)), n, threshold)
-    if isinstance(noise, NoiseEstimate):
-        estimate, rate = noise, noise.noise_rate
-    elif noise is None:
-        estimate = estimate_noise(
+    if noise is None:
+        noise = estimate_noise(
             data, network=network, config=config, clean_validation=clean_validation,
             device=device, seed=seed,
         )  # fmt: skip
-        rate = estimate.noise_rate
-    else:
-        estimate, rate = None, check_number("noise", noise, 0.0, 1.0)
+    estimate = noise if isinstance(noise, NoiseEstimate) else None
+    rate = estimate.noise_rate if estimate else check_number("noise", noise, 0.0, 1.0)
     schedule = schedule or suggested_schedule(n_epochs, rate)
     results = train_batch(
         np.tile(schedule.keep_rates, (n_pairs, 1)), range(seed, seed + n_pairs), data=data,
@@ -232,11 +231,11 @@ def find_label_errors(
     return list_label_errors(
         [result.samples for result in results if result.samples is not None],
         data.noisy_labels.cpu().numpy(),
-        transition_matrix=None if estimate is None else estimate.transition_matrix,
+        noise=estimate,
         classes=data.classes or None,
         n=n,
         threshold=threshold,
-        noise_rate=rate if by_rate else None,
+        noise_rate=rate if n is None and threshold is None else None,
     )
 
 
@@ -297,9 +296,14 @@ def _checked_labels(labels: npt.ArrayLike, n_samples: int) -> IntArray:
     )
 
 
-def _smooth_matrix(matrix: npt.ArrayLike, n_classes: int) -> FloatArray:
-    """Return a transition matrix without zeros: an estimate does not know that they are zeros."""
-    p = np.asarray(matrix, dtype=np.float64)
+def _credible_matrix(noise: Noise, n_classes: int) -> FloatArray:
+    """Return a transition matrix without zeros, and without what may be chance in an estimate.
+
+    The wrong labels of each class are spread evenly over the others, as far as the estimate's
+    deviations explain that they are not (James and Stein's shrinkage).
+    """
+    estimate = noise if isinstance(noise, NoiseEstimate) else None
+    p = np.array(noise if estimate is None else estimate.transition_matrix, dtype=np.float64)
     size = max(n_classes, len(p))
     check_shape("transition_matrix", p, "(C, C)", (size, size))
     if (p < 0).any() or not np.allclose(p.sum(axis=1), 1.0):
@@ -307,7 +311,12 @@ def _smooth_matrix(matrix: npt.ArrayLike, n_classes: int) -> FloatArray:
             "transition_matrix must have non-negative rows that sum to 1, but got rows that sum "
             f"to {p.sum(axis=1).tolist()}."
         )
-    return (1.0 - _SMOOTHING) * p + _SMOOTHING / size
+    if estimate is not None and size > 2:
+        off = ~np.eye(size, dtype=bool)
+        even = np.broadcast_to((1.0 - np.diag(p))[:, None] / (size - 1), p.shape)
+        spread, chance = ((p - even)[off] ** 2).sum(), (estimate.deviations[off] ** 2).sum()
+        p[off] = even[off] + max(0.0, 1.0 - chance / max(spread, 1e-300)) * (p - even)[off]
+    return np.asarray((1.0 - _SMOOTHING) * p + _SMOOTHING / size)
 
 
 def _how_many(

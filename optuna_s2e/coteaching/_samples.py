@@ -39,8 +39,6 @@ class SampleStatistics:
         mean_loss: Mean loss of the given label, (N, 2).
         last_loss: Loss of the given label when the sample was seen last, (N, 2).
         mean_margin: Mean of the logit of the given label less the largest other logit, (N, 2).
-        late_margin: The same mean, but the t-th epoch counts t times, so that late epochs count
-            more, (N, 2).
         agreement: Share of the epochs in which both networks predicted the same class, in [0, 1],
             (N,).
         predicted: Class that the network predicted when the sample was seen last, -1 if it was
@@ -56,7 +54,6 @@ class SampleStatistics:
     mean_loss: FloatArray
     last_loss: FloatArray
     mean_margin: FloatArray
-    late_margin: FloatArray
     agreement: FloatArray
     predicted: IntArray
     predicted_since: FloatArray
@@ -91,7 +88,7 @@ def margin_and_rival(logits: Tensor, y: Tensor, dim: int) -> tuple[Tensor, Tenso
 class SampleWatch:
     """Adds up what the steps of K trials compute of each sample.
 
-    It takes about 60 bytes per sample and network, whatever the number of epochs and classes.
+    It takes about 44 bytes per sample and network, whatever the number of epochs and classes.
     """
 
     def __init__(
@@ -111,13 +108,13 @@ class SampleWatch:
         def fill(n_rows: int, value: int, dtype: torch.dtype = torch.int32) -> Tensor:
             return torch.full((n_rows, n_samples), value, dtype=dtype, device=device)
 
-        self._of_trials = {name: fill(n_trials, 0) for name in ("seen", "weights", "agreed")}
+        self._of_trials = {name: fill(n_trials, 0) for name in ("seen", "agreed")}
         m = 2 * n_trials
         self._of_networks = {
             "trained": fill(m, 0), "predicted": fill(m, -1), "predicted_since": fill(m, 0),
             "rival": fill(m, -1),
         }  # fmt: skip
-        for name in ("loss", "last_loss", "margin", "late_margin"):
+        for name in ("loss", "last_loss", "margin"):
             self._of_networks[name] = fill(m, 0, dtype)
 
     def add_epoch(
@@ -158,13 +155,9 @@ class SampleWatch:
         self._epoch += 1
         sums_of_trials = {
             "seen": torch.ones_like(samples),
-            "weights": torch.full_like(samples, self._epoch),
             "agreed": predicted[::2] == predicted[1::2],
         }
-        sums_of_networks = {
-            "trained": trained, "loss": losses, "margin": margins,
-            "late_margin": margins * self._epoch,
-        }  # fmt: skip
+        sums_of_networks = {"trained": trained, "loss": losses, "margin": margins}
         last = {
             "last_loss": losses, "predicted": predicted, "predicted_since": since,
             "rival": rivals,
@@ -184,7 +177,7 @@ class SampleWatch:
         trial = {name: v[position].cpu().double() for name, v in self._of_trials.items()}
         both = slice(2 * position, 2 * position + 2)
         nets = {name: v[both].t().cpu().double() for name, v in self._of_networks.items()}
-        seen, weights = trial["seen"][:, None], trial["weights"][:, None]
+        seen = trial["seen"][:, None]
         unseen = seen == 0
         return SampleStatistics(
             n_seen=trial["seen"].long().numpy(),
@@ -192,7 +185,6 @@ class SampleWatch:
             mean_loss=(nets["loss"] / seen).numpy(),
             last_loss=nets["last_loss"].masked_fill(unseen, torch.nan).numpy(),
             mean_margin=(nets["margin"] / seen).numpy(),
-            late_margin=(nets["late_margin"] / weights).numpy(),
             agreement=(trial["agreed"] / trial["seen"]).numpy(),
             predicted=nets["predicted"].long().numpy(),
             predicted_since=nets["predicted_since"].masked_fill(unseen, torch.nan).numpy(),

@@ -166,7 +166,7 @@ def train_batch(
             halves.
         keep_networks: Whether the results hold the trained networks.
         watch_samples: Whether the results hold statistics of each training sample, such as how
-            often it was selected. They take about 60 bytes per trial, network and sample on the
+            often it was selected. They take about 44 bytes per trial, network and sample on the
             device, and no forward pass: docs/label-errors.md says what they cost. The training
             itself is the same bit for bit.
 

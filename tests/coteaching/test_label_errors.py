@@ -9,6 +9,7 @@ from scipy.special import expit
 from sklearn.metrics import average_precision_score
 
 from optuna_s2e.coteaching import (
+    NoiseEstimate,
     SampleStatistics,
     estimate_noise,
     find_label_errors,
@@ -27,7 +28,7 @@ def _statistics(margin, predicted, rival, since=3, trained=0.25):
     nothing = np.full(margin.shape, np.nan)
     return SampleStatistics(
         n_seen=np.full(len(margin), 10), trained_share=np.full(margin.shape, trained),
-        mean_loss=nothing, last_loss=nothing, mean_margin=margin, late_margin=margin,
+        mean_loss=nothing, last_loss=nothing, mean_margin=margin,
         agreement=nothing[:, 0], predicted=np.array(predicted),
         predicted_since=np.broadcast_to(since, margin.shape).astype(np.float64),
         rival=np.array(rival),
@@ -55,7 +56,7 @@ def test_quality_is_in_the_unit_interval_and_one_for_what_was_never_seen():
     margins = [[1e9, 1e9], [-1e9, -1e9], [np.nan, np.nan]]
     seen = _statistics(margins, [[0, 0], [1, 1], [-1, -1]], [[1, 1], [1, 1], [-1, -1]])
     for matrix in (None, np.eye(2)):
-        quality = label_quality(seen, [0, 0, 0], transition_matrix=matrix)
+        quality = label_quality(seen, [0, 0, 0], noise=matrix)
         assert quality.tolist() == [1.0, 0.0, 1.0]
 
 
@@ -65,7 +66,7 @@ def test_a_label_that_noise_does_not_make_of_its_rival_is_right():
     margins, given = [[-1.0, -1.0]] * 3, [1, 1, 1]
     seen = _statistics(margins, [[0, 0], [2, 2], [0, 2]], [[0, 0], [2, 2], [0, 2]])
     alike = label_quality(seen, given)
-    quality = label_quality(seen, given, transition_matrix=pair)
+    quality = label_quality(seen, given, noise=pair)
     p = 0.98 * pair + 0.02 / 3
     odds = np.log([p[1, 1] / p[0, 1], p[1, 1] / p[2, 1]])
     np.testing.assert_allclose(quality, expit([-1 + odds[0], -1 + odds[1], -1 + odds.mean()]))
@@ -73,13 +74,36 @@ def test_a_label_that_noise_does_not_make_of_its_rival_is_right():
     assert quality[0] < 0.5 < quality[1]
 
 
+def test_what_may_be_chance_in_an_estimate_is_left_out():
+    pair = transition_matrix("pair", 0.4, 3)
+    seen = replace(STATISTICS, rival=np.repeat((GIVEN[:, None] + 1) % 3, 2, axis=1))
+
+    def quality(deviation):
+        deviations = np.full((3, 3), deviation)
+        return label_quality(
+            seen, GIVEN, noise=NoiseEstimate(0.4, (0.3, 0.5), pair, deviations, True)
+        )
+
+    np.testing.assert_allclose(quality(0.0), label_quality(seen, GIVEN, noise=pair))
+    even = transition_matrix("symmetric", 0.4, 3)
+    np.testing.assert_allclose(quality(0.3), label_quality(seen, GIVEN, noise=even))
+    # off the diagonal, the matrix is 0.2 off the even one: half of that variance is chance
+    half = label_quality(seen, GIVEN, noise=(pair + even) / 2)
+    np.testing.assert_allclose(quality(np.sqrt(0.5) * 0.2), half)
+
+
+def test_an_estimate_says_how_many_are_listed():
+    pytest.importorskip("pandas")
+    estimate = NoiseEstimate(0.5, (0.4, 0.6), np.eye(3), np.zeros((3, 3)), True)
+    assert len(list_label_errors(STATISTICS, GIVEN, noise=estimate)) == 2
+    assert len(list_label_errors(STATISTICS, GIVEN, noise=estimate, n=3)) == 3
+
+
 def test_a_symmetric_matrix_changes_no_order():
     rng = np.random.default_rng(0)
     rival = (GIVEN[:, None] + rng.integers(1, 3, (4, 2))) % 3
     seen = replace(STATISTICS, rival=rival)
-    with_matrix = label_quality(
-        seen, GIVEN, transition_matrix=transition_matrix("symmetric", 0.3, 3)
-    )
+    with_matrix = label_quality(seen, GIVEN, noise=transition_matrix("symmetric", 0.3, 3))
     assert np.array_equal(np.argsort(with_matrix), np.argsort(label_quality(seen, GIVEN)))
 
 
@@ -159,11 +183,11 @@ def test_samples_that_were_never_seen_are_not_listed():
             "mean_margin must have shape (N, 2) = (4, 2), but got (1, 2)",
         ),
         (
-            {"transition_matrix": np.eye(2), "n": 1},
+            {"noise": np.eye(2), "n": 1},
             "transition_matrix must have shape (C, C) = (3, 3), but got (2, 2)",
         ),
         (
-            {"transition_matrix": np.ones((3, 3)), "n": 1},
+            {"noise": np.ones((3, 3)), "n": 1},
             "transition_matrix must have non-negative rows that sum to 1, but got rows that sum",
         ),
     ],
@@ -185,9 +209,7 @@ def test_the_quality_finds_wrong_digits(noise):
     given = data.noisy_labels.numpy()
     alike = average_precision_score(wrong, -label_quality(result.samples, given))
     assert alike > 0.8  # 0.4 by chance
-    quality = label_quality(
-        result.samples, given, transition_matrix=transition_matrix(noise, 0.4, 10)
-    )
+    quality = label_quality(result.samples, given, noise=transition_matrix(noise, 0.4, 10))
     assert average_precision_score(wrong, -quality) >= alike
 
 

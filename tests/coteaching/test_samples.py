@@ -101,7 +101,6 @@ def _count_slowly(data, first, second, n_epochs):
 
 def _of_sample(rows, given):
     loss, margin, predicted, rival, trained = np.array([row for _, row in rows]).transpose(2, 0, 1)
-    weights = np.array([epoch + 1 for epoch, _ in rows])
     since = []
     for i in (0, 1):
         for (epoch, _), p in zip(reversed(rows), reversed(predicted[:, i]), strict=True):
@@ -112,7 +111,6 @@ def _of_sample(rows, given):
     return {
         "n_seen": len(rows), "trained_share": trained.mean(axis=0),
         "mean_loss": loss.mean(axis=0), "last_loss": loss[-1], "mean_margin": margin.mean(axis=0),
-        "late_margin": weights @ margin / weights.sum(),
         "agreement": np.mean(predicted[:, 0] == predicted[:, 1]), "predicted": predicted[-1],
         "predicted_since": since, "rival": rival[-1],
         "learned_at": np.where(predicted[-1] == given, since, np.inf),
@@ -198,8 +196,7 @@ def test_samples_that_were_never_seen_have_no_numbers(images, backend):
     samples = result.samples
     unseen = samples.n_seen == 0
     assert unseen.sum() == 13
-    for name in ("trained_share", "mean_loss", "last_loss", "mean_margin", "late_margin",
-                 "predicted_since"):  # fmt: skip
+    for name in ("trained_share", "mean_loss", "last_loss", "mean_margin", "predicted_since"):
         assert (np.isnan(getattr(samples, name)).all(axis=1) == unseen).all(), name
     assert (np.isnan(samples.agreement) == unseen).all()
     assert np.isinf(samples.learned_at[unseen]).all()
