@@ -253,7 +253,7 @@ class NoisyLabelClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc
         return list_label_errors(
             self._samples,
             self._labels,
-            transition_matrix=self.transition_matrix_,
+            noise=self.transition_matrix_,
             classes=self.classes_.tolist(),
             n=n,
             noise_rate=noise_rate,
@@ -324,7 +324,7 @@ class NoisyLabelClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc
         self._labels = fitting.train[1]
         self._input_shape = tuple(fitting.train[0].shape[1:])
         self.label_quality_ = label_quality(
-            self._samples, self._labels, transition_matrix=self.transition_matrix_
+            self._samples, self._labels, noise=self.transition_matrix_
         )
 
     def _open_study(self, fitting: Fitting, noise_rate: float | None) -> SearchStudy:

@@ -116,7 +116,7 @@ def load(
         for own in content["samples"]
     ]
     model.label_quality_ = label_quality(
-        model._samples, model._labels, transition_matrix=model.transition_matrix_
+        model._samples, model._labels, noise=model.transition_matrix_
     )
     model._networks = [_restored(model, state) for state in content["networks"]]
     model._dtype = next(p.dtype for p in model._networks[0].parameters() if p.is_floating_point())
