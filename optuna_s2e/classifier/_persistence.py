@@ -1,6 +1,6 @@
-"""A fitted classifier as a file: settings in JSON, weights and statistics as tensors.
+"""A fitted classifier as a file: settings in JSON, weights and statistics as arrays.
 
-The file is torch's format, and it is read with `weights_only=True`: reading it runs no code.
+The file is NumPy's .npz, and it is read without pickle: reading it runs no code.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from dataclasses import fields
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 from typing import TYPE_CHECKING, Any
-from zipfile import is_zipfile
+from zipfile import BadZipFile
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from optuna_s2e.classifier._defaults import describe_network, find_network
 from optuna_s2e.classifier._inputs import InputEncoder
@@ -50,19 +50,19 @@ def save(model: NoisyLabelClassifier, path: str | os.PathLike[str]) -> None:
         "schedule": model.schedule_.to_json(),
         "classes": {"dtype": model.classes_.dtype.str, "values": model.classes_.tolist()},
     }
-    content = {
+    content: dict[str, Any] = {
         "document": json.dumps(document, allow_nan=False),
-        "networks": [net.state_dict() for net in model._networks],
-        "labels": torch.from_numpy(model._labels),
-        "samples": [
-            {name: torch.from_numpy(getattr(own, name)) for name in _STATISTICS}
-            for own in model._samples
-        ],
+        "labels": model._labels,
     }
+    for i, net in enumerate(model._networks):
+        weights = net.state_dict()
+        content |= {f"network {i} {name}": w.numpy() for name, w in weights.items()}
+    for i, own in enumerate(model._samples):
+        content |= {f"samples {i} {name}": getattr(own, name) for name in _STATISTICS}
     target = Path(path)
     with NamedTemporaryFile(dir=target.parent, prefix=f".{target.name}.", delete=False) as file:
         try:
-            torch.save(content, file)
+            np.savez(file, **content)
             file.close()
             os.replace(file.name, target)
         except BaseException:
@@ -81,14 +81,12 @@ def load(
         ValueError: If the file is no classifier, or the network does not fit.
     """
     not_ours = f"{str(path)!r} must be a file that save() wrote, but is not."
-    with open(path, "rb") as file:
-        if not is_zipfile(file):  # what torch.load would take for a pickle
-            raise ValueError(not_ours)
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-        document = json.loads(content["document"])
+        with open(path, "rb") as file:
+            content = dict(np.load(file, allow_pickle=False))
+        document = json.loads(str(content["document"]))
         is_known = document["format"] == FORMAT
-    except Exception as error:  # torch.load raises errors of many kinds
+    except (ValueError, KeyError, TypeError, EOFError, BadZipFile) as error:
         raise ValueError(not_ours) from error
     if not is_known or document["version"] != VERSION:
         raise ValueError(
@@ -110,15 +108,12 @@ def load(
     model.study_ = None
     model._encoder = InputEncoder.from_state(document["encoder"])
     model._input_shape = tuple(document["input_shape"])
-    model._labels = content["labels"].numpy()
-    model._samples = [
-        SampleStatistics(**{name: own[name].numpy() for name in _STATISTICS})
-        for own in content["samples"]
-    ]
+    model._labels = content["labels"]
+    model._samples = [SampleStatistics(**own) for own in _numbered("samples", content)]
     model.label_quality_ = label_quality(
         model._samples, model._labels, noise=model.transition_matrix_
     )
-    model._networks = [_restored(model, state) for state in content["networks"]]
+    model._networks = [_restored(model, weights) for weights in _numbered("network", content)]
     model._dtype = next(p.dtype for p in model._networks[0].parameters() if p.is_floating_point())
     return model
 
@@ -135,8 +130,20 @@ def _network_of(document: Mapping[str, Any], network: object) -> Any:
     return name
 
 
-def _restored(model: NoisyLabelClassifier, state: Mapping[str, Tensor]) -> nn.Module:
+def _numbered(kind: str, content: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the arrays of each network, or of each pair's samples, by name."""
+    found: dict[int, dict[str, Any]] = {}
+    for key, array in content.items():
+        own_kind, _, rest = key.partition(" ")
+        if own_kind == kind:
+            number, _, name = rest.partition(" ")
+            found.setdefault(int(number), {})[name] = array
+    return [found[number] for number in sorted(found)]
+
+
+def _restored(model: NoisyLabelClassifier, weights: Mapping[str, Any]) -> nn.Module:
     """Make a network and give it saved weights."""
+    state = {name: torch.from_numpy(array) for name, array in weights.items()}
     made = make_network(
         find_network(model._network), model._input_shape, len(model.classes_), seed=0
     )
