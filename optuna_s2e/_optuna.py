@@ -17,7 +17,7 @@ from types import FrameType, SimpleNamespace
 from typing import Any
 
 from optuna.exceptions import UpdateFinishedTrialError
-from optuna.samplers import BaseSampler
+from optuna.samplers import BaseSampler, GridSampler, PartialFixedSampler
 from optuna.storages import BaseStorage, InMemoryStorage, JournalStorage, RDBStorage
 from optuna.storages._cached_storage import _CachedStorage
 from optuna.storages._heartbeat import BaseHeartbeat, BaseHeartbeatThread
@@ -127,17 +127,27 @@ def is_first_trial(trial: Trial) -> bool:
 
     No two trials that did not fail are first: the storage numbers them. An enqueued trial is not
     first, and neither is a trial after several failures: the objective may be why they failed.
+    A trial of `GridSampler` is not first either, because every point of a grid counts.
     """
     if trial.number >= _MAX_FIRST_TRIALS or trial._fixed_params:
+        return False
+    if isinstance(trial.study.sampler, GridSampler):
         return False
     before = [t for t in all_trials(trial.study) if t.number < trial.number]
     return [t.state for t in before] == [TrialState.FAIL] * trial.number
 
 
 def fix_params(trial: Trial, params: Mapping[str, Any]) -> None:
-    """Let a running trial have these parameters, as if it had been enqueued with them."""
-    set_running_trial_attr(trial, FIXED_PARAMS_KEY, dict(params))
-    trial._fixed_params = dict(params)
+    """Let a running trial have these parameters, as if it had been enqueued with them.
+
+    What `PartialFixedSampler` fixes stays as it is.
+    """
+    fixed, sampler = dict(params), trial.study.sampler
+    while isinstance(sampler, PartialFixedSampler):
+        fixed = {name: sampler._fixed_params.get(name, value) for name, value in fixed.items()}
+        sampler = sampler._base_sampler
+    set_running_trial_attr(trial, FIXED_PARAMS_KEY, fixed)
+    trial._fixed_params = fixed
 
 
 def url_of(study: Study) -> str | None:

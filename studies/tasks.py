@@ -7,6 +7,7 @@ labels and its own split. MNIST and CIFAR-10 need `S2E_DATA_ROOT`, a torchvision
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from optuna_s2e.coteaching import NoisyData, TrainingConfig, load_data
 from optuna_s2e.label_noise import flip_labels, transition_matrix
 
 Arrays = tuple[np.ndarray, np.ndarray]
+NetworkFunction = Callable[[tuple[int, ...], int], nn.Module]
 
 
 def digits() -> Arrays:
@@ -42,15 +44,57 @@ def breast_cancer() -> Arrays:
     return datasets.load_breast_cancer(return_X_y=True)  # type: ignore[no-any-return]
 
 
-def images(name: str, n: int, classes: int = 10) -> Arrays:
-    """Return the first n images of the first classes of a torchvision set, a quarter as wide."""
+def images(name: str, n: int, classes: int = 10, first: int = 0) -> Arrays:
+    """Return the first n images of some classes of a torchvision set, a quarter as wide.
+
+    Args:
+        name: "mnist" or "cifar10".
+        n: Number of images.
+        classes: Number of classes.
+        first: The first of them.
+    """
     data = load_data(name, root=os.environ["S2E_DATA_ROOT"], noise="none", download=False)
     x, y = data.x.numpy(), data.noisy_labels.numpy()
-    kept = np.flatnonzero(y < classes)[:n]
+    kept = np.flatnonzero((y >= first) & (y < first + classes))[:n]
     width = x.shape[-1] // 4 * 4
     x = x[kept, ..., :width, :width].astype(np.float64) / 255.0
     blocks = x.reshape(*x.shape[:-2], width // 4, 4, width // 4, 4)
-    return blocks.mean(axis=(-3, -1)).reshape(n, -1), y[kept]
+    return blocks.mean(axis=(-3, -1)).reshape(n, -1), y[kept] - first
+
+
+def matrix_of(noise: str, rate: float, n_classes: int, rng: np.random.Generator) -> np.ndarray:
+    """Return the transition matrix; class-dependent noise has a rate for each class."""
+    if noise != "class-dependent":
+        return transition_matrix(noise, rate, n_classes)
+    rows = []
+    for i in range(n_classes):
+        wrong = rng.uniform(0.5, 1.5) * rate
+        others = rng.dirichlet(np.full(n_classes - 1, 0.5))
+        rows.append(np.insert(wrong * others, i, 1 - wrong))
+    return np.array(rows)
+
+
+def mlp64(input_shape: tuple[int, ...], n_classes: int) -> nn.Module:
+    """One hidden layer of 64."""
+    return _mlp(input_shape, n_classes, 64)
+
+
+def mlp256(input_shape: tuple[int, ...], n_classes: int) -> nn.Module:
+    """One hidden layer of 256."""
+    return _mlp(input_shape, n_classes, 256)
+
+
+def deep_mlp(input_shape: tuple[int, ...], n_classes: int) -> nn.Module:
+    """Two hidden layers of 128."""
+    return _mlp(input_shape, n_classes, 128, 128)
+
+
+def _mlp(input_shape: tuple[int, ...], n_classes: int, *widths: int) -> nn.Module:
+    sizes = [int(np.prod(input_shape)), *widths]
+    layers: list[nn.Module] = [nn.Flatten()]
+    for n_in, n_out in itertools.pairwise(sizes):
+        layers += [nn.Linear(n_in, n_out), nn.ReLU()]
+    return nn.Sequential(*layers, nn.Linear(sizes[-1], n_classes))
 
 
 @dataclass(frozen=True)
@@ -60,7 +104,7 @@ class Task:
     Attributes:
         part: "tune" or "report".
         source: Makes inputs (N, d) and labels (N,).
-        noise: "symmetric" or "pair".
+        noise: "symmetric", "pair" or "class-dependent".
         noise_rate: Share of wrong labels.
         n_train: Training samples.
         n_validation: Validation samples: enough that the search is not of their luck (a standard
@@ -69,6 +113,7 @@ class Task:
         learning_rate: Adam's.
         n_epochs: T.
         needs_images: Whether `S2E_DATA_ROOT` must be set.
+        network: Makes a network, (input_shape, n_classes) -> module.
     """
 
     part: str
@@ -80,6 +125,7 @@ class Task:
     learning_rate: float
     n_epochs: int = 40
     needs_images: bool = False
+    network: NetworkFunction = mlp64
 
     @property
     def config(self) -> TrainingConfig:
@@ -98,7 +144,7 @@ class Task:
         rng = np.random.default_rng([seed, 1])
         order = rng.permutation(len(y))
         train, val, test = np.split(order, [self.n_train, self.n_train + self.n_validation])
-        matrix = transition_matrix(self.noise, self.noise_rate, n_classes)
+        matrix = matrix_of(self.noise, self.noise_rate, n_classes, rng)
         noisy = flip_labels(y, matrix, rng)
         mean, deviation = x[train].mean(axis=0), x[train].std(axis=0) + 1e-6
         z = ((x - mean) / deviation).astype(np.float32)
@@ -110,13 +156,6 @@ class Task:
 
 
 _read = cache(lambda source: source())
-
-
-def mlp64(input_shape: tuple[int, ...], n_classes: int) -> nn.Module:
-    """One hidden layer of 64."""
-    return nn.Sequential(
-        nn.Flatten(), nn.Linear(int(np.prod(input_shape)), 64), nn.ReLU(), nn.Linear(64, n_classes)
-    )
 
 
 def _synthetic8() -> Arrays:

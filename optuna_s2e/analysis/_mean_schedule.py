@@ -24,7 +24,7 @@ from optuna_s2e._typing import FloatArray
 from optuna_s2e.distributions import SearchSpace, decode_column
 from optuna_s2e.schedules import Schedule, ScheduleSpace
 
-TEMPERATURE = 0.15  # h
+TEMPERATURE = 0.2  # h, chosen on the part "tune" of `studies/landscapes.py`
 _DIGITS = 6  # of R(t): other machines compute the same
 _STEP = 1e-6  # of a coordinate in (0, 1), for derivatives
 _TOLERANCE = 1e-4  # at which the nearest schedule is near enough, relative

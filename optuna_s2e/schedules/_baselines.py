@@ -66,7 +66,7 @@ def coteaching_schedule(
 def suggested_schedule(n_epochs: int, noise_rate: float) -> Schedule:
     """Return the schedule of Eq 1 that is suggested at a noise rate, for those who do not search.
 
-    It drops somewhat more than the wrong labels, until the middle of the training. It is
+    It drops the wrong labels, and right ones as far as that costs little. It is
     `ScheduleSpace(n_epochs, noise_rate=noise_rate).middle`, the first trial of such a search.
 
     Args:
@@ -74,7 +74,7 @@ def suggested_schedule(n_epochs: int, noise_rate: float) -> Schedule:
         noise_rate: Share of wrong labels, in [0, 1], known or estimated.
 
     Returns:
-        A schedule of the space `"eq1"`. At rate 0 it is `standard_schedule(n_epochs)` in effect.
+        A schedule of the space `"eq1"`. At rate 0 it is R(t) = 1.
 
     Raises:
         ValueError: If an argument is out of range.

@@ -78,7 +78,7 @@ class Schedule:
     Attributes:
         keep_rates: R(t), float64, read-only, values in (0, 1], R(0) = 1, (T,).
         params: Optuna parameters that decode to it. None if it comes from an array or a file
-            without parameters.
+            without parameters, or is a mean of schedules.
 
     Raises:
         ValueError: If the values are not a schedule.
@@ -335,8 +335,9 @@ class ScheduleSpace:
         """Draw the schedule of a trial; call it once per trial.
 
         If the space knows the noise rate, the first trial of a study is the `middle`, under any
-        sampler. As an enqueued trial, it is no draw of `S2ESampler`. If it fails, the next trial
-        is the middle, up to three times. If the first trial was enqueued, it stays as it is.
+        sampler but a `GridSampler`. Like an enqueued trial, it is no draw of `S2ESampler`. If it
+        fails, the next trial is the middle, up to three times. If the first trial was enqueued,
+        it stays as it is.
 
         Args:
             trial: An Optuna trial (also `FixedTrial`).

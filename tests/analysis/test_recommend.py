@@ -18,6 +18,7 @@ from optuna_s2e import (
     coteaching_schedule,
     recommend,
 )
+from optuna_s2e.analysis._mean_schedule import TEMPERATURE
 from optuna_s2e.surrogate import N_POINTS, clip_and_standardize, fit
 
 TARGET = coteaching_schedule(30, 0.5, 8).keep_rates
@@ -81,7 +82,7 @@ def test_the_default_is_the_weighted_mean_of_the_trained_schedules() -> None:
     losses = np.array([t.value for t in study.trials])
     model = fit(curves / np.sqrt(N_POINTS), losses)
     f = model.mean(model.features)
-    weights = np.exp(-(f - f.min()) / (0.15 * clip_and_standardize(losses).deviation))
+    weights = np.exp(-(f - f.min()) / (TEMPERATURE * clip_and_standardize(losses).deviation))
     weights /= weights.sum()
     rates = weights @ np.array([s.keep_rates for s in schedules])
     assert picked.schedule is not None

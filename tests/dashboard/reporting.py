@@ -21,9 +21,10 @@ def make_objective(
     n_epochs: int = 8,
     kind: str = "eq1",
     on_epoch: Callable[[optuna.Trial, int], None] = lambda trial, epoch: None,
+    noise_rate: float | None = None,
 ) -> Objective:
     """Return an objective as a user writes it: shows its trial after every epoch."""
-    space = ScheduleSpace(n_epochs, kind)
+    space = ScheduleSpace(n_epochs, kind, noise_rate=noise_rate)
 
     def objective(trial: optuna.Trial) -> float:
         schedule = space.suggest(trial)

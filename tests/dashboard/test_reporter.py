@@ -19,7 +19,7 @@ from optuna.trial import TrialState
 from optuna_dashboard import get_note
 from reporting import PLOTS, call, detail, make_objective, plots, search_with, unwrapped
 
-from optuna_s2e import S2ESampler, ScheduleSpace, optimize_batch
+from optuna_s2e import S2ESampler, Schedule, ScheduleSpace, optimize_batch, suggested_schedule
 from optuna_s2e._attributes import CURVES_KEY
 from optuna_s2e.dashboard import ArtifactFolder, DashboardReporter, serve
 from optuna_s2e.dashboard import _reporter as reporter_module
@@ -73,11 +73,9 @@ def test_the_first_trial_of_an_informed_space_belongs_to_no_generation(
     study: optuna.Study, tmp_path: Path
 ) -> None:
     reporter = DashboardReporter(tmp_path / "pictures")
-    objective = make_objective(reporter)
-    objective.space = ScheduleSpace(objective.space.n_epochs, noise_rate=0.4)
-    study.optimize(objective, n_trials=3, callbacks=[reporter])
+    study.optimize(make_objective(reporter, noise_rate=0.4), n_trials=3, callbacks=[reporter])
     assert [t.user_attrs.get("generation") for t in study.trials] == [None, 0, 0]
-    assert objective.space.from_params(study.trials[0].params) == objective.space.middle
+    assert Schedule.from_trial(study.trials[0]) == suggested_schedule(8, 0.4)
 
 
 def test_the_pages_follow_each_generation(study: optuna.Study, tmp_path: Path) -> None:

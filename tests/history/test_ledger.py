@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from optuna.distributions import FloatDistribution
 from optuna.trial import FrozenTrial, TrialState
 
-from optuna_s2e import S2ESampler, generations, replay
+from optuna_s2e import S2ESampler, ScheduleSpace, generations, optimize_batch, replay
 from optuna_s2e._attributes import DRAW_KEY, FIXED_PARAMS_KEY
+from optuna_s2e._optuna import all_trials
 from optuna_s2e.history import _ledger
 from optuna_s2e.history._ledger import Ledger, locate, space_of
 from optuna_s2e.history._record import Rules
@@ -94,6 +95,31 @@ def test_ledger_that_follows_knows_what_a_new_one_reads(steps: list[tuple[str, i
             assert a.chain.members == b.chain.members
 
     run(steps, compare)
+
+
+@pytest.mark.parametrize("batch", [False, True])
+def test_a_trial_whose_parameters_are_fixed_while_it_runs_is_no_draw_any_more(batch: bool) -> None:
+    study = optuna.create_study(sampler=S2ESampler(population_size=K, seed=0))
+    following = Ledger(Rules())
+    seen: list[tuple[list[int], list[int]]] = []
+
+    def watch(ledger: Ledger) -> None:
+        ledger.read(copy.deepcopy(all_trials(study)))
+        seen.append((sorted(ledger.draws), [n for s in ledger.slots.values() for n in s]))
+
+    def objective(trial: optuna.Trial) -> float:
+        trial.suggest_float("lr", 0, 1)  # is drawn, so that the trial has a record
+        if trial.number == 0:
+            watch(following)
+        return float(ScheduleSpace(9, noise_rate=0.4).suggest(trial).keep_rates[-1])
+
+    if batch:
+        optimize_batch(study, objective, 1)
+    else:
+        study.optimize(objective, 1)
+    watch(following)
+    watch(Ledger(Rules()))
+    assert seen == [([0], [0] if batch else []), ([], []), ([], [])]
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
