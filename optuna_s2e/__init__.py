@@ -7,6 +7,7 @@ TYPE_CHECKING = (
 )
 if TYPE_CHECKING:
     from optuna_s2e.analysis import Generation, Recommendation, generations, recommend, replay
+    from optuna_s2e.classifier import NoisyLabelClassifier
     from optuna_s2e.distributions import simplex_params, suggest_simplex
     from optuna_s2e.parallel import RayExecutor, optimize_batch
     from optuna_s2e.sampler import S2ESampler
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Generation",
+    "NoisyLabelClassifier",
     "RayExecutor",
     "Recommendation",
     "S2ESampler",
@@ -42,7 +44,10 @@ __all__ = [
     "table1_schedule",
 ]
 
-_ROOMS = ["distributions", "schedules", "storages", "sampler", "analysis", "parallel"]
+# the last one loads torch and scikit-learn, and is looked at last
+_ROOMS = [
+    "distributions", "schedules", "storages", "sampler", "analysis", "parallel", "classifier"
+]  # fmt: skip
 
 if not TYPE_CHECKING:  # a type checker would take any name for a public one
 

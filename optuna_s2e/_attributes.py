@@ -36,6 +36,7 @@ OBJECTIVE_KEY = "s2e:objective"  # settings of the package's own objective
 COMMAND_KEY = "s2e:command"  # the command line of `s2e search`
 N_TRIALS_KEY = "s2e:n_trials"  # completed trials that the search ends with
 MAX_TRIALS = 10**9  # that it may say
+CLASSIFIER_KEY = "s2e:classifier"  # data, settings and noise of a classifier's search
 ARTIFACT_DIR_KEY = "s2e:artifact_dir"  # the folder of the trials' pictures
 NOISE_KEY = "s2e:noise"  # how many labels are wrong, by the estimate that the search follows
 

@@ -1,0 +1,243 @@
+"""The three steps of a fit: how many labels are wrong, which schedule, and the networks.
+
+Without clean validation labels a search holds samples out and minimises the error on their noisy
+labels. Under wrong labels that error still ranks schedules, and the cross-entropy does not
+(docs/losses.md). The networks that are kept are trained on all samples.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from optuna.study import Study
+from optuna.trial import Trial, TrialState
+from torch import Tensor
+from tqdm import tqdm
+
+from optuna_s2e._typing import FloatArray, IntArray
+from optuna_s2e.analysis import recommend
+from optuna_s2e.coteaching import (
+    CoteachingObjective,
+    NoisyData,
+    TrainingConfig,
+    TrainingResult,
+    estimate_noise,
+    train_batch,
+)
+from optuna_s2e.parallel import optimize_batch
+from optuna_s2e.schedules import Schedule, ScheduleSpace
+
+ESTIMATE_EPOCHS = 5  # of each of the three trainings of the estimate
+FEWEST_SAMPLES, FEWEST_OF_CLASS = 30, 3  # that the estimate needs
+N_CURVE = 256  # samples that the last training is measured on; nothing follows from them
+
+Labelled = tuple[Tensor, IntArray]  # inputs (N, ...) and class numbers (N,)
+
+
+class Noise(NamedTuple):
+    """How many labels are wrong.
+
+    Attributes:
+        rate: Share of wrong labels.
+        matrix: P(given | true class), (C, C); None if the user gave the rate.
+    """
+
+    rate: float
+    matrix: FloatArray | None
+
+
+@dataclass(frozen=True)
+class Fitting:
+    """What a classifier is fitted with.
+
+    Attributes:
+        train: The samples, some labels wrong.
+        validation: Samples with clean labels, or None.
+        n_classes: C.
+        network: Name or function, as in `train_batch`.
+        n_epochs: T, epochs of each training.
+        config: Optimiser and mini-batches.
+        device: As in `train_batch`.
+        seed: Seed that all others follow from.
+        bar: A progress bar that counts epochs.
+    """
+
+    train: Labelled
+    validation: Labelled | None
+    n_classes: int
+    network: Any
+    n_epochs: int
+    config: TrainingConfig
+    device: str
+    seed: int
+    bar: tqdm[Any]
+
+    def fingerprint(self) -> str:
+        """Return what tells these samples from others, as 64 hexadecimal digits."""
+        digest = hashlib.sha256()
+        for x, y in (self.train, *([self.validation] if self.validation else [])):
+            digest.update(repr((tuple(x.shape), str(x.dtype))).encode())
+            digest.update(x.contiguous().numpy().tobytes())
+            digest.update(y.tobytes())
+        return digest.hexdigest()
+
+    def noise(self, rate: float | None) -> Noise:
+        """Return how many labels are wrong: what the user said, or an estimate."""
+        return self._estimate() if rate is None else Noise(rate, None)
+
+    def _estimate(self) -> Noise:
+        x, y = self.train
+        counts = np.bincount(y, minlength=self.n_classes)
+        rare = counts < FEWEST_OF_CLASS
+        used = np.flatnonzero(~rare[y])
+        if len(used) < FEWEST_SAMPLES or (~rare).sum() < 2:
+            warnings.warn(
+                f"The noise rate cannot be estimated from {len(y)} samples of {self.n_classes} "
+                "classes and counts as 0: nothing is left out of the training. Give noise_rate=.",
+                UserWarning,
+                stacklevel=5,
+            )
+            return Noise(0.0, np.eye(self.n_classes))
+        part = (x[torch.from_numpy(used)], y[used])
+        found = estimate_noise(
+            self._data(part, self.validation or self._first(part)),
+            network=self.network,
+            config=self.config,
+            n_epochs=min(ESTIMATE_EPOCHS, self.n_epochs),
+            clean_validation=self.validation is not None,
+            device=self.device,
+            seed=self._seed(0),
+        )
+        self.bar.update(self.estimate_epochs)
+        return Noise(found.noise_rate, found.transition_matrix)
+
+    @property
+    def estimate_epochs(self) -> int:
+        """How many epochs on all samples the estimate costs."""
+        return 2 * min(ESTIMATE_EPOCHS, self.n_epochs)
+
+    def search(
+        self,
+        study: Study,
+        noise_rate: float,
+        fraction: float,
+        n_trials: int | None,
+        seconds: float | None,
+    ) -> Schedule | None:
+        """Search a schedule; return the recommended one, or None if no training completed.
+
+        Args:
+            study: The study, whose sampler draws the schedules.
+            noise_rate: Share of wrong labels, which the space follows from.
+            fraction: Share of the samples that is held out if there are no clean labels.
+            n_trials: Trainings that the study ends with, or None.
+            seconds: Time after which no more begin.
+        """
+        train, validation = self.train, self.validation
+        if validation is None:
+            train, validation = self._hold_out(fraction)
+        objective = CoteachingObjective(
+            self._data(train, validation),
+            network=self.network,
+            n_epochs=self.n_epochs,
+            config=self.config,
+            device=self.device,
+            seed=self._seed(1),
+            reporter=_EpochCounter(self.bar),
+        )
+        objective.space = ScheduleSpace(self.n_epochs, "eq1", noise_rate=noise_rate)
+        n_done = _n_complete(study)
+        self.bar.update(n_done * self.n_epochs)
+        n_left = None if n_trials is None else n_trials - n_done
+        if n_left is None or n_left > 0:
+            optimize_batch(study, objective, n_left, timeout=seconds)
+        return recommend(study).schedule if _n_complete(study) else None
+
+    def fit(self, keep_rates: FloatArray, n_pairs: int) -> list[TrainingResult]:
+        """Train pairs of networks on all samples.
+
+        Raises:
+            ValueError: If a training fails.
+        """
+        results = train_batch(
+            np.tile(keep_rates, (n_pairs, 1)),
+            [self._seed(2 + i) for i in range(n_pairs)],
+            data=self._data(self.train, self.validation or self._first(self.train)),
+            network=self.network,
+            config=self.config,
+            device=self.device,
+            on_epoch=self._count,
+            keep_networks=True,
+            watch_samples=True,
+        )
+        for result in results:
+            if result.failure is not None:
+                why = " ".join(str(result.failure).split())
+                raise ValueError(
+                    f"The training failed: {why}. A smaller learning_rate than "
+                    f"{self.config.learning_rate:g}, or another network, may help."
+                ) from result.failure
+        return results
+
+    def _count(self, *_: object) -> None:
+        self.bar.update(1)
+
+    def _hold_out(self, fraction: float) -> tuple[Labelled, Labelled]:
+        """Split the samples, each class by itself; a class of one sample stays in training."""
+        x, y = self.train
+        rng = np.random.default_rng([self.seed, 0])
+        held = np.zeros(len(y), dtype=np.bool_)
+        for label in range(self.n_classes):
+            of_class = rng.permutation(np.flatnonzero(y == label))
+            n = min(max(1, round(fraction * len(of_class))), len(of_class) - 1)
+            held[of_class[:n]] = True
+        inside, outside = np.flatnonzero(~held), np.flatnonzero(held)
+        return (x[torch.from_numpy(inside)], y[inside]), (x[torch.from_numpy(outside)], y[outside])
+
+    def _first(self, part: Labelled) -> Labelled:
+        return part[0][:N_CURVE], part[1][:N_CURVE]
+
+    def _data(self, train: Labelled, validation: Labelled) -> NoisyData:
+        return NoisyData(
+            x=train[0],
+            noisy_labels=torch.from_numpy(train[1]),
+            clean_labels=None,
+            x_val=validation[0],
+            y_val=torch.from_numpy(validation[1]),
+            x_test=None,
+            y_test=None,
+            n_classes=self.n_classes,
+            name="classifier",
+            classes=tuple(range(self.n_classes)),
+        )
+
+    def _seed(self, key: int) -> int:
+        return int(np.random.SeedSequence(self.seed, spawn_key=(key,)).generate_state(1)[0])
+
+
+class _EpochCounter:
+    """Counts the epochs of trials on a progress bar (`TrialReporter`)."""
+
+    def __init__(self, bar: tqdm[Any]) -> None:
+        self._bar = bar
+
+    def show(
+        self,
+        trial: Trial,
+        schedule: Schedule,
+        curves: Mapping[str, Sequence[float]],
+        *,
+        final: bool = False,
+    ) -> None:
+        if curves["loss"] and not final:
+            self._bar.update(1)
+
+
+def _n_complete(study: Study) -> int:
+    return len(study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)))

@@ -1,0 +1,121 @@
+"""A search in a storage: killed fits go on, other data are refused, budgets."""
+
+import subprocess
+import sys
+import time
+
+import numpy as np
+import optuna
+import pytest
+
+pytest.importorskip("torch")
+pytest.importorskip("sklearn")
+
+from optuna.trial import TrialState
+
+from optuna_s2e import NoisyLabelClassifier, open_storage
+from optuna_s2e.classifier._study import Budget
+
+RNG = np.random.default_rng(0)
+Y = RNG.integers(0, 2, size=120)
+X = RNG.normal(size=(120, 3)) + 2 * Y[:, None]
+
+
+def fit(x=X, y=Y, **arguments):
+    given = {"budget": 3, "n_epochs": 2, "batch_size": 32, "device": "cpu", "random_state": 0}
+    return NoisyLabelClassifier(**{**given, **arguments}).fit(x, y)
+
+
+@pytest.fixture
+def url(tmp_path):
+    return f"sqlite:///{tmp_path}/s2e.db"
+
+
+def test_a_fit_is_found_again_and_its_budget_extended(url):
+    first = fit(storage=url)
+    again = fit(storage=url)
+    assert again.study_.study_name == first.study_.study_name
+    assert len(again.study_.trials) == 3
+    assert (again.predict_proba(X) == first.predict_proba(X)).all()
+    params = [trial.params for trial in first.study_.trials]
+    longer = fit(storage=url, budget=5).study_.trials
+    assert len(longer) == 5
+    assert [trial.params for trial in longer[:3]] == params
+
+
+def test_a_killed_fit_goes_on_to_the_same_numbers(url, tmp_path):
+    np.savez(tmp_path / "data.npz", x=X, y=Y)
+    code = (
+        "import sys, numpy as np\n"
+        "from optuna_s2e import NoisyLabelClassifier\n"
+        "d = np.load(sys.argv[1])\n"
+        "NoisyLabelClassifier(budget=48, n_epochs=2, batch_size=32, device='cpu', "
+        "random_state=0, storage=sys.argv[2], study_name='s').fit(d['x'], d['y'])\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "data.npz"), url])
+    n_done, until = 0, time.monotonic() + 200
+    while n_done < 6 and time.monotonic() < until:
+        time.sleep(0.1)
+        try:
+            study = optuna.load_study(study_name="s", storage=open_storage(url, create=False))
+            n_done = len(study.get_trials(states=[TrialState.COMPLETE]))
+        except (ConnectionError, KeyError):
+            continue
+    assert process.poll() is None
+    process.kill()
+    process.wait()
+    assert 6 <= len(study.get_trials(states=[TrialState.COMPLETE])) < 48
+    resumed, straight = fit(storage=url, study_name="s", budget=48), fit(budget=48)
+    assert [t.value for t in resumed.study_.get_trials(states=[TrialState.COMPLETE])] == [
+        t.value for t in straight.study_.trials
+    ]
+    assert (resumed.predict_proba(X) == straight.predict_proba(X)).all()
+
+
+def test_other_data_and_other_arguments_are_refused_under_the_same_name(url):
+    fit(storage=url, study_name="s")
+    with pytest.raises(ValueError, match="'s' was searched on other data"):
+        fit(X + 1e-3 * np.arange(120)[:, None], storage=url, study_name="s")
+    with pytest.raises(ValueError, match="'s' was searched on other data"):
+        fit(y=1 - Y, storage=url, study_name="s")
+    with pytest.raises(ValueError, match="another n_epochs \\(2, now 3\\)"):
+        fit(storage=url, study_name="s", n_epochs=3)
+    with pytest.raises(ValueError, match="another random_state"):
+        fit(storage=url, study_name="s", random_state=1)
+    assert len(fit(storage=url, n_epochs=3).study_.trials) == 3  # a study of its own
+
+
+def test_a_fit_without_a_seed_goes_on_with_that_of_its_study(url):
+    first = fit(storage=url, random_state=None)
+    again = fit(storage=url, random_state=None)
+    assert len(again.study_.trials) == 3
+    assert (again.predict_proba(X) == first.predict_proba(X)).all()
+
+
+def test_trials_of_others_are_left_alone(url):
+    study = optuna.create_study(storage=open_storage(url), study_name="mine")
+    study.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=1)
+    with pytest.raises(ValueError, match="'mine' holds trials that no classifier made"):
+        fit(storage=url, study_name="mine")
+
+
+def test_a_budget_of_time_ends_the_search():
+    model = fit(budget="2 s")
+    assert len(model.study_.trials) >= 1
+    assert model.schedule_.n_epochs == 2
+
+
+@pytest.mark.parametrize(
+    ("budget", "expected"),
+    [(12, (12, None)), ("90 s", (None, 90)), ("1.5min", (None, 90)), ("2 h", (None, 7200))],
+)
+def test_budgets(budget, expected):
+    assert Budget.read(budget) == expected
+
+
+@pytest.mark.parametrize(
+    "budget", ["", "12", "min", "-1 s", "nan s", "1 d", None, 0, 1.5, "inf h"]
+)
+def test_budgets_that_are_none(budget):
+    with pytest.raises(ValueError, match="budget must be"):
+        Budget.read(budget)
