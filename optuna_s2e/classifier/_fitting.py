@@ -31,7 +31,7 @@ from optuna_s2e.coteaching import (
     train_batch,
 )
 from optuna_s2e.parallel import optimize_batch
-from optuna_s2e.schedules import Schedule, ScheduleSpace
+from optuna_s2e.schedules import Schedule
 
 ESTIMATE_EPOCHS = 5  # of each of the three trainings of the estimate
 FEWEST_SAMPLES, FEWEST_OF_CLASS = 30, 3  # that the estimate needs
@@ -149,9 +149,9 @@ class Fitting:
             config=self.config,
             device=self.device,
             seed=self._seed(1),
+            noise_rate=noise_rate,
             reporter=_EpochCounter(self.bar),
         )
-        objective.space = ScheduleSpace(self.n_epochs, "eq1", noise_rate=noise_rate)
         n_done = _n_complete(study)
         self.bar.update(n_done * self.n_epochs)
         n_left = None if n_trials is None else n_trials - n_done

@@ -166,7 +166,7 @@ def find_label_errors(
     config: TrainingConfig | None = None,
     n_epochs: int = 40,
     n_pairs: int = 1,
-    clean_validation: bool = True,
+    clean_validation: bool | None = None,
     device: torch.device | str = "auto",
     backend: str = "auto",
     seed: int = 0,
@@ -189,7 +189,8 @@ def find_label_errors(
         n_epochs: Epochs of the default schedule, at least 2.
         n_pairs: Number of trainings whose networks judge together, at least 1. More of them find
             somewhat more, at so many times the cost.
-        clean_validation: Whether the validation labels are right, for the estimate.
+        clean_validation: Whether the validation labels are right, for the estimate. None: as the
+            data say (`NoisyData.clean_validation`).
         device: As in `train_batch`.
         backend: As in `train_batch`.
         seed: Seed of the estimate and of the first training, a non-negative int; the others have

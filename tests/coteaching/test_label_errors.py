@@ -220,7 +220,7 @@ def test_find_label_errors_trains_estimates_and_lists():
     pytest.importorskip("pandas")
     data = load_data("digits", noise="symmetric", noise_rate=0.3, seed=1)
     wrong = (data.noisy_labels != data.clean_labels).numpy()
-    errors = find_label_errors(data, n_epochs=20, device="cpu")
+    errors = find_label_errors(data, n_epochs=40, device="cpu")
     estimate = estimate_noise(data, device="cpu")
     assert len(errors) == round(estimate.noise_rate * len(wrong))
     assert 0.8 * wrong.sum() < len(errors) < 1.2 * wrong.sum()
