@@ -143,8 +143,7 @@ def _by_model(rule: str, fitted: _Fitted, study_name: str) -> _Picked:
             f"Study {study_name!r} has no mean schedule: its trials must hold one schedule of one "
             'space each. Use rule="smoothed".'
         )
-    others = space is not None and set(space.searched) != set(fitted.model.space.names)
-    if rule == "smoothed" or space is None or (rule == "auto" and (others or fitted.n == 1)):
+    if rule == "smoothed" or space is None or (rule == "auto" and not fitted.varies_all_of(space)):
         trial = fitted.trials[fitted.least]
         return fitted.params("smoothed", trial.params, trial.number)
     return fitted.mean(space)
@@ -187,6 +186,12 @@ class _Fitted(NamedTuple):
         known = names <= self.model.space.distributions.keys()
         held = all(names <= t.params.keys() for t in self.trials)
         return spaces[0] if names and known and held else None
+
+    def varies_all_of(self, space: ScheduleSpace) -> bool:
+        """Say whether the parameters of a space are all that is searched, and none is fixed."""
+        others = set(space.searched) != set(self.model.space.names)
+        values = ({t.params[name] for t in self.trials} for name in space.searched)
+        return not others and all(len(found) > 1 for found in values)
 
     def params(self, rule: str, params: Mapping[str, Any], trial: int | None = None) -> _Picked:
         """Return the pick of a point."""

@@ -56,7 +56,7 @@ def test_paper_sets_its_whole_setup_and_trains_the_best_schedule_anew(
     assert f"Schedule: trial {best} (rule: best)" in out  # of s2e evaluate
     assert "Recommended" not in out
     assert set(json.loads(Path("s/evaluation.json").read_text())["methods"]) == {
-        "standard", "coteaching", "searched",
+        "standard", "coteaching", "suggested", "searched",
     }  # fmt: skip
     capsys.readouterr()
     assert main(["search", *small, *line]) == 0  # the same again

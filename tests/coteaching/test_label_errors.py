@@ -227,7 +227,7 @@ def test_find_label_errors_trains_estimates_and_lists():
     assert wrong[errors["index"]].mean() > 0.85
     right = errors["suggested_label"] == data.clean_labels.numpy()[errors["index"]]
     assert right.mean() > 0.85
-    again = find_label_errors(data, noise=estimate, n_epochs=20, device="cpu")
+    again = find_label_errors(data, noise=estimate, n_epochs=40, device="cpu")
     assert errors.equals(again)
 
 
