@@ -89,7 +89,8 @@ def recommend(study: Study, rule: str = "auto") -> Recommendation:
     Args:
         study: A study with completed trials of one objective.
         rule: A rule. `"auto"` (the default) is "mean" if the trials (at least two) hold one
-            schedule of one space each and nothing else is searched; otherwise it is "smoothed".
+            schedule of one space each, nothing else is searched and no parameter of the schedule
+            is fixed; otherwise it is "smoothed".
 
     Raises:
         ValueError: If no trial has completed, the rule is unknown, the study has several
