@@ -1,14 +1,13 @@
 """The model of the loss over a search space, and the acquisition on it.
 
-- `fit` is Gaussian-process regression on features; it returns a `GaussianProcess`.
+- `fit` is Gaussian-process regression on features, which learns which parameters matter; it
+  returns a `GaussianProcess`.
 - `Model` is such a regression on the draws of a `SearchSpace`: it computes their features
-  (`featurize`), learns which parameters matter (`ard_scales`) and which parameters are active
-  where (`Conditions`).
+  (`featurize`) and learns which parameters are active where (`Conditions`).
 - `propose` is the acquisition: it returns the point that is most worth a training.
 """
 
 from optuna_s2e.surrogate._acquisition import propose
-from optuna_s2e.surrogate._ard import ard_scales
 from optuna_s2e.surrogate._conditions import Condition, Conditions, find_conditions
 from optuna_s2e.surrogate._features import N_POINTS, feature_groups, featurize, numbered_features
 from optuna_s2e.surrogate._gp import (
@@ -28,7 +27,6 @@ __all__ = [
     "GaussianProcess",
     "Model",
     "StandardizedLosses",
-    "ard_scales",
     "clip_and_standardize",
     "feature_groups",
     "featurize",

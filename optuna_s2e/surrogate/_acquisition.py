@@ -46,12 +46,11 @@ from __future__ import annotations
 
 import numpy as np
 from optuna.distributions import CategoricalDistribution
-from scipy.spatial.distance import cdist
 
 from optuna_s2e._blas import one_blas_thread
 from optuna_s2e._checks import check_int
 from optuna_s2e._typing import FloatArray
-from optuna_s2e.surrogate._gp import category_squares
+from optuna_s2e.surrogate._gp import GaussianProcess
 from optuna_s2e.surrogate._model import Model
 
 N_CANDIDATES = 800
@@ -108,8 +107,7 @@ def propose(
     unit = model.gp.unit  # no square overflows
     risk, worst = np.zeros(len(x)), 0.0
     if len(failed):
-        completed = model.gp.features
-        risk = share_failed(z, completed, model.featurize(failed), model.gp.category_weights)
+        risk = share_failed(z, model.gp, model.featurize(failed))
         worst = model.gp.mean_at_draws.max() / unit
 
     def bound(mean: FloatArray, deviation: FloatArray) -> FloatArray:
@@ -152,28 +150,21 @@ def _near_the_best(model: Model, x: FloatArray, n: int, rng: np.random.Generator
     return np.where(is_category, either, bases + w * (others - bases))
 
 
-def share_failed(
-    z: FloatArray, completed: FloatArray, failed: FloatArray, category_weights: FloatArray
-) -> FloatArray:
+def share_failed(z: FloatArray, gp: GaussianProcess, failed: FloatArray) -> FloatArray:
     """Return the share of failed draws among the five nearest draws of each point.
 
     Args:
         z: Features of the points, (N, n_features).
-        completed: Features of draws that completed, (C, n_features).
+        gp: Model, fitted to the draws that completed.
         failed: Features of draws that failed, (F, n_features), F > 0.
-        category_weights: As in `GaussianProcess`, (n_features,).
 
     Returns:
         Shares in [0, 1], (N,).
     """
-    ran = np.concatenate([completed, failed])
-    numbers = category_weights == 0.0
-    distances = cdist(z[:, numbers], ran[:, numbers])
-    if not numbers.all():
-        distances = np.sqrt(distances**2 + category_squares(z, ran, category_weights))
+    distances = gp.distances(z, np.concatenate([gp.features, failed]))
     n_near = min(N_NEAREST, distances.shape[1])
     nearest = np.argpartition(distances, n_near - 1, axis=1)[:, :n_near]
-    return np.asarray((nearest >= len(completed)).mean(axis=1))
+    return np.asarray((nearest >= len(gp.features)).mean(axis=1))
 
 
 def exploration(generation: int) -> float:

@@ -1,22 +1,17 @@
-r"""Gaussian-process regression of the loss on features, with a few hyper-parameters.
+r"""Gaussian-process regression of the loss on features.
 
 Notation
     Z       features of the points: R(t) on a grid, or coordinates in the unit cube   (N, d)
     y       losses, clipped from above and standardised                              (N,)
-    l       length scale                                                             scalar
-    s       noise variance / (signal + noise variance)                               scalar
 
-The covariance of two observations is k(z, z') = (1 - s) m(|z - z'| / l) + s [z is z'], times the
-variance of an observation, with the Matern-5/2 function m. (l, s) is the grid point of the largest
-marginal likelihood under a weak normal prior on log l, centred on the median distance between
-points. The variance has a closed form.
+`optuna_s2e.surrogate._likelihood` describes the covariance and finds its hyper-parameters.
 
 Losses far above the median say that a point is bad, not how bad: under label noise bad schedules
 are also the noisiest. Such losses are clipped. Losses may be of any size: all is computed in units
 of a power of two near them, so no square overflows and no digit changes.
 
 References:
-    Rasmussen and Williams, "Gaussian Processes for Machine Learning", MIT Press 2006, 2.2 and 5.4.
+    Rasmussen and Williams, "Gaussian Processes for Machine Learning", MIT Press 2006, 2.2.
 """
 
 from __future__ import annotations
@@ -31,16 +26,14 @@ from scipy import linalg
 from scipy.linalg import lapack
 
 from optuna_s2e._checks import check_axes, check_shape
-from optuna_s2e._typing import FloatArray
+from optuna_s2e._typing import BoolArray, FloatArray, IntArray
+from optuna_s2e.surrogate._likelihood import category_squares, factored, find_mode, whitened
 
-LENGTH_SCALES = np.geomspace(0.1, 6.0, 9)  # in units of the median distance
-LENGTH_SCALE_SPREAD = 1.5  # prior standard deviation of log l
-NOISE_SHARES = np.array([0.003, 0.03, 0.1, 0.2, 0.35, 0.5, 0.7, 0.9])
 LARGEST = float(np.finfo(np.float64).max)
 BLOCK = 8192  # numbers that are worked on at a time
 TILE = 16  # points that BLAS works on at a time, or a multiple
 ROUNDING = 1e-9  # more than the rounding error of a variance
-MAX_POINTS = 500  # points to fit at most: the cubic cost is about half a second
+MAX_POINTS = 500  # points to fit at most, because the cost is cubic
 
 
 @dataclass(frozen=True)
@@ -49,28 +42,39 @@ class GaussianProcess:
 
     Attributes:
         features: Z, the points that it was fitted to, (N, d).
-        length_scale: l, in units of the features.
-        noise_share: s, in (0, 1).
+        scales: How much each feature counts in a distance, (d,).
+        numbered: Which features are numbers of categories, (d,).
+        length_scale: Distance over which the loss changes.
+        noise_share: Noise variance as a share of the variance of an observation, in (0, 1).
         unit: A power of two near the losses.
-        category_weights: Squared distance of two different categories, for features that are
-            numbers of categories; 0 for the others, (d,).
     """
 
     features: FloatArray
+    scales: FloatArray
+    numbered: BoolArray
     length_scale: float
     noise_share: float
     unit: float
-    category_weights: FloatArray
-    _cholesky: FloatArray
-    _weights: FloatArray
-    _scale: float  # prior standard deviation of an observation, standardised
+    _y: FloatArray
     _shift: float  # mean and deviation of the losses, in units
     _deviation: float
+
+    @cached_property
+    def _solved(self) -> tuple[FloatArray, FloatArray, float]:
+        """Cholesky factor L of the covariances k, k^-1 y, prior deviation of an observation."""
+        k = self._kernel(self.features, self.features).T  # symmetric; LAPACK reads columns
+        k[np.diag_indices_from(k)] += self.noise_share
+        cholesky = factored(k)
+        half = whitened(cholesky, self._y)
+        weights = np.asarray(lapack.dtrtrs(cholesky, half, lower=True, trans=1)[0])
+        # variance ~ inverse gamma of one pseudo-observation: exact fits stay uncertain
+        scale = np.sqrt((float(half @ half) + 1.0) / (len(half) + 1.0))
+        return cholesky, weights, float(scale)
 
     @property
     def noise_deviation(self) -> float:
         """Standard deviation of one observation around f, in units of the losses."""
-        return float(np.sqrt(self.noise_share)) * self._scale * self._deviation * self.unit
+        return float(np.sqrt(self.noise_share)) * self._solved[2] * self._deviation * self.unit
 
     @cached_property
     def mean_at_draws(self) -> FloatArray:
@@ -136,25 +140,26 @@ class GaussianProcess:
 
     def _mean(self, k: FloatArray) -> FloatArray:
         """Return the posterior mean at points with covariances k (M, N)."""
-        return self._in_losses(self._shift + self._deviation * (k @ self._weights))
+        return self._in_losses(self._shift + self._deviation * (k @ self._solved[1]))
 
     def _deviation_left(
         self, k: FloatArray, features: FloatArray, pending: FloatArray | None
     ) -> FloatArray:
         """Return the deviation at points with covariances k (M, N), which are overwritten."""
-        v = _whitened(self._cholesky, k.T, overwrite=True)
+        cholesky = self._solved[0]
+        v = whitened(cholesky, k.T, overwrite=True)
         variance = (1.0 - self.noise_share) - _sums_of_squares(v)
         if pending is not None and len(pending):
-            v_pending = _whitened(self._cholesky, self._kernel(pending, self.features).T)
+            v_pending = whitened(cholesky, self._kernel(pending, self.features).T)
             between = self._kernel(pending, features) - v_pending.T @ v
             among = self._kernel(pending, pending) - v_pending.T @ v_pending
             among[np.diag_indices_from(among)] += self.noise_share
-            u = _whitened(linalg.cholesky(among, lower=True), between)
+            u = whitened(linalg.cholesky(among, lower=True), between)
             variance -= _sums_of_squares(u)
         return self._deviation_of(variance)
 
     def _deviation_of(self, variance: FloatArray) -> FloatArray:
-        deviation = self._scale * np.sqrt(np.maximum(variance, 0.0))
+        deviation = self._solved[2] * np.sqrt(np.maximum(variance, 0.0))
         return self._in_losses(self._deviation * deviation)
 
     def _in_losses(self, values: FloatArray) -> FloatArray:
@@ -162,29 +167,59 @@ class GaussianProcess:
         with np.errstate(over="ignore"):
             return np.clip(values * self.unit, -LARGEST, LARGEST)
 
+    def distances(self, a: FloatArray, b: FloatArray) -> FloatArray:
+        """Return the distances of points a (N, d) from points b (M, d), (N, M)."""
+        return self._of_distances(np.asarray, a, b)
+
     def _kernel(self, a: FloatArray, b: FloatArray) -> FloatArray:
         def covariance(distances: FloatArray) -> FloatArray:
             return (1.0 - self.noise_share) * _matern(distances / self.length_scale)
 
-        return _of_distances(covariance, a, b, self.category_weights)
+        return self._of_distances(covariance, a, b)
+
+    def _of_distances(
+        self, function: Callable[[FloatArray], FloatArray], a: FloatArray, b: FloatArray
+    ) -> FloatArray:
+        """Return a function, which works on single numbers, of all distances, (N, M)."""
+        numbered, numbers = self.numbered, ~self.numbered
+        categories = None
+        if numbered.any():
+            apart = self.scales[numbered] ** 2
+            categories = category_squares(a[:, numbered], b[:, numbered], apart)
+        a, b = (points[:, numbers] * self.scales[numbers] for points in (a, b))
+        a_squares, b_squares = (a * a).sum(axis=1)[:, None], (b * b).sum(axis=1)
+        values = a @ b.T
+        for rows in _blocks(values):
+            squares = a_squares[rows] + b_squares
+            squares -= 2.0 * values[rows]
+            np.maximum(squares, 0.0, out=squares)
+            if categories is not None:
+                squares += categories[rows]
+            values[rows] = function(np.sqrt(squares, out=squares))
+        return values
 
 
 def fit(
-    features: FloatArray, losses: FloatArray, category_weights: FloatArray | None = None
+    features: FloatArray,
+    losses: FloatArray,
+    groups: IntArray | None = None,
+    numbered: BoolArray | None = None,
 ) -> GaussianProcess:
     """Fit a Gaussian process to losses.
 
     Args:
         features: Z, finite, (N, d).
         losses: Losses at these points, (N,), as in `clip_and_standardize`.
-        category_weights: As in `GaussianProcess`, (d,). None: no feature is the number of a
-            category.
+        groups: Parameter of each feature, 0 .. G - 1, (d,): the losses say how much each parameter
+            matters. None: one parameter, so all features matter alike.
+        numbered: Which features are numbers of categories, (d,). None: none is.
 
     Returns:
         The fitted regression.
 
     Raises:
-        ValueError: If there is no finite loss, or a shape is wrong.
+        ValueError: If there is no finite loss, a shape is wrong, or the algebra breaks down
+            (LinAlgError).
 
     Example:
         >>> import numpy as np
@@ -195,41 +230,18 @@ def fit(
         (True, True)
     """
     check_axes("features", features, "(N, d)", may_be_empty=True)
-    check_shape("losses", losses, "(N,)", (len(features),))
-    weights_of = np.zeros(features.shape[1]) if category_weights is None else category_weights
+    n, d = features.shape
+    check_shape("losses", losses, "(N,)", (n,))
+    groups = np.zeros(d, dtype=int) if groups is None else groups
+    numbered = np.zeros(d, dtype=bool) if numbered is None else numbered
+    check_shape("groups", groups, "(d,)", (d,))
+    check_shape("numbered", numbered, "(d,)", (d,))
     y, mean, deviation = clip_and_standardize(losses)
     unit = _power_of_two(max(abs(mean), deviation))
-    distances = _of_distances(np.asarray, features, features, weights_of)
-    apart = distances[distances > 0]
-    typical = float(np.median(apart)) if len(apart) else 1.0
-    # LAPACK reads columns: it works on k.T in place if k holds the transpose.
-    distances = np.ascontiguousarray(distances.T)
-    correlation, k, spare = (np.empty_like(distances) for _ in range(3))
-    best: tuple[float, float, float, FloatArray, FloatArray, float] | None = None
-    for length_scale in LENGTH_SCALES * typical:
-        for rows in _blocks(distances):
-            correlation[rows] = _matern(distances[rows] / length_scale)
-        for share in NOISE_SHARES:
-            np.multiply(1.0 - share, correlation, out=k)
-            k.reshape(-1)[:: len(y) + 1] += share  # the diagonal
-            cholesky = factored(k.T)
-            whitened = _whitened(cholesky, y)
-            # scale^2 ~ inverse gamma of one pseudo-observation: exact fits stay uncertain
-            scale2 = (whitened @ whitened + 1.0) / (len(y) + 1.0)
-            log_likelihood = -np.log(np.diag(cholesky)).sum() - 0.5 * (len(y) + 1) * np.log(scale2)
-            log_prior = -0.5 * (np.log(length_scale / typical) / LENGTH_SCALE_SPREAD) ** 2
-            if best is None or log_likelihood + log_prior > best[0]:
-                best = (
-                    float(log_likelihood + log_prior), float(length_scale), float(share),
-                    cholesky, whitened, float(np.sqrt(scale2)),
-                )  # fmt: skip
-                k, spare = spare, k  # the best factor is kept, the one before is not
-    assert best is not None
-    _, length_scale, share, cholesky, whitened, scale = best
-    weights = linalg.solve_triangular(cholesky, whitened, trans=1, lower=True, check_finite=False)
+    mode = find_mode(features, y, groups, numbered)
     return GaussianProcess(
-        features, length_scale, share, unit, weights_of,
-        cholesky, weights, scale, mean / unit, deviation / unit,
+        features, mode.scales, numbered, mode.length_scale, mode.noise_share, unit,
+        y, mean / unit, deviation / unit,
     )  # fmt: skip
 
 
@@ -295,19 +307,6 @@ def _power_of_two(size: float) -> float:
     return float(np.ldexp(1.0, np.frexp(size)[1] - 1)) if size else 1.0
 
 
-def factored(k: FloatArray) -> FloatArray:
-    """Return the lower Cholesky factor of k; it replaces a k that is stored by columns."""
-    cholesky, info = lapack.dpotrf(k, lower=True, overwrite_a=True)
-    if info:
-        raise linalg.LinAlgError(f"Leading minor {info} of a covariance is not positive.")
-    return np.asarray(cholesky)
-
-
-def _whitened(cholesky: FloatArray, values: FloatArray, *, overwrite: bool = False) -> FloatArray:
-    """Return L^-1 values; if told so, it replaces values that are stored by columns."""
-    return np.asarray(lapack.dtrtrs(cholesky, values, lower=True, overwrite_b=overwrite)[0])
-
-
 def _blocks(values: FloatArray) -> Iterator[slice]:
     """Yield blocks of rows that are small enough to stay in the cache."""
     size = max(1, BLOCK // max(1, values.shape[1]))
@@ -334,55 +333,3 @@ def _sums_of_squares(v: FloatArray) -> FloatArray:
         part = v[:, columns]
         sums[columns] = (part * part).sum(axis=0)
     return sums
-
-
-def category_squares(a: FloatArray, b: FloatArray, weights: FloatArray) -> FloatArray:
-    """Return squared distances between categories.
-
-    Args:
-        a: Points, (N, d).
-        b: Points, (M, d).
-        weights: Squared distance of two different categories, 0 for other features, (d,). An
-            inactive parameter (-1) is half as far, as it is among one-hot vectors.
-
-    Returns:
-        Squared distances, (N, M).
-    """
-    squares = np.zeros((len(a), len(b)))
-    for j in np.flatnonzero(weights):
-        one, other = a[:, j, None], b[:, j]
-        differ = (one != other).astype(np.float64)
-        if (one < 0).any() or (other < 0).any():
-            differ -= 0.5 * ((one < 0) != (other < 0))
-        squares += weights[j] * differ
-    return squares
-
-
-def _of_distances(
-    function: Callable[[FloatArray], FloatArray],
-    a: FloatArray,
-    b: FloatArray,
-    weights: FloatArray,
-) -> FloatArray:
-    """Return a function, which works on single numbers, of all distances, (N, M).
-
-    Args:
-        function: The function.
-        a: Points, (N, d).
-        b: Points, (M, d).
-        weights: As `category_weights` in `GaussianProcess`, (d,).
-    """
-    numbered = weights > 0.0
-    categories = category_squares(a, b, weights) if numbered.any() else None
-    if categories is not None:
-        a, b = a[:, ~numbered], b[:, ~numbered]
-    a_squares, b_squares = (a * a).sum(axis=1)[:, None], (b * b).sum(axis=1)
-    values = a @ b.T
-    for rows in _blocks(values):
-        squares = a_squares[rows] + b_squares
-        squares -= 2.0 * values[rows]
-        np.maximum(squares, 0.0, out=squares)
-        if categories is not None:
-            squares += categories[rows]
-        values[rows] = function(np.sqrt(squares, out=squares))
-    return values

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-
 from optuna_s2e._typing import BoolArray, FloatArray
 from optuna_s2e.distributions import SearchSpace
-from optuna_s2e.surrogate._ard import ard_scales
 from optuna_s2e.surrogate._conditions import Conditions, find_conditions
 from optuna_s2e.surrogate._features import feature_groups, featurize, numbered_features
-from optuna_s2e.surrogate._gp import GaussianProcess, clip_and_standardize, fit
+from optuna_s2e.surrogate._gp import GaussianProcess, fit
 
 
 @dataclass(frozen=True)
@@ -22,8 +19,6 @@ class Model:
         space: Space of the draws.
         x: Coordinates of the draws that it was fitted to, (N, d).
         conditions: Where each parameter of the space is active.
-        scales: Factors of the features, from `ard_scales`, (n_features,). Numbers of categories
-            stay as they are; `gp.category_weights` has the squares of their factors.
         gp: Regression of the losses on `featurize(x)`.
 
     Example:
@@ -41,7 +36,6 @@ class Model:
     space: SearchSpace
     x: FloatArray
     conditions: Conditions
-    scales: FloatArray
     gp: GaussianProcess
 
     @classmethod
@@ -63,16 +57,12 @@ class Model:
             ValueError: If there is no finite loss, a shape is wrong, the space's tags name an
                 unknown schedule space, or the algebra breaks down (LinAlgError).
         """
-        z, numbered = featurize(space, x, active), numbered_features(space)
-        y = clip_and_standardize(losses).y
-        scales = ard_scales(z, y, feature_groups(space), numbered)
-        weights = np.where(numbered, scales**2, 0.0)
-        scales = np.where(numbered, 1.0, scales)
-        gp = fit(z * scales, losses, weights)
-        return cls(space, x, find_conditions(space, x, active), scales, gp)
+        z = featurize(space, x, active)
+        gp = fit(z, losses, feature_groups(space), numbered_features(space))
+        return cls(space, x, find_conditions(space, x, active), gp)
 
     def featurize(self, x: FloatArray, active: BoolArray | None = None) -> FloatArray:
-        """Return the features of draws, times `scales`.
+        """Return the features of draws, as the regression takes them.
 
         Args:
             x: Coordinates of the draws, (N, d).
@@ -80,7 +70,7 @@ class Model:
                 conditions predict, for draws that were not trained.
 
         Returns:
-            Features as the regression takes them, (N, n_features).
+            Features, (N, n_features).
         """
         active = self.conditions.active(x) if active is None else active
-        return featurize(self.space, x, active) * self.scales
+        return featurize(self.space, x, active)

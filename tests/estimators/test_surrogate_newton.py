@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution
 
-from optuna_s2e.distributions import SearchSpace
-from optuna_s2e.estimators import resolve, surrogate_newton
+from optuna_s2e.distributions import Beta, Categorical, Dirichlet, SearchDistribution, SearchSpace
+from optuna_s2e.estimators import newton, resolve, surrogate_newton
 from optuna_s2e.surrogate import Model
 
 UNIT = SearchSpace.of({name: FloatDistribution(0, 1) for name in "ab"})
@@ -60,3 +61,32 @@ def test_steps_among_categories_use_both_terms_of_proposition_1() -> None:
         theta = surrogate_newton.update(np.ones(8), model, settings=settings, rng=rng).theta
         found.append(np.log(theta[7] / theta[2:7].mean()))
     np.testing.assert_allclose(found, np.log(expected[7] / expected[2]), rtol=0.2)
+
+
+@pytest.mark.parametrize(
+    "families",
+    [
+        (Beta(), Dirichlet(4), Beta()),
+        (Beta(), Categorical(3), Dirichlet(3), Categorical(5)),
+        (Categorical(4),),
+    ],
+)
+def test_the_hessian_of_a_step_is_that_of_proposition_1(
+    families: tuple[Any, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is left out is zero: for Beta and Dirichlet the second term cancels."""
+    distribution, rng = SearchDistribution(families), np.random.default_rng(0)
+    theta = rng.uniform(1.0, 5.0, distribution.n_theta)
+    points = distribution.sample(theta, rng, 60)
+    f, seen, step = newton.z_scores(rng.exponential(size=60)), [], newton.descent_step
+
+    def kept(*args: Any, **options: Any) -> Any:
+        seen.append(args[3])
+        return step(*args, **options)
+
+    monkeypatch.setattr(newton, "descent_step", kept)
+    surrogate_newton._step(distribution, theta, points, f, theta, resolve({}))
+    expected = newton.hessian_estimate(
+        f, distribution.score(theta, points), distribution.hessian(theta, points), np.ones(60)
+    )
+    np.testing.assert_allclose(seen[0], expected, atol=1e-12)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution
+from scipy.spatial.distance import cdist
 
 from optuna_s2e import surrogate
 from optuna_s2e.distributions import SearchSpace
 from optuna_s2e.distributions import _search_distribution as p_theta
 from optuna_s2e.surrogate import Model
 from optuna_s2e.surrogate._acquisition import share_failed
-from optuna_s2e.surrogate._gp import category_squares
+from optuna_s2e.surrogate._likelihood import category_squares
 
 BRANCHES = SearchSpace.of({
     "depth": FloatDistribution(0, 1),
@@ -24,10 +25,14 @@ def test_only_parameters_that_matter_are_stretched() -> None:
     x = np.random.default_rng(0).uniform(0.01, 0.99, size=(80, 12))
     losses = (x[:, 5] - 0.3) ** 2
     model = Model.fit(space, x, active=np.ones(x.shape, dtype=bool), losses=losses)
-    assert int(np.argmax(model.scales)) == 5
-    np.testing.assert_allclose(model.featurize(x), x * model.scales, rtol=1e-14)
-    gp = surrogate.fit(x * model.scales, losses)
-    np.testing.assert_array_equal(model.gp.mean(model.gp.features), gp.mean(gp.features))
+    scales = model.gp.scales
+    assert int(np.argmax(scales)) == 5
+    np.testing.assert_array_equal(model.featurize(x), x)
+    apart = cdist(x * scales, x[:9] * scales)
+    np.testing.assert_allclose(model.gp.distances(x, x[:9]), apart, atol=1e-5)
+    y, mean, deviation = surrogate.clip_and_standardize(losses)
+    expected = mean + deviation * y
+    np.testing.assert_allclose(model.gp.mean_at_draws, expected, atol=0.03 * losses.std())
 
 
 def test_inactive_parameters_have_no_influence() -> None:
@@ -64,7 +69,7 @@ def test_numbers_of_categories_are_as_far_apart_as_one_hot_vectors(
         again = SearchSpace.of(space.distributions)
         model = Model.fit(again, x, active=np.ones(x.shape, dtype=bool), losses=losses)
         z, known = model.featurize(new), model.featurize(pending)
-        failed = share_failed(z, model.gp.features, known, model.gp.category_weights)
+        failed = share_failed(z, model.gp, known)
         found.append((*model.gp.predict(z, known), failed))
         assert z.shape[1] == (45 if many else 3)
     for one_hot, numbers in zip(*found, strict=True):
