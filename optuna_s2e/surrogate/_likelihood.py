@@ -12,8 +12,9 @@ Notation
 The covariance of two observations is k = (1 - s) m(r) + s [same draw], times the variance of an
 observation, with :math:`r^2 = \sum_j e^{2 a_j} D_j / l^2`. The variance has a closed form.
 
-`find_mode` returns a mode of the posterior of (a, l, s). A weak normal prior holds l near the
-median distance of the draws; s is bounded. Independent Cauchy priors on a_j leave most parameters
+`find_mode` returns a mode of the posterior of (a, l, s). Weak normal priors hold log l near the
+median distance of the draws and logit s near `LOGIT`: few losses do not show that there is no
+noise. Independent Cauchy priors on a_j leave most parameters
 alike and let some stand out. This is automatic relevance determination (ARD): with one length
 scale for all parameters, many more losses are needed to see that few of them matter. The isotropic
 process is the special case a = 0.
@@ -48,6 +49,7 @@ MAX_POINTS = 100  # draws from which ARD learns; l and s are those of all draws
 LENGTHS = (0.1, 6.0)  # bounds of l, in units of the median distance
 LENGTH_WIDTH = 1.5  # prior standard deviation of log l
 LOGITS = (-6.0, 2.5)  # bounds of logit s
+LOGIT, LOGIT_WIDTH = -2.0, 2.5  # prior mean and standard deviation of logit s
 LARGEST = 4.0  # bound of |a_j|
 PRIOR_WIDTH = 0.5  # scale of the Cauchy prior on a_j
 NEEDED = 3.0  # log odds against a = 0
@@ -79,7 +81,8 @@ def find_mode(features: FloatArray, y: FloatArray, groups: IntArray, numbered: B
         numbered: Which features are numbers of categories, (n_features,).
 
     Returns:
-        The mode. Its relevances come from `MAX_POINTS` evenly spread draws if there are more.
+        The mode. Its relevances come from `MAX_POINTS` evenly spread draws if there are more; then
+        l and s follow from all draws at these relevances.
 
     Raises:
         ValueError: If the algebra breaks down (LinAlgError).
@@ -153,11 +156,11 @@ class LogPosterior:
         by_a = 2.0 * weights * (self._squares @ by_square)
         by_logit = -float(by_k @ correlation) * s * (1.0 - s)
 
-        odd, off = a / PRIOR_WIDTH, log_length / LENGTH_WIDTH
-        value += np.log1p(odd**2).sum() + 0.5 * off**2
+        odd, off, over = a / PRIOR_WIDTH, log_length / LENGTH_WIDTH, (logit - LOGIT) / LOGIT_WIDTH
+        value += np.log1p(odd**2).sum() + 0.5 * off**2 + 0.5 * over**2
         gradient = np.concatenate([
             by_a + 2.0 * odd / (1.0 + odd**2) / PRIOR_WIDTH,
-            [-by_a.sum() + off / LENGTH_WIDTH, by_logit],
+            [-by_a.sum() + off / LENGTH_WIDTH, by_logit + over / LOGIT_WIDTH],
         ])  # fmt: skip
         return float(value), gradient
 
