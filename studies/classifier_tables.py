@@ -15,7 +15,7 @@ rules make the labels:
 
 The defaults of the classifier were chosen on tables of seeds 0 and 1; this study takes others.
 cleanlab gets out-of-fold probabilities (5 folds) of gradient boosting, and of the classifier's own
-network without selection. It needs `pip install cleanlab pandas`. Times are CPU seconds of one
+network without selection. It needs the extra `studies`. Times are CPU seconds of one
 thread, measured side by side in one process.
 """
 

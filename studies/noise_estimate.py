@@ -31,7 +31,7 @@ from cleanlab.count import estimate_joint, num_label_issues
 from sklearn import datasets
 
 from optuna_s2e.coteaching import NoisyData, TrainingConfig, estimate_noise, train_batch
-from optuna_s2e.label_noise import flip_labels, transition_matrix
+from optuna_s2e.label_noise import flip_labels
 from optuna_s2e.schedules import standard_schedule
 
 RESULTS = Path(__file__).parent / "results" / "noise_estimate.json"
@@ -86,18 +86,6 @@ SOURCES = {**HELD_OUT, **SEEN}
 NOISES = [("symmetric", 0.2), ("symmetric", 0.45), ("pair", 0.4), ("class-dependent", 0.35)]
 
 
-def matrix_of(noise: str, rate: float, n_classes: int, rng: np.random.Generator) -> np.ndarray:
-    """Return the transition matrix; class-dependent noise has a rate for each class."""
-    if noise != "class-dependent":
-        return transition_matrix(noise, rate, n_classes)
-    rows = []
-    for i in range(n_classes):
-        wrong = rng.uniform(0.5, 1.5) * rate
-        others = rng.dirichlet(np.full(n_classes - 1, 0.5))
-        rows.append(np.insert(wrong * others, i, 1 - wrong))
-    return np.array(rows)
-
-
 def make_data(source: str, noise: str, rate: float, seed: int) -> NoisyData:
     """Draw wrong labels and a split; inputs are standardised by the training part."""
     x, y = SOURCES[source]()
@@ -106,7 +94,7 @@ def make_data(source: str, noise: str, rate: float, seed: int) -> NoisyData:
     order = rng.permutation(len(y))
     n_validation = min(N_VALIDATION, len(y) // 4)
     val, train = order[:n_validation], order[n_validation:]
-    noisy = flip_labels(y[train], matrix_of(noise, rate, n_classes, rng), rng)
+    noisy = flip_labels(y[train], tasks.matrix_of(noise, rate, n_classes, rng), rng)
     mean, deviation = x[train].mean(axis=0), x[train].std(axis=0) + 1e-2
     z = ((x - mean) / deviation).astype(np.float32)
     return NoisyData.from_arrays(

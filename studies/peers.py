@@ -7,6 +7,7 @@ them: it asks for NumPy before 1.25.
 from __future__ import annotations
 
 import tempfile
+from abc import abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -57,9 +58,9 @@ class _Peer(BaseSampler):
         d = param_distribution
         return _decode(d, self._rng.random()) if isinstance(d, FloatDistribution) else d.low
 
+    @abstractmethod
     def next_point(self, study: Study, number: int, space: Space) -> np.ndarray:
         """Return the point of a trial in the unit cube, (d,)."""
-        raise NotImplementedError
 
 
 def _decode(d: FloatDistribution, u: float) -> float:

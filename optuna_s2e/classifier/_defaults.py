@@ -10,7 +10,7 @@ from torch import nn
 
 from optuna_s2e.coteaching import TrainingConfig
 
-HIDDEN = (128, 128)  # units of the network for tables (studies/table_classifier.py)
+HIDDEN = (128, 128)  # units of the network for tables (studies/classifier_tables.py)
 N_EPOCHS = {"table": 20, "images": 40, "signals": 40, "tokens": 40}
 LEARNING_RATES = {"table": 2e-3}  # by network; 1e-3 for all others
 LARGEST_BATCH, SMALLEST_BATCH, STEPS = 128, 8, 50

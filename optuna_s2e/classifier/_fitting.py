@@ -110,7 +110,6 @@ class Fitting:
             network=self.network,
             config=self.config,
             n_epochs=min(ESTIMATE_EPOCHS, self.n_epochs),
-            clean_validation=self.validation is not None,
             device=self.device,
             seed=self._seed(0),
         )
@@ -215,6 +214,7 @@ class Fitting:
             n_classes=self.n_classes,
             name="classifier",
             classes=tuple(range(self.n_classes)),
+            clean_validation=self.validation is not None,
         )
 
     def _seed(self, key: int) -> int:

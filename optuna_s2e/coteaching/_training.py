@@ -167,8 +167,7 @@ def train_batch(
         keep_networks: Whether the results hold the trained networks.
         watch_samples: Whether the results hold statistics of each training sample, such as how
             often it was selected. They take about 44 bytes per trial, network and sample on the
-            device, and no forward pass: docs/label-errors.md says what they cost. The training
-            itself is the same bit for bit.
+            device, and no forward pass. The training itself is the same bit for bit.
 
     Returns:
         K results, in the order of `seeds`. If the loss of a trial becomes non-finite or its
