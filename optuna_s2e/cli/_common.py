@@ -240,11 +240,11 @@ def _progress_bar(study: optuna.Study, n_trials: int | None) -> Iterator[Callbac
 
 
 @contextmanager
-def epoch_bar(what: str) -> Iterator[Callable[[int, int], None]]:
-    """Show a progress bar if it takes long; yield what is told (epochs done, all epochs)."""
+def epoch_bar(what: str, *, delay: float = 0.0) -> Iterator[Callable[[int, int], None]]:
+    """Show a progress bar after `delay` seconds; yield what is told (epochs done, all epochs)."""
     from tqdm import tqdm
 
-    with tqdm(unit="epoch", desc=what, mininterval=bar_interval(), delay=1.0) as bar:
+    with tqdm(unit="epoch", desc=what, mininterval=bar_interval(), delay=delay) as bar:
 
         def progress(done: int, total: int) -> None:
             bar.total = total
@@ -260,7 +260,8 @@ def prepare_study(study: optuna.Study, objective: Any) -> None:
         study: The study.
         objective: A `CoteachingObjective`.
     """
-    with epoch_bar("estimating the noise rate") as progress:
+    # most calls find the estimate recorded, and show nothing
+    with epoch_bar("estimating the noise rate", delay=1.0) as progress:
         objective.prepare_study(study, progress)
     if objective.noise_rate == "estimate":
         print(read_noise(study.user_attrs))
