@@ -185,7 +185,9 @@ def _draw(
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.grid(alpha=0.3)
         axis.spines[["top", "right"]].set_visible(False)
-    axes[0].legend(frameon=False, loc="best")
+    figure.legend(
+        *axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False
+    )
     n_repeats = len(next(iter(evaluations.values())).seeds)
     figure.suptitle(
         f"{_describe(settings)}: mean, minimum and maximum of {n_repeats} seeds"
