@@ -20,7 +20,7 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.samplers import BaseSampler, GridSampler, PartialFixedSampler
 from optuna.storages import BaseStorage, InMemoryStorage, JournalStorage, RDBStorage
 from optuna.storages._cached_storage import _CachedStorage
-from optuna.storages._heartbeat import BaseHeartbeat, BaseHeartbeatThread
+from optuna.storages._heartbeat import BaseHeartbeat, BaseHeartbeatThread, get_heartbeat_thread
 from optuna.storages.journal import JournalFileOpenLock
 from optuna.study import Study
 from optuna.study._optimize import _run_trial
@@ -371,10 +371,18 @@ _ATOMIC = {
     for function in (
         Study.ask,
         _tell_with_warning,
+        get_heartbeat_thread,
         BaseHeartbeatThread.__enter__,
         BaseHeartbeatThread.__exit__,
     )
 }
+
+
+def is_in_trial(frame: FrameType | None) -> bool:
+    """Return whether a frame is, or was called by, Optuna's loop amid a trial."""
+    while frame is not None and frame.f_code is not _run_trial.__code__:
+        frame = frame.f_back
+    return frame is not None
 
 
 def is_asking_or_telling(frame: FrameType | None) -> bool:

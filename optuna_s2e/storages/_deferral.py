@@ -10,8 +10,10 @@ waited is handed on
 - just before the next trial begins, and at the end of Optuna's loop,
 - or as soon as the main thread has left ask, tell and storage, which a thread tries out.
 
-After MAX_WAIT it is handed on wherever the main thread is. A handler with an attribute
-`waits_itself` that is true raises nothing amid an operation, and keeps its place.
+After MAX_WAIT it is handed on wherever the main thread is. In Optuna's loop the stand-ins stay
+from the first operation of a trial to its end: a tell begins before its first operation does. A
+handler with an attribute `waits_itself` that is true raises nothing amid an operation, and keeps
+its place.
 """
 
 from __future__ import annotations
@@ -123,11 +125,15 @@ class _StandIn:
 
 
 def _hand_on(frame: FrameType | None) -> None:
-    """Give the handlers back, and call those whose signals wait, which may raise, last."""
+    """Give the handlers back, and call those whose signals wait, which may raise, last.
+
+    Amid a trial of Optuna's loop the stand-ins stay.
+    """
+    give_back = not _optuna.is_in_trial(frame)
     for number in sorted(_SIGNALS, key=_waiting.__contains__):
         waiting = _end_waiting(number)  # first: no more of them are sent to the handler itself
         handler = signal.getsignal(number)
-        if isinstance(handler, _StandIn):
+        if give_back and isinstance(handler, _StandIn):
             signal.signal(number, handler.handler)
         if waiting is not None:
             waiting(number, frame)

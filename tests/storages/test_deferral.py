@@ -1,12 +1,15 @@
 """Signals wait for the end of an operation, of an ask and of a tell; no lock outlives them."""
 
+import inspect
 import os
 import signal
 import sqlite3
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import optuna
@@ -15,7 +18,7 @@ import sqlalchemy
 from optuna.trial import TrialState
 from processes import Process, wait_until
 
-from optuna_s2e import S2ESampler, open_storage, optimize_batch
+from optuna_s2e import S2ESampler, _optuna, open_storage, optimize_batch
 from optuna_s2e.storages import _deferral
 
 
@@ -136,6 +139,37 @@ def test_ctrl_c_ends_the_loop_with_its_trial_finished_and_the_file_writable(
     assert states(study) == [state]
     if where == "objective":
         assert study.trials[0].user_attrs == {"a": 1}  # the operation ended
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+@pytest.mark.parametrize("interrupts_objective", [False, True])
+def test_ctrl_c_before_the_first_operation_of_a_tell_leaves_no_running_trial(
+    interrupts_objective: bool, study: optuna.Study, tmp_path: Path
+) -> None:
+    tell = inspect.unwrap(_optuna._tell_with_warning).__code__
+
+    def shoot_as_it_begins(frame: FrameType, event: str, arg: Any) -> None:
+        if event == "call" and frame.f_code is tell:
+            sys.setprofile(None)
+            shoot()
+
+    def objective(trial: optuna.Trial) -> float:
+        x = trial.suggest_float("x", 0, 1)
+        sys.setprofile(shoot_as_it_begins)
+        if interrupts_objective:
+            shoot()
+        return x
+
+    def search() -> None:
+        try:
+            study.optimize(objective, n_trials=3)
+        finally:
+            time.sleep(20 * _deferral._PAUSE)  # here a second Ctrl-C arrives at the latest
+
+    with pytest.raises(KeyboardInterrupt):
+        search()
+    assert_writable(tmp_path)
+    assert states(study) == [TrialState.FAIL if interrupts_objective else TrialState.COMPLETE]
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
