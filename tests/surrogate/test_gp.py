@@ -158,6 +158,14 @@ def test_a_fit_takes_length_scale_and_noise_from_the_grid() -> None:
     assert gp.noise_share == pytest.approx(expit(v[2]))
 
 
+@pytest.mark.parametrize("shift", [0.1, 0.3, 0.7])
+def test_the_length_scale_does_not_depend_on_how_distances_are_rounded(shift: float) -> None:
+    """A point that rounding puts a little apart from itself would count in the median."""
+    z, losses = observations(7, 0.3, 1)
+    gp, moved = surrogate.fit(z, losses), surrogate.fit(z + shift, losses)
+    assert moved.length_scale == pytest.approx(gp.length_scale, rel=1e-12)
+
+
 def test_losses_are_clipped_above_the_median_and_standardised() -> None:
     losses = np.array([3.0, 1.0, 2.0, 50.0, np.inf, -np.inf])
     y, mean, deviation = clip_and_standardize(losses)
