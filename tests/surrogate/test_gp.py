@@ -161,7 +161,7 @@ def test_a_fit_takes_length_scale_and_noise_from_the_grid() -> None:
 @pytest.mark.parametrize("shift", [0.1, 0.3, 0.7])
 def test_the_length_scale_does_not_depend_on_how_distances_are_rounded(shift: float) -> None:
     """A point that rounding puts a little apart from itself would count in the median."""
-    z, losses = observations(7, 0.3, 1)
+    z, losses = observations(60, 0.3, 1)
     gp, moved = surrogate.fit(z, losses), surrogate.fit(z + shift, losses)
     assert moved.length_scale == pytest.approx(gp.length_scale, rel=1e-12)
 
