@@ -74,6 +74,14 @@ class Solved(NamedTuple):
     correlation: FloatArray
 
 
+class _Correlations(NamedTuple):
+    """Hold what depends on (a, log l) alone."""
+
+    r: FloatArray  # (P,)
+    correlation: FloatArray  # (P,)
+    square: FloatArray  # the correlations as a matrix with a diagonal of zeros, (N, N)
+
+
 class LogPosterior:
     """Minus the log posterior density of v, and its gradient.
 
@@ -90,12 +98,16 @@ class LogPosterior:
         self.unit = float(np.median(total[total > 0.0])) if (total > 0.0).any() else 1.0
         self._squares, self._y = squares / self.unit, y
 
-    def solve(self, v: FloatArray) -> Solved:
-        """Return the density, and the covariance of the losses in a form that solves."""
+    def solve(self, v: FloatArray, at: _Correlations | None = None) -> Solved:
+        """Return the density, and the covariance of the losses in a form that solves.
+
+        Args:
+            v: (a, log l, logit s).
+            at: The correlations at (a, log l), if they are known.
+        """
         a, log_length, n = v[:-2], v[-2], len(self._y)
-        r = np.sqrt(np.exp(2.0 * (a - log_length)) @ self._squares)
-        correlation = matern(r)
-        k = squareform((1.0 - expit(v[-1])) * correlation, checks=False)
+        r, correlation, square = at or self._correlate(v)
+        k = (1.0 - expit(v[-1])) * square
         k.reshape(-1)[:: n + 1] = 1.0  # the diagonal, signal and noise
         cholesky = linalg.cholesky(k.T, lower=True, overwrite_a=True, check_finite=False)
         half = whitened(cholesky, self._y)
@@ -103,6 +115,11 @@ class LogPosterior:
         likelihood = np.log(np.diag(cholesky)).sum() + 0.5 * (n + 1) * np.log(variance)
         prior = 0.5 * (log_length / LENGTH_WIDTH) ** 2 + np.log1p((a / PRIOR_WIDTH) ** 2).sum()
         return Solved(float(likelihood + prior), cholesky, half, variance, r, correlation)
+
+    def _correlate(self, v: FloatArray) -> _Correlations:
+        r = np.sqrt(np.exp(2.0 * (v[:-2] - v[-2])) @ self._squares)
+        correlation = matern(r)
+        return _Correlations(r, correlation, squareform(correlation, checks=False))
 
     def __call__(self, v: FloatArray) -> tuple[float, FloatArray]:
         """Return minus the log density and its gradient, (G + 2,)."""
@@ -121,9 +138,12 @@ class LogPosterior:
 
     def best_of_grid(self) -> FloatArray:
         """Return the v with a = 0 and (l, s) on the grid that has the largest density."""
-        alike = np.zeros(len(self._squares))
-        grid = [np.array([*alike, log_l, logit_s]) for log_l in LOG_LENGTHS for logit_s in LOGITS]
-        return min(grid, key=lambda v: self.solve(v).value)
+        alike, found = np.zeros(len(self._squares)), []
+        for log_length in LOG_LENGTHS:
+            grid = [np.array([*alike, log_length, logit_s]) for logit_s in LOGITS]
+            at = self._correlate(grid[0])
+            found += [(self.solve(v, at).value, v) for v in grid]
+        return min(found, key=lambda item: item[0])[1]
 
 
 def ard_scales(
