@@ -20,7 +20,7 @@ from optuna_s2e import _optuna
 from optuna_s2e._typing import FloatArray
 from optuna_s2e.distributions import SearchSpace
 from optuna_s2e.history import Chain, Draw, Ledger, Record, split_settings
-from optuna_s2e.sampler import next_theta
+from optuna_s2e.sampler import next_theta, recomputes
 
 DEFAULT_SIZE = 6  # completed trials between two updates of the pages of another sampler's study
 
@@ -78,7 +78,7 @@ def recorded_generations(chain: Chain | None, ledger: Ledger) -> list[Generation
 
 
 def replayed_generations(chain: Chain | None, ledger: Ledger) -> list[Generation]:
-    """Return the same generations with every theta recomputed.
+    """Return the same generations with every theta recomputed, as far as `recomputes` says so.
 
     Raises:
         ValueError: If a member is missing or was changed, so that no theta follows.
@@ -90,6 +90,9 @@ def replayed_generations(chain: Chain | None, ledger: Ledger) -> list[Generation
 
 def replay_thetas(chain: Chain, ledger: Ledger) -> dict[int, FloatArray]:
     """Recompute theta of every opener of the chain's space, forks included.
+
+    A theta that an earlier release's model of the loss moved is taken as recorded, and those that
+    follow it start there.
 
     Returns:
         theta by the opener's trial number, (n_theta,) each.
@@ -108,6 +111,9 @@ def replay_thetas(chain: Chain, ledger: Ledger) -> dict[int, FloatArray]:
                 f"theta of generation {record.generation} (trial {record.trial}) does not follow: "
                 f"its members {missing} are no draws from the study's space (any more)."
             )
+        if not recomputes(record):
+            thetas[record.trial] = np.array(record.theta, dtype=np.float64)
+            continue
         parent = ledger.openers[record.parent] if record.parent is not None else None
         settings, _ = split_settings(record.settings or {})
         update = next_theta(chain.space, parent, members, ledger, thetas.__getitem__, settings)

@@ -36,6 +36,7 @@ from optuna_s2e.analysis._theta_summary import (
 )
 from optuna_s2e.distributions import SearchSpace
 from optuna_s2e.history import Chain, Ledger, Rules, planned_trials
+from optuna_s2e.sampler import recomputes
 from optuna_s2e.schedules import Schedule, ScheduleSpace, find_space
 
 
@@ -193,6 +194,12 @@ class Snapshot:
             ValueError: If a member is missing or was changed, so that no theta follows.
         """
         return replayed_generations(self.chain, self.ledger)
+
+    @cached_property
+    def as_recorded(self) -> list[int]:
+        """Generations whose theta another release's model moved, so that it is not recomputed."""
+        openers = self.chain.openers if self.chain is not None else ()
+        return [r.generation for r in openers if not recomputes(r)]
 
     @cached_property
     def generation_rows(self) -> list[GenerationRow]:

@@ -41,7 +41,9 @@ def replay(study: Study) -> list[Generation]:
 
     Each theta is computed from theta = 1, the recorded draws, the values of the members and the
     recorded settings. On the platform and library versions that wrote the study the result equals
-    `generations(study)` bit for bit, whatever races and deaths happened.
+    `generations(study)` bit for bit, whatever races and deaths happened. If an earlier release of
+    this package moved theta by its own model of the loss, the recorded theta is taken instead
+    (`s2e status --verify` says so).
 
     Args:
         study: A study.

@@ -22,7 +22,7 @@ from __future__ import annotations
 import numpy as np
 
 from optuna_s2e._typing import FloatArray
-from optuna_s2e.distributions import SearchDistribution
+from optuna_s2e.distributions import Categorical, SearchDistribution
 from optuna_s2e.estimators import newton
 from optuna_s2e.estimators.settings import UpdateSettings
 from optuna_s2e.surrogate import Model
@@ -106,12 +106,17 @@ def _step(
     reference: FloatArray,
     settings: UpdateSettings,
 ) -> tuple[FloatArray, newton.Step]:
-    """Return the gradient and the step of virtual draws with losses f of mean 0."""
+    r"""Return the gradient and the step of virtual draws with losses f of mean 0.
+
+    The Hessian is that of Proposition 1. Its second term, :math:`\sum_i f_i \nabla^2 \log
+    p_\theta(x_i)`, is left to categories: for Beta and Dirichlet, the Hessian of log p_theta is
+    :math:`-F(\theta)` at every point, so that the term is :math:`-F \sum_i f_i = 0`.
+    """
     scores = distribution.score(theta, points)
     gradient = newton.gradient_estimate(f, scores, np.ones(len(points)))
-    # Proposition 1 as in newton.hessian_estimate, but by matrix products, which are faster.
     hessian = (f * scores.T) @ scores
-    hessian += np.tensordot(f, distribution.hessian(theta, points), axes=1)
+    if any(isinstance(family, Categorical) for family in distribution.families):
+        hessian += distribution.hessian_along(theta, points, f, np.eye(len(theta)))
     step = newton.descent_step(
         distribution,
         theta,

@@ -76,6 +76,7 @@ class Record:
             Openers only.
         theta: theta_m, (n_theta,). Openers only.
         space: Fingerprint of the space. Openers only.
+        model: Version of the model of the loss that moved theta. Openers only; 1 without a model.
     """
 
     trial: int
@@ -88,6 +89,7 @@ class Record:
     members: tuple[int, ...] = ()
     theta: tuple[float, ...] | None = None
     space: str | None = None
+    model: int = 1
     slot: int | None = None
     attempt: int = 0
 
@@ -117,6 +119,8 @@ class Record:
                 "space": self.space,
                 "settings": self.settings,
             }
+            if self.model > 1:  # records of version 1 have no key
+                attr["model"] = self.model
             if len(self.members) > MAX_LISTED:  # neighbours in time have similar numbers
                 attr |= {"v": 2, "members": _pack(np.diff(self.members, prepend=0), "<i8")}
             if len(self.theta) > MAX_LISTED:
@@ -151,6 +155,7 @@ class Record:
     @classmethod
     def _opener_from_attr(cls, attr: Mapping[str, Any], draw: Record) -> Record | None:
         parent, members, theta = attr.get("parent"), attr.get("members"), attr["theta"]
+        model = attr.get("model", 1)
         if attr["v"] == VERSION and isinstance(members, str):
             members = np.cumsum(_unpack(members, "<i8", MAX_MEMBERS)).tolist()
         if attr["v"] == VERSION and isinstance(theta, str):
@@ -165,6 +170,8 @@ class Record:
             and _is_floats(theta)
             and _in_box(theta, attr.get("settings"))
             and isinstance(attr.get("space"), str)
+            and _is_number(model)
+            and model >= 1
         )
         if not fits or members is None:
             return None
@@ -175,6 +182,7 @@ class Record:
             members=tuple(members),
             theta=tuple(map(float, theta)),
             space=attr["space"],
+            model=model,
         )
 
 

@@ -3,7 +3,7 @@
 from optuna_s2e.sampler._engine import Engine
 from optuna_s2e.sampler._request import Drawn, Plan, Request
 from optuna_s2e.sampler._sampler import S2ESampler, engine_of
-from optuna_s2e.sampler._update import next_theta, recorded_theta
+from optuna_s2e.sampler._update import next_theta, recomputes, recorded_theta
 
 __all__ = [
     "Drawn",
@@ -13,5 +13,6 @@ __all__ = [
     "S2ESampler",
     "engine_of",
     "next_theta",
+    "recomputes",
     "recorded_theta",
 ]

@@ -45,7 +45,7 @@ from optuna_s2e.history import (
     split_settings,
 )
 from optuna_s2e.sampler._request import Drawn, Request
-from optuna_s2e.sampler._update import fit_model, next_theta, recorded_theta
+from optuna_s2e.sampler._update import fit_model, model_version, next_theta, recorded_theta
 from optuna_s2e.surrogate import Model, propose
 
 _logger = optuna.logging.get_logger(__name__)
@@ -353,6 +353,7 @@ class Engine:
             members=tuple(d.record.trial for d in members),
             theta=tuple(update.theta.tolist()),
             space=chain.space.fingerprint,
+            model=model_version(in_force),
         )
 
     def _fit_model(

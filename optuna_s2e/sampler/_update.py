@@ -16,10 +16,15 @@ from optuna_s2e._blas import one_blas_thread
 from optuna_s2e._typing import FloatArray
 from optuna_s2e.distributions import SearchSpace, keyed_rng
 from optuna_s2e.estimators import UpdateSettings, newton, surrogate_newton
-from optuna_s2e.history import Draw, Ledger, Record
+from optuna_s2e.history import Draw, Ledger, Record, split_settings
 from optuna_s2e.surrogate import Model
 
 MAX_MODEL_DRAWS = 200  # the cubic cost of a fit: about 30 ms
+MODEL_VERSION = 2
+"""Version of the model of the loss: it rises when the same draws give another model.
+
+A theta that a model of another version moved is taken as recorded (`recomputes`).
+"""
 
 
 @one_blas_thread()
@@ -118,6 +123,16 @@ def fit_model(
     except (ValueError, ArithmeticError):  # LinAlgError is a ValueError
         return None
     return model if np.isfinite(model.gp.mean_at_draws).all() else None
+
+
+def model_version(settings: UpdateSettings) -> int:
+    """Return what an opener records as the version of its model; 1 if it needs none."""
+    return MODEL_VERSION if settings.estimator == "surrogate" else 1
+
+
+def recomputes(opener: Record) -> bool:
+    """Say whether this release has the model that moved the theta of an opener."""
+    return opener.model == model_version(split_settings(opener.settings or {})[0])
 
 
 def _evidence(

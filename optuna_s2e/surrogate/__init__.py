@@ -8,7 +8,6 @@
 """
 
 from optuna_s2e.surrogate._acquisition import propose
-from optuna_s2e.surrogate._ard import ard_scales
 from optuna_s2e.surrogate._conditions import Condition, Conditions, find_conditions
 from optuna_s2e.surrogate._features import N_POINTS, feature_groups, featurize, numbered_features
 from optuna_s2e.surrogate._gp import (
@@ -18,6 +17,7 @@ from optuna_s2e.surrogate._gp import (
     clip_and_standardize,
     fit,
 )
+from optuna_s2e.surrogate._likelihood import ard_scales
 from optuna_s2e.surrogate._model import Model
 
 __all__ = [

@@ -51,7 +51,7 @@ from scipy.spatial.distance import cdist
 from optuna_s2e._blas import one_blas_thread
 from optuna_s2e._checks import check_int
 from optuna_s2e._typing import FloatArray
-from optuna_s2e.surrogate._gp import category_squares
+from optuna_s2e.surrogate._likelihood import category_squares
 from optuna_s2e.surrogate._model import Model
 
 N_CANDIDATES = 800

@@ -1,22 +1,17 @@
-r"""Gaussian-process regression of the loss on features, with a few hyper-parameters.
+"""Gaussian-process regression of the loss on features.
 
 Notation
     Z       features of the points: R(t) on a grid, or coordinates in the unit cube   (N, d)
     y       losses, clipped from above and standardised                              (N,)
-    l       length scale                                                             scalar
-    s       noise variance / (signal + noise variance)                               scalar
 
-The covariance of two observations is k(z, z') = (1 - s) m(|z - z'| / l) + s [z is z'], times the
-variance of an observation, with the Matern-5/2 function m. (l, s) is the grid point of the largest
-marginal likelihood under a weak normal prior on log l, centred on the median distance between
-points. The variance has a closed form.
+`optuna_s2e.surrogate._likelihood` describes the covariance and chooses its hyper-parameters.
 
 Losses far above the median say that a point is bad, not how bad: under label noise bad schedules
 are also the noisiest. Such losses are clipped. Losses may be of any size: all is computed in units
 of a power of two near them, so no square overflows and no digit changes.
 
 References:
-    Rasmussen and Williams, "Gaussian Processes for Machine Learning", MIT Press 2006, 2.2 and 5.4.
+    Rasmussen and Williams, "Gaussian Processes for Machine Learning", MIT Press 2006, 2.2.
 """
 
 from __future__ import annotations
@@ -29,13 +24,18 @@ from typing import NamedTuple
 import numpy as np
 from scipy import linalg
 from scipy.linalg import lapack
+from scipy.special import expit
 
 from optuna_s2e._checks import check_axes, check_shape
 from optuna_s2e._typing import FloatArray
+from optuna_s2e.surrogate._likelihood import (
+    LogPosterior,
+    category_squares,
+    matern,
+    pair_squares,
+    whitened,
+)
 
-LENGTH_SCALES = np.geomspace(0.1, 6.0, 9)  # in units of the median distance
-LENGTH_SCALE_SPREAD = 1.5  # prior standard deviation of log l
-NOISE_SHARES = np.array([0.003, 0.03, 0.1, 0.2, 0.35, 0.5, 0.7, 0.9])
 LARGEST = float(np.finfo(np.float64).max)
 BLOCK = 8192  # numbers that are worked on at a time
 TILE = 16  # points that BLAS works on at a time, or a multiple
@@ -49,8 +49,8 @@ class GaussianProcess:
 
     Attributes:
         features: Z, the points that it was fitted to, (N, d).
-        length_scale: l, in units of the features.
-        noise_share: s, in (0, 1).
+        length_scale: Distance over which the loss changes, in units of the features.
+        noise_share: Noise variance as a share of the variance of an observation, in (0, 1).
         unit: A power of two near the losses.
         category_weights: Squared distance of two different categories, for features that are
             numbers of categories; 0 for the others, (d,).
@@ -142,14 +142,14 @@ class GaussianProcess:
         self, k: FloatArray, features: FloatArray, pending: FloatArray | None
     ) -> FloatArray:
         """Return the deviation at points with covariances k (M, N), which are overwritten."""
-        v = _whitened(self._cholesky, k.T, overwrite=True)
+        v = whitened(self._cholesky, k.T, overwrite=True)
         variance = (1.0 - self.noise_share) - _sums_of_squares(v)
         if pending is not None and len(pending):
-            v_pending = _whitened(self._cholesky, self._kernel(pending, self.features).T)
+            v_pending = whitened(self._cholesky, self._kernel(pending, self.features).T)
             between = self._kernel(pending, features) - v_pending.T @ v
             among = self._kernel(pending, pending) - v_pending.T @ v_pending
             among[np.diag_indices_from(among)] += self.noise_share
-            u = _whitened(linalg.cholesky(among, lower=True), between)
+            u = whitened(linalg.cholesky(among, lower=True), between)
             variance -= _sums_of_squares(u)
         return self._deviation_of(variance)
 
@@ -163,10 +163,21 @@ class GaussianProcess:
             return np.clip(values * self.unit, -LARGEST, LARGEST)
 
     def _kernel(self, a: FloatArray, b: FloatArray) -> FloatArray:
-        def covariance(distances: FloatArray) -> FloatArray:
-            return (1.0 - self.noise_share) * _matern(distances / self.length_scale)
-
-        return _of_distances(covariance, a, b, self.category_weights)
+        """Return the covariances of f at points a (N, d) and b (M, d), (N, M)."""
+        numbers, categories = self.category_weights == 0.0, None
+        if not numbers.all():
+            categories = category_squares(a, b, self.category_weights)
+            a, b = a[:, numbers], b[:, numbers]
+        a_squares, b_squares = (a * a).sum(axis=1)[:, None], (b * b).sum(axis=1)
+        k = a @ b.T
+        for rows in _blocks(k):
+            squares = a_squares[rows] + b_squares
+            squares -= 2.0 * k[rows]
+            np.maximum(squares, 0.0, out=squares)
+            if categories is not None:
+                squares += categories[rows]
+            k[rows] = (1.0 - self.noise_share) * matern(np.sqrt(squares) / self.length_scale)
+        return k
 
 
 def fit(
@@ -199,37 +210,14 @@ def fit(
     weights_of = np.zeros(features.shape[1]) if category_weights is None else category_weights
     y, mean, deviation = clip_and_standardize(losses)
     unit = _power_of_two(max(abs(mean), deviation))
-    distances = _of_distances(np.asarray, features, features, weights_of)
-    apart = distances[distances > 0]
-    typical = float(np.median(apart)) if len(apart) else 1.0
-    # LAPACK reads columns: it works on k.T in place if k holds the transpose.
-    distances = np.ascontiguousarray(distances.T)
-    correlation, k, spare = (np.empty_like(distances) for _ in range(3))
-    best: tuple[float, float, float, FloatArray, FloatArray, float] | None = None
-    for length_scale in LENGTH_SCALES * typical:
-        for rows in _blocks(distances):
-            correlation[rows] = _matern(distances[rows] / length_scale)
-        for share in NOISE_SHARES:
-            np.multiply(1.0 - share, correlation, out=k)
-            k.reshape(-1)[:: len(y) + 1] += share  # the diagonal
-            cholesky = factored(k.T)
-            whitened = _whitened(cholesky, y)
-            # scale^2 ~ inverse gamma of one pseudo-observation: exact fits stay uncertain
-            scale2 = (whitened @ whitened + 1.0) / (len(y) + 1.0)
-            log_likelihood = -np.log(np.diag(cholesky)).sum() - 0.5 * (len(y) + 1) * np.log(scale2)
-            log_prior = -0.5 * (np.log(length_scale / typical) / LENGTH_SCALE_SPREAD) ** 2
-            if best is None or log_likelihood + log_prior > best[0]:
-                best = (
-                    float(log_likelihood + log_prior), float(length_scale), float(share),
-                    cholesky, whitened, float(np.sqrt(scale2)),
-                )  # fmt: skip
-                k, spare = spare, k  # the best factor is kept, the one before is not
-    assert best is not None
-    _, length_scale, share, cholesky, whitened, scale = best
-    weights = linalg.solve_triangular(cholesky, whitened, trans=1, lower=True, check_finite=False)
+    posterior = LogPosterior(pair_squares(features, weights_of)[None], y)
+    v = posterior.best_of_grid()
+    solved = posterior.solve(v)
+    weights = lapack.dtrtrs(solved.cholesky, solved.half, lower=True, trans=1)[0]
+    length_scale, share = float(np.exp(v[-2]) * np.sqrt(posterior.unit)), float(expit(v[-1]))
     return GaussianProcess(
-        features, length_scale, share, unit, weights_of,
-        cholesky, weights, scale, mean / unit, deviation / unit,
+        features, length_scale, share, unit, weights_of, solved.cholesky, np.asarray(weights),
+        float(np.sqrt(solved.variance)), mean / unit, deviation / unit,
     )  # fmt: skip
 
 
@@ -295,36 +283,11 @@ def _power_of_two(size: float) -> float:
     return float(np.ldexp(1.0, np.frexp(size)[1] - 1)) if size else 1.0
 
 
-def factored(k: FloatArray) -> FloatArray:
-    """Return the lower Cholesky factor of k; it replaces a k that is stored by columns."""
-    cholesky, info = lapack.dpotrf(k, lower=True, overwrite_a=True)
-    if info:
-        raise linalg.LinAlgError(f"Leading minor {info} of a covariance is not positive.")
-    return np.asarray(cholesky)
-
-
-def _whitened(cholesky: FloatArray, values: FloatArray, *, overwrite: bool = False) -> FloatArray:
-    """Return L^-1 values; if told so, it replaces values that are stored by columns."""
-    return np.asarray(lapack.dtrtrs(cholesky, values, lower=True, overwrite_b=overwrite)[0])
-
-
 def _blocks(values: FloatArray) -> Iterator[slice]:
     """Yield blocks of rows that are small enough to stay in the cache."""
     size = max(1, BLOCK // max(1, values.shape[1]))
     for start in range(0, len(values), size):
         yield slice(start, start + size)
-
-
-def _matern(r: FloatArray) -> FloatArray:
-    """Return m(r); r is overwritten."""
-    a: FloatArray = np.sqrt(5.0) * r
-    bend = a * a
-    bend /= 3.0
-    decay = np.negative(a, out=r)
-    a += 1.0
-    a += bend
-    a *= np.exp(decay, out=decay)
-    return a
 
 
 def _sums_of_squares(v: FloatArray) -> FloatArray:
@@ -334,55 +297,3 @@ def _sums_of_squares(v: FloatArray) -> FloatArray:
         part = v[:, columns]
         sums[columns] = (part * part).sum(axis=0)
     return sums
-
-
-def category_squares(a: FloatArray, b: FloatArray, weights: FloatArray) -> FloatArray:
-    """Return squared distances between categories.
-
-    Args:
-        a: Points, (N, d).
-        b: Points, (M, d).
-        weights: Squared distance of two different categories, 0 for other features, (d,). An
-            inactive parameter (-1) is half as far, as it is among one-hot vectors.
-
-    Returns:
-        Squared distances, (N, M).
-    """
-    squares = np.zeros((len(a), len(b)))
-    for j in np.flatnonzero(weights):
-        one, other = a[:, j, None], b[:, j]
-        differ = (one != other).astype(np.float64)
-        if (one < 0).any() or (other < 0).any():
-            differ -= 0.5 * ((one < 0) != (other < 0))
-        squares += weights[j] * differ
-    return squares
-
-
-def _of_distances(
-    function: Callable[[FloatArray], FloatArray],
-    a: FloatArray,
-    b: FloatArray,
-    weights: FloatArray,
-) -> FloatArray:
-    """Return a function, which works on single numbers, of all distances, (N, M).
-
-    Args:
-        function: The function.
-        a: Points, (N, d).
-        b: Points, (M, d).
-        weights: As `category_weights` in `GaussianProcess`, (d,).
-    """
-    numbered = weights > 0.0
-    categories = category_squares(a, b, weights) if numbered.any() else None
-    if categories is not None:
-        a, b = a[:, ~numbered], b[:, ~numbered]
-    a_squares, b_squares = (a * a).sum(axis=1)[:, None], (b * b).sum(axis=1)
-    values = a @ b.T
-    for rows in _blocks(values):
-        squares = a_squares[rows] + b_squares
-        squares -= 2.0 * values[rows]
-        np.maximum(squares, 0.0, out=squares)
-        if categories is not None:
-            squares += categories[rows]
-        values[rows] = function(np.sqrt(squares, out=squares))
-    return values

@@ -8,10 +8,10 @@ import numpy as np
 
 from optuna_s2e._typing import BoolArray, FloatArray
 from optuna_s2e.distributions import SearchSpace
-from optuna_s2e.surrogate._ard import ard_scales
 from optuna_s2e.surrogate._conditions import Conditions, find_conditions
 from optuna_s2e.surrogate._features import feature_groups, featurize, numbered_features
 from optuna_s2e.surrogate._gp import GaussianProcess, clip_and_standardize, fit
+from optuna_s2e.surrogate._likelihood import ard_scales
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,16 @@
 """The generations as recorded and as recomputed, and their table."""
 
+import shutil
+from pathlib import Path
+
 import numpy as np
 import optuna
 import pytest
 from optuna.samplers import RandomSampler
 from optuna.trial import TrialState
 
-from optuna_s2e import S2ESampler, generations, replay
+from optuna_s2e import S2ESampler, generations, recommend, replay
+from optuna_s2e._attributes import DRAW_KEY
 from optuna_s2e.analysis import Snapshot, closes_generation
 from optuna_s2e.analysis._generations import (
     Generation,
@@ -16,6 +20,7 @@ from optuna_s2e.analysis._generations import (
     population_size,
 )
 from optuna_s2e.history import Ledger, Rules
+from optuna_s2e.storages import open_storage
 
 K = 4
 
@@ -183,3 +188,67 @@ def test_the_openers_of_a_space_that_was_left_are_no_forks() -> None:
         np.array_equal(a.theta, b.theta)
         for a, b in zip(generations(study), replay(study), strict=True)
     )
+
+
+def recorded_study(name: str, path: Path) -> optuna.Study:
+    """Load a copy of a study of tests/data."""
+    shutil.copy(Path(__file__).parents[1] / "data" / f"{name}.log", path / "s.log")
+    storage = open_storage(f"journal:///{path}/s.log")
+    return optuna.load_study(
+        study_name="mixed", storage=storage, sampler=S2ESampler(population_size=4, seed=0)
+    )
+
+
+def mixed(trial: optuna.Trial) -> float:
+    x, n = trial.suggest_float("x", 0, 1), trial.suggest_int("n", 1, 4)
+    return (x - 0.3) ** 2 + 0.1 * n + (trial.suggest_categorical("c", ["a", "b"]) == "b")
+
+
+def test_a_theta_of_the_first_model_is_taken_as_recorded_and_searched_on(tmp_path: Path) -> None:
+    study = recorded_study("model-1", tmp_path)
+    thetas = [g.theta for g in generations(study)]
+    assert [len(t) for t in thetas] == [6, 6, 6, 6]
+    study.optimize(mixed, n_trials=4)
+    snapshot = Snapshot.of(study)
+    assert snapshot.as_recorded == [1, 2, 3]
+    assert [len(g.members) for g in snapshot.generations] == [0, 4, 4, 4, 4]
+    np.testing.assert_array_equal([g.theta for g in snapshot.replayed[:4]], thetas)
+    np.testing.assert_array_equal(snapshot.replayed[4].theta, snapshot.generations[4].theta)
+    models = [study.trials[n].system_attrs[DRAW_KEY].get("model") for n in (4, 8, 12, 16)]
+    assert models == [None, None, None, 2]
+    assert recommend(study).expected_loss < 0.3
+    assert [row.n_complete for row in snapshot.generation_rows] == [4, 4, 4, 4, 1]
+
+
+def test_a_study_of_the_second_model_replays(tmp_path: Path) -> None:
+    study = recorded_study("model-2", tmp_path)
+    snapshot = Snapshot.of(study)
+    assert snapshot.as_recorded == []
+    for told, computed in zip(snapshot.generations, snapshot.replayed, strict=True):
+        np.testing.assert_allclose(computed.theta, told.theta, rtol=1e-9)
+    assert len(snapshot.generations) == 4
+    assert np.ptp(snapshot.generations[3].theta) > 1.0
+
+
+def test_the_version_of_the_model_matters_to_no_other_estimator() -> None:
+    study = searched(2 * K + 1, S2ESampler(population_size=K, seed=0, estimator="natural"))
+    assert all("model" not in t.system_attrs[DRAW_KEY] for t in study.trials)
+    assert Snapshot.of(study).as_recorded == []
+
+
+def test_a_theta_that_was_changed_shows_in_the_generation_after_the_first_model(
+    tmp_path: Path,
+) -> None:
+    """What follows a recorded theta is recomputed from it."""
+    study = recorded_study("model-1", tmp_path)
+    study.optimize(mixed, n_trials=4)
+    trials = study.trials
+    attr = trials[12].system_attrs[DRAW_KEY]
+    trials[12].system_attrs[DRAW_KEY] = attr | {
+        "theta": [1.0 + 0.9 * (t - 1.0) for t in attr["theta"]]
+    }
+    changed = optuna.create_study()
+    changed.add_trials(trials)
+    told, computed = generations(changed), replay(changed)
+    np.testing.assert_array_equal(told[3].theta, computed[3].theta)
+    assert not np.array_equal(told[4].theta, computed[4].theta)

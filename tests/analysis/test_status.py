@@ -138,3 +138,21 @@ def test_missing_records_are_a_mismatch(number: int) -> None:
     sound, message = verify(copied(trials))
     assert not sound
     assert message.startswith("verify: FAILED: ")
+
+
+def test_thetas_of_another_releases_model_are_named_and_count_as_sound() -> None:
+    trials = searched(4 * K).trials
+    for opener, model in ((K, {}), (2 * K, {"model": 99})):
+        record = trials[opener].system_attrs[DRAW_KEY]
+        rest = {n: v for n, v in record.items() if n != "model"}
+        trials[opener].system_attrs[DRAW_KEY] = rest | model
+    assert verify(copied(trials)) == (
+        True,
+        "verify: 2 generations replay bit for bit. 2 could not be checked (1, 2): another "
+        "release's model of the loss moved theta there, and this release takes it as recorded.",
+    )
+    only = verify(copied(trials[: K + 1]))
+    assert only.message.startswith("verify: 1 generations replay bit for bit. 1 could not be")
+    damaged = trials[1].system_attrs | {DRAW_KEY: "x"}
+    trials[1].system_attrs.update(damaged)
+    assert not verify(copied(trials)).sound

@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution
 
-from optuna_s2e.distributions import SearchSpace
-from optuna_s2e.estimators import resolve, surrogate_newton
+from optuna_s2e.distributions import Beta, Categorical, Dirichlet, SearchDistribution, SearchSpace
+from optuna_s2e.estimators import newton, resolve, surrogate_newton
 from optuna_s2e.surrogate import Model
 
 UNIT = SearchSpace.of({name: FloatDistribution(0, 1) for name in "ab"})
@@ -60,3 +61,33 @@ def test_steps_among_categories_use_both_terms_of_proposition_1() -> None:
         theta = surrogate_newton.update(np.ones(8), model, settings=settings, rng=rng).theta
         found.append(np.log(theta[7] / theta[2:7].mean()))
     np.testing.assert_allclose(found, np.log(expected[7] / expected[2]), rtol=0.2)
+
+
+@pytest.mark.parametrize(
+    "families",
+    [
+        (Beta(), Dirichlet(4), Beta()),
+        (Beta(), Categorical(3), Dirichlet(3), Categorical(5)),
+        (Categorical(4),),
+    ],
+)
+def test_a_step_is_that_of_the_whole_hessian_of_proposition_1(families: tuple[Any, ...]) -> None:
+    """The second term of Beta and Dirichlet is left out: it is zero but for rounding."""
+    distribution, settings = SearchDistribution(families), resolve({})
+    for seed in range(5):
+        rng = np.random.default_rng(seed)
+        theta = rng.uniform(1.5, 5.0, distribution.n_theta)
+        points = distribution.sample(theta, rng, 60)
+        f, scores = newton.z_scores(rng.exponential(size=60)), distribution.score(theta, points)
+        gradient = newton.gradient_estimate(f, scores, np.ones(60))
+        hessian = newton.hessian_estimate(
+            f, scores, distribution.hessian(theta, points), np.ones(60)
+        )
+        expected = newton.descent_step(
+            distribution, theta, gradient, hessian,
+            direction=newton.newton_direction, reference=theta, settings=settings,
+        )  # fmt: skip
+        told, step = surrogate_newton._step(distribution, theta, points, f, theta, settings)
+        np.testing.assert_array_equal(told, gradient)
+        np.testing.assert_allclose(step.theta, expected.theta, rtol=1e-9)
+        assert step.scale == expected.scale

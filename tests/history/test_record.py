@@ -38,7 +38,7 @@ RECORDS = {
     ),
     "opens slot": Record(
         8, 1, settings=SETTINGS, opener=8, x=(0.5,), members=(5, 7), theta=(1.0, 2.5),
-        space="0123456789abcdef", slot=6,
+        space="0123456789abcdef", slot=6, model=2,
     ),
 }  # fmt: skip
 
@@ -71,7 +71,8 @@ def test_damaged_attributes_are_no_records(record: Record, wrong: dict[str, Any]
         {"x": None}, {"x": []}, {"x": {1: 0.5}}, {"opener": None}, {"parent": -1}, {"parent": "4"},
         {"members": [-1]}, {"members": None}, {"members": {"5": 1}}, {"theta": None},
         {"settings": None}, {"settings": {}}, {"settings": SETTINGS | {"unknown": 1}},
-        {"settings": SETTINGS | {"population_size": 0}},
+        {"settings": SETTINGS | {"population_size": 0}}, {"model": 0}, {"model": "2"},
+        {"model": None}, {"model": True}, {"model": 2.0},
     ],
     ids=lambda wrong: str(wrong)[:40],
 )  # fmt: skip
@@ -270,3 +271,12 @@ def test_rules_take_the_direction_of_the_study(directions: list[str], maximize: 
     assert Rules.of(study) == Rules(maximize, False)
     with pytest.raises(ValueError, match="one objective"):
         Rules.of(optuna.create_study(directions=directions * 2))
+
+
+def test_a_record_without_a_version_of_the_model_is_of_the_first() -> None:
+    attr = RECORDS["opens slot"].to_attr()
+    assert attr.pop("model") == 2
+    record = Record.from_attr(attr)
+    assert record is not None
+    assert record.model == 1
+    assert record.to_attr() == attr

@@ -96,6 +96,14 @@ def test_proposal_has_the_lowest_bound_of_what_a_loss_would_teach(n: int, seed: 
     assert np.mean(expected < expected[of_f]) > 0.04  # so the test tells the two apart
 
 
+@pytest.mark.parametrize("scale", [1.4, 1.9, 3.0])
+def test_the_unit_of_the_losses_does_not_matter(scale: float) -> None:
+    """A bonus that is no deviation of the losses would grow or shrink with their unit."""
+    plain = proposals(model_of(bowl, 12), 10, generation=1)
+    scaled = proposals(model_of(lambda x: scale * bowl(x), 12), 10, generation=1)
+    np.testing.assert_array_equal(scaled, plain)
+
+
 def test_after_equal_losses_a_draw_of_p_theta_is_proposed() -> None:
     """The least certain points, by contrast, are the corners."""
     found = proposals(model_of(lambda x: np.full(len(x), 7.0), 12), 150, generation=2)

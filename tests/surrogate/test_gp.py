@@ -8,12 +8,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from scipy import optimize, stats
+from scipy import linalg, stats
 from scipy.linalg import lapack
 from scipy.spatial.distance import cdist, pdist
+from scipy.special import expit
 
 from optuna_s2e import surrogate
-from optuna_s2e.surrogate._gp import LENGTH_SCALES, NOISE_SHARES, clip_and_standardize
+from optuna_s2e.surrogate import clip_and_standardize
+from optuna_s2e.surrogate._likelihood import LOG_LENGTHS, LOGITS, LogPosterior
 
 
 def matern(a: np.ndarray, b: np.ndarray, length_scale: float) -> np.ndarray:
@@ -25,46 +27,6 @@ def observations(n: int, noise: float, seed: int, d: int = 3) -> tuple[np.ndarra
     rng = np.random.default_rng(seed)
     z = rng.uniform(size=(n, d))
     return z, np.sin(5 * z[:, 0]) + noise * rng.normal(size=n)
-
-
-def log_evidence(covariance: np.ndarray, y: np.ndarray) -> float:
-    """Return the log likelihood at the best variance, given one pseudo-observation of 1."""
-    n, seen = len(y) + 1, np.append(y, 1.0)
-    wide = np.eye(n)
-    wide[:-1, :-1] = covariance
-    log_determinant, square = np.linalg.slogdet(wide)[1], seen @ np.linalg.inv(wide) @ seen
-
-    def minus(log_variance: float) -> float:  # of N(seen | 0, variance * wide), twice
-        return float(log_determinant + n * log_variance + square * np.exp(-log_variance))
-
-    found = optimize.minimize_scalar(minus, bounds=(-10, 10), method="bounded")
-    return -0.5 * float(found.fun)
-
-
-def test_hyper_parameters_are_the_grid_point_of_largest_posterior() -> None:
-    """In some of the cases the prior on the length scale decides."""
-    decided = 0
-    for seed in range(8):
-        z, losses = observations(4 + seed % 3, 0.3, seed)
-        z = np.round(64 * z) / 64  # exact squares: no point has a distance from itself
-        y, typical = clip_and_standardize(losses).y, float(np.median(pdist(z)))
-        likelihood = np.array([
-            [
-                log_evidence((1 - s) * matern(z, z, typical * r) + s * np.eye(len(y)), y)
-                for s in NOISE_SHARES
-            ]
-            for r in LENGTH_SCALES
-        ])  # fmt: skip
-        prior = stats.norm(0.0, 1.5).logpdf(np.log(LENGTH_SCALES))
-        best, without = (
-            np.unravel_index(np.argmax(value), value.shape)
-            for value in (likelihood + prior[:, None], likelihood)
-        )
-        gp = surrogate.fit(z, losses)
-        assert gp.length_scale == pytest.approx(typical * LENGTH_SCALES[best[0]])
-        assert gp.noise_share == NOISE_SHARES[best[1]]
-        decided += best != without
-    assert decided >= 3
 
 
 def test_posterior_is_that_of_full_inverses() -> None:
@@ -172,17 +134,36 @@ def test_a_prediction_needs_one_matrix_of_covariances_at_a_time() -> None:
     assert peak < 1.5 * 8 * 200 * 800  # bytes
 
 
-def test_a_fit_factorises_once_per_grid_point_in_place(monkeypatch: pytest.MonkeyPatch) -> None:
-    factorise, copied = lapack.dpotrf, list[bool]()
+def test_a_fit_factorises_in_place_once_per_grid_point_and_once_more(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    factorise, copied = linalg.cholesky, list[bool]()
 
     def counted(k: np.ndarray, **options: Any) -> Any:
         factor = factorise(k, **options)
-        copied.append(not np.shares_memory(k, factor[0]))
+        copied.append(not np.shares_memory(k, factor))
         return factor
 
-    monkeypatch.setattr(lapack, "dpotrf", counted)
+    monkeypatch.setattr(linalg, "cholesky", counted)
     surrogate.fit(*observations(30, 0.1, 0))
-    assert copied == [False] * (len(LENGTH_SCALES) * len(NOISE_SHARES))
+    assert copied == [False] * (len(LOG_LENGTHS) * len(LOGITS) + 1)
+
+
+def test_a_fit_takes_length_scale_and_noise_from_the_grid() -> None:
+    z, losses = observations(9, 0.3, 0)
+    typical = float(np.sqrt(np.median(pdist(z) ** 2)))
+    v = LogPosterior(pdist(z, "sqeuclidean")[None], clip_and_standardize(losses).y).best_of_grid()
+    gp = surrogate.fit(z, losses)
+    assert gp.length_scale == pytest.approx(typical * np.exp(v[1]))
+    assert gp.noise_share == pytest.approx(expit(v[2]))
+
+
+@pytest.mark.parametrize("shift", [0.1, 0.3, 0.7])
+def test_the_length_scale_does_not_depend_on_how_distances_are_rounded(shift: float) -> None:
+    """A point that rounding puts a little apart from itself would count in the median."""
+    z, losses = observations(60, 0.3, 1)
+    gp, moved = surrogate.fit(z, losses), surrogate.fit(z + shift, losses)
+    assert moved.length_scale == pytest.approx(gp.length_scale, rel=1e-12)
 
 
 def test_losses_are_clipped_above_the_median_and_standardised() -> None:

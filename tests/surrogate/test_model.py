@@ -11,7 +11,7 @@ from optuna_s2e.distributions import SearchSpace
 from optuna_s2e.distributions import _search_distribution as p_theta
 from optuna_s2e.surrogate import Model
 from optuna_s2e.surrogate._acquisition import share_failed
-from optuna_s2e.surrogate._gp import category_squares
+from optuna_s2e.surrogate._likelihood import category_squares
 
 BRANCHES = SearchSpace.of({
     "depth": FloatDistribution(0, 1),
