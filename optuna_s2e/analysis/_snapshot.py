@@ -100,9 +100,9 @@ class Snapshot:
             metric=names[0] if names else "value",
             rules=rules,
             attrs=study.user_attrs,
+            sources=read_sources(_optuna.study_system_attrs(study)),
             trials=_optuna.all_trials(study) if trials is None else trials,
             moment=moment or datetime.now(),
-            sources=read_sources(_optuna.study_system_attrs(study)),
         )
 
     # --- trials ------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from optuna_s2e.surrogate._conditions import Conditions, find_conditions
 from optuna_s2e.surrogate._features import feature_groups, featurize, numbered_features
 from optuna_s2e.surrogate._gp import GaussianProcess, clip_and_standardize, fit
 
+LEAST_SPREAD = 0.3  # of a task's losses at the draws of another, in units of their deviation
 TASK_DISTANCES = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0)  # in units of the median distance of the draws
 
 
@@ -84,7 +85,7 @@ class Model:
         z, numbered = featurize(space, x, active), numbered_features(space)
         conditions = find_conditions(space, x, active)
         if tasks is not None:
-            losses = _as_own(losses, tasks)
+            losses = _as_own(z, losses, tasks, numbered.astype(np.float64))
         y = clip_and_standardize(losses).y
         scales = ard_scales(z, y, feature_groups(space), numbered)
         weights = np.where(numbered, scales**2, 0.0)
@@ -127,10 +128,20 @@ class Model:
         return self.gp.mean(own)
 
 
-def _as_own(losses: FloatArray, tasks: IntArray) -> FloatArray:
-    """Return losses brought to the mean and the deviation of those of task 0, (N,)."""
-    _, mean, deviation = clip_and_standardize(losses[tasks == 0])
+def _as_own(z: FloatArray, losses: FloatArray, tasks: IntArray, weights: FloatArray) -> FloatArray:
+    """Return losses (N,) in which those of the other tasks are brought to the units of task 0.
+
+    What a task's own regression expects at the draws of task 0 is brought to the mean and the
+    deviation of their losses. So tasks whose draws lie elsewhere can be compared.
+    """
+    own = tasks == 0
+    _, mean, deviation = clip_and_standardize(losses[own])
     mapped = losses.copy()
-    for task in np.unique(tasks[tasks > 0]):
-        mapped[tasks == task] = mean + deviation * clip_and_standardize(losses[tasks == task]).y
+    for task in np.unique(tasks[~own]):
+        gp = fit(z[tasks == task], losses[tasks == task], weights)
+        expected = gp.mean(z[own])
+        spread = float(np.hypot(expected.std(), gp.noise_deviation))
+        spread = max(spread, LEAST_SPREAD * clip_and_standardize(losses[tasks == task]).deviation)
+        of_task = (losses[tasks == task] - expected.mean()) / spread
+        mapped[tasks == task] = mean + deviation * of_task
     return mapped
