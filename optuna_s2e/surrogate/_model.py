@@ -15,8 +15,9 @@ from optuna_s2e.surrogate._conditions import Conditions, find_conditions
 from optuna_s2e.surrogate._features import feature_groups, featurize, numbered_features
 from optuna_s2e.surrogate._gp import GaussianProcess, clip_and_standardize, fit
 
+LEAST_AGREEMENT = 1.0  # correlation, in units of its standard error
 LEAST_SPREAD = 0.3  # of a task's losses at the draws of another, in units of their deviation
-TASK_DISTANCES = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0)  # in units of the median distance of the draws
+TASK_DISTANCES = (0.0, 0.5, 1.0, 2.0, 5.0)  # in units of the median distance of the draws
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class Model:
 
     Attributes:
         space: Space of the draws.
-        x: Coordinates of the draws that it was fitted to, (N, d).
+        x: Coordinates of the draws that it was fitted to, those of other tasks last, (N, d).
         conditions: Where each parameter of the space is active.
         scales: Factors of the features, from `ard_scales`, (n_features,). Numbers of categories
             stay as they are; `gp.category_weights` has the squares of their factors.
@@ -63,10 +64,10 @@ class Model:
     ) -> Model:
         """Fit a model to draws.
 
-        Draws of other tasks say what the loss looks like there. Their losses are brought to the
-        mean and the deviation of the own ones. How alike the tasks are is fitted: among
-        `TASK_DISTANCES`, the distance between two tasks is the one of the largest marginal
-        likelihood.
+        Draws of other tasks say what the loss looks like there. A task counts if what it says of
+        the own draws rises with their losses, and is brought to their mean and deviation. How
+        alike the tasks are is fitted: among `TASK_DISTANCES`, the distance between two tasks is
+        the one of the largest marginal likelihood.
 
         Args:
             space: Space of the draws.
@@ -83,14 +84,15 @@ class Model:
                 unknown schedule space, or the algebra breaks down (LinAlgError).
         """
         z, numbered = featurize(space, x, active), numbered_features(space)
-        conditions = find_conditions(space, x, active)
         if tasks is not None:
-            losses = _as_own(z, losses, tasks, numbered.astype(np.float64))
+            kept, losses = _alike(z, losses, tasks, numbered.astype(np.float64))
+            z, x, active, losses, tasks = z[kept], x[kept], active[kept], losses[kept], tasks[kept]
+        conditions = find_conditions(space, x, active)
         y = clip_and_standardize(losses).y
         scales = ard_scales(z, y, feature_groups(space), numbered)
         weights = np.where(numbered, scales**2, 0.0)
         scales = np.where(numbered, 1.0, scales)
-        if tasks is None:
+        if tasks is None or not tasks.any():
             return cls(space, x, conditions, scales, fit(z * scales, losses, weights))
         z = np.column_stack([z * scales, tasks])
         typical = float(np.median(pdist(z[:, :-1][:, ~numbered]))) or 1.0
@@ -128,20 +130,29 @@ class Model:
         return self.gp.mean(own)
 
 
-def _as_own(z: FloatArray, losses: FloatArray, tasks: IntArray, weights: FloatArray) -> FloatArray:
-    """Return losses (N,) in which those of the other tasks are brought to the units of task 0.
+def _alike(
+    z: FloatArray, losses: FloatArray, tasks: IntArray, weights: FloatArray
+) -> tuple[BoolArray, FloatArray]:
+    """Return which draws teach task 0, and all losses in the units of task 0, (N,) both.
 
-    What a task's own regression expects at the draws of task 0 is brought to the mean and the
-    deviation of their losses. So tasks whose draws lie elsewhere can be compared.
+    A task teaches if what its own regression expects at the n draws of task 0 rises with their
+    losses: if the correlation exceeds LEAST_AGREEMENT / sqrt(n). The mean and the deviation of
+    what it expects are brought to those of the losses, so that tasks can be compared whose draws
+    lie elsewhere.
     """
     own = tasks == 0
-    _, mean, deviation = clip_and_standardize(losses[own])
-    mapped = losses.copy()
+    y, mean, deviation = clip_and_standardize(losses[own])
+    kept, mapped = own.copy(), losses.copy()
     for task in np.unique(tasks[~own]):
-        gp = fit(z[tasks == task], losses[tasks == task], weights)
+        of_task = tasks == task
+        gp = fit(z[of_task], losses[of_task], weights)
         expected = gp.mean(z[own])
-        spread = float(np.hypot(expected.std(), gp.noise_deviation))
-        spread = max(spread, LEAST_SPREAD * clip_and_standardize(losses[tasks == task]).deviation)
-        of_task = (losses[tasks == task] - expected.mean()) / spread
-        mapped[tasks == task] = mean + deviation * of_task
-    return mapped
+        shape = expected - expected.mean()
+        if y @ shape > LEAST_AGREEMENT * np.linalg.norm(shape):
+            spread = float(np.hypot(expected.std(), gp.noise_deviation))
+            least = LEAST_SPREAD * clip_and_standardize(losses[of_task]).deviation
+            mapped[of_task] -= expected.mean()
+            mapped[of_task] *= deviation / max(spread, least)
+            mapped[of_task] += mean
+            kept |= of_task
+    return kept, mapped
