@@ -27,8 +27,9 @@ CURVES_KEY = "coteaching:curves"  # its learning curves
 # System attribute of a study (the lease of its driver) and of a trial (the driver's identifier)
 DRIVER_KEY = "s2e:driver"
 
-# System attribute of a study
+# System attributes of a study
 PAINTED_KEY = "s2e:painted"  # how many trials were complete when its pages were written last
+SOURCES_KEY = "s2e:sources"  # trials of earlier studies that its model learns from
 
 # User attributes of a study
 SEARCH_KEY = "s2e:search"  # settings of the search, for workers that join

@@ -16,6 +16,7 @@ from inspect import unwrap
 from types import FrameType, SimpleNamespace
 from typing import Any
 
+from optuna.distributions import BaseDistribution
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.samplers import BaseSampler, GridSampler, PartialFixedSampler
 from optuna.storages import BaseStorage, InMemoryStorage, JournalStorage, RDBStorage
@@ -45,6 +46,14 @@ def study_id(study: Study) -> int:
 def trial_id(trial: FrozenTrial | Trial) -> int:
     """Return the identifier of a trial, which is unique within its storage only."""
     return trial._trial_id
+
+
+def contains(distribution: BaseDistribution, value: Any) -> bool:
+    """Say whether a value of any type is one of a distribution."""
+    try:
+        return distribution._contains(distribution.to_internal_repr(value))
+    except (ValueError, TypeError):  # of another type
+        return False
 
 
 def completed_at(trial: FrozenTrial) -> datetime | None:

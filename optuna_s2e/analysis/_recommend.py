@@ -16,7 +16,8 @@ from optuna_s2e._checks import check_choice
 from optuna_s2e._typing import FloatArray
 from optuna_s2e.analysis._comparable import Comparable, find_comparable, find_of_space
 from optuna_s2e.analysis._mean_schedule import mean_schedule, mean_weights, nearest_params
-from optuna_s2e.history import Chain, Rules
+from optuna_s2e.history import Chain, Rules, Sources
+from optuna_s2e.sampler import fit_with_sources
 from optuna_s2e.schedules import TAGS, Schedule, ScheduleSpace, find_spaces
 from optuna_s2e.surrogate import MAX_POINTS, N_POINTS, Model, clip_and_standardize
 
@@ -77,6 +78,7 @@ def recommend_from(
     rules: Rules,
     chain: Chain | None = None,
     study_name: str,
+    sources: Sources | None = None,
 ) -> Recommendation:
     """Recommend what to use, as `optuna_s2e.recommend` describes it.
 
@@ -86,6 +88,7 @@ def recommend_from(
         rules: Direction of the study.
         chain: The chain whose theta the rule "theta" takes.
         study_name: Name of the study, for messages.
+        sources: Trials of earlier studies that the model learns from, too.
 
     Raises:
         ValueError: As `recommend` does.
@@ -102,12 +105,12 @@ def recommend_from(
                 'first generation is not complete. Use rule="smoothed".'
             )
         found = find_of_space(complete, chain.space)
-        fitted = _fit(found, rules, study_name)
+        fitted = _fit(found, rules, study_name, sources)
         picked = fitted.params("theta", _theta_mean(chain, fitted))
     else:
         found = find_comparable(complete)
         try:
-            fitted = _fit(found, rules, study_name)
+            fitted = _fit(found, rules, study_name, sources)
         except ValueError:
             if rule != "best":
                 raise
@@ -176,7 +179,7 @@ class _Fitted(NamedTuple):
     @property
     def least(self) -> int:
         """Position of the trial of the lowest posterior mean."""
-        return int(np.argmin(self.model.gp.mean_at_draws))
+        return int(np.argmin(self.model.mean_at_draws[: self.n]))
 
     @property
     def schedule_space(self) -> ScheduleSpace | None:
@@ -205,7 +208,7 @@ class _Fitted(NamedTuple):
         The features of the mean are the mean of the features, because these are R on a grid.
         """
         gp, best = self.model.gp, self.trials[self.least]
-        z = gp.features.copy()
+        z = gp.features[: self.n].copy()
         z[:, N_POINTS:] = z[self.least, N_POINTS:]  # the schedules first, the others after them
         weights = mean_weights(gp.mean(z), self.deviation)
         of_mean = z[[self.least]]
@@ -230,7 +233,7 @@ class _Fitted(NamedTuple):
         return mean, (mean - 1.96 * deviation, mean + 1.96 * deviation)
 
 
-def _fit(found: Comparable, rules: Rules, study_name: str) -> _Fitted:
+def _fit(found: Comparable, rules: Rules, study_name: str, sources: Sources | None) -> _Fitted:
     """Fit the model of the loss. If there are too many trials, only the best ones are used."""
     space = found.space
     if not space.names:
@@ -242,7 +245,7 @@ def _fit(found: Comparable, rules: Rules, study_name: str) -> _Fitted:
     trials = [found.trials[i] for i in used]
     x = np.array([space.encode(t.params) for t in trials])
     active = np.array([space.active(t.params) for t in trials])
-    model = Model.fit(space, x, active=active, losses=losses[used])
+    model = fit_with_sources(space, x, active, losses[used], sources)
     return _Fitted(model, trials, clip_and_standardize(losses[used]).deviation)
 
 

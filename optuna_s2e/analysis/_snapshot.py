@@ -35,7 +35,7 @@ from optuna_s2e.analysis._theta_summary import (
     summarize_theta,
 )
 from optuna_s2e.distributions import SearchSpace
-from optuna_s2e.history import Chain, Ledger, Rules, planned_trials
+from optuna_s2e.history import Chain, Ledger, Rules, Sources, planned_trials, read_sources
 from optuna_s2e.sampler import recomputes
 from optuna_s2e.schedules import Schedule, ScheduleSpace, find_space
 
@@ -54,6 +54,7 @@ class Snapshot:
         trials: All its trials, by number.
         attrs: Its user attributes.
         moment: Local time of the reading.
+        sources: Trials of earlier studies that its sampler learns from, if any.
 
     Example:
         >>> import optuna
@@ -73,6 +74,7 @@ class Snapshot:
     trials: Sequence[FrozenTrial]
     attrs: Mapping[str, Any]
     moment: datetime
+    sources: Sources | None = None
 
     @classmethod
     def of(
@@ -99,6 +101,7 @@ class Snapshot:
             metric=names[0] if names else "value",
             rules=rules,
             attrs=study.user_attrs,
+            sources=read_sources(_optuna.study_system_attrs(study)),
             trials=_optuna.all_trials(study) if trials is None else trials,
             moment=moment or datetime.now(),
         )
@@ -148,7 +151,12 @@ class Snapshot:
         """
         chain = self.chain if rule == "theta" else None
         return recommend_from(
-            self.trials, rule, rules=self.rules, chain=chain, study_name=self.name
+            self.trials,
+            rule,
+            rules=self.rules,
+            chain=chain,
+            study_name=self.name,
+            sources=self.sources,
         )
 
     @cached_property
@@ -164,7 +172,7 @@ class Snapshot:
     @cached_property
     def ledger(self) -> Ledger:
         """The draws that the trials record."""
-        return Ledger(self.rules).read(self.trials)
+        return Ledger(self.rules, self.sources).read(self.trials)
 
     @cached_property
     def chain(self) -> Chain | None:

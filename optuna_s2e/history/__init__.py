@@ -1,6 +1,6 @@
 """What a study says of its search: the records of its trials, and what it tells workers.
 
-Only `_search` writes to a study.
+Only `_search` and `_sources` write to a study.
 """
 
 from optuna_s2e.history._ledger import MAX_PENDING, Chain, Ledger, State
@@ -20,6 +20,7 @@ from optuna_s2e.history._record import (
     split_settings,
 )
 from optuna_s2e.history._search import Search, extend_search, planned_trials
+from optuna_s2e.history._sources import SourceDraws, Sources, read_sources, record_sources
 
 __all__ = [
     "MAX_ATTEMPTS",
@@ -32,6 +33,8 @@ __all__ = [
     "Rules",
     "Search",
     "Slot",
+    "SourceDraws",
+    "Sources",
     "State",
     "extend_search",
     "failed_by_objective",
@@ -40,7 +43,9 @@ __all__ = [
     "own_record",
     "planned_trials",
     "read_leading_tags",
+    "read_sources",
     "read_tags",
+    "record_sources",
     "space_of",
     "split_settings",
 ]

@@ -28,6 +28,7 @@ from optuna_s2e.distributions import (
 )
 from optuna_s2e.history._origin import is_in_cube, locate, other_schedule, space_of
 from optuna_s2e.history._record import Draw, Record, Rules, Tags, is_of_later_release, read_draw
+from optuna_s2e.history._sources import Sources
 from optuna_s2e.schedules import N_EPOCHS
 
 _NO_TAGS: Tags = {}
@@ -86,6 +87,7 @@ class Ledger:
 
     Attributes:
         rules: Direction, and what counts.
+        sources: Trials of earlier studies that the search learns from, if any.
         trials: All trials of the study, as they were read last.
         draws: Draws by the trial number in their record. If two trials have the same record (a
             retry, a copied database), the first one that completed counts. If none completed,
@@ -99,8 +101,9 @@ class Ledger:
         later_release: Number of a trial whose record only a later release can read.
     """
 
-    def __init__(self, rules: Rules) -> None:
+    def __init__(self, rules: Rules, sources: Sources | None = None) -> None:
         self.rules = rules
+        self.sources = sources
         self._reset()
 
     def _reset(self) -> None:

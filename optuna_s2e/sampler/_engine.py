@@ -38,10 +38,13 @@ from optuna_s2e.history import (
     Record,
     Rules,
     Slot,
+    Sources,
     State,
     join_settings,
     own_record,
     read_leading_tags,
+    read_sources,
+    record_sources,
     split_settings,
 )
 from optuna_s2e.sampler._request import Drawn, Request
@@ -56,6 +59,7 @@ class _Known:
     """What was read of a study. All of it can be read again."""
 
     ledger: Ledger
+    sources_settled: bool = False  # whether the ledger's sources are those for good
     model_of: int | None = None  # opener of the generation that the model belongs to
     model: Model | None = None
 
@@ -83,12 +87,20 @@ class Engine:
         seed: Key of all random numbers. None takes it from the study's name.
         adopt: Whether settings and spaces that differ from the study's are adopted. Otherwise
             they are refused.
+        sources: Trials of earlier studies that new studies learn from.
     """
 
     def __init__(
-        self, settings: UpdateSettings, *, consider_pruned: bool, seed: int | None, adopt: bool
+        self,
+        settings: UpdateSettings,
+        *,
+        consider_pruned: bool,
+        seed: int | None,
+        adopt: bool,
+        sources: Sources | None = None,
     ) -> None:
         self._settings = settings
+        self._sources = sources
         self._consider_pruned = consider_pruned
         self._seed = seed
         self._adopt = adopt
@@ -178,6 +190,8 @@ class Engine:
         """
         with self._lock:
             ledger = self._known(study).ledger.read(_optuna.all_trials(study))
+            if self._sources is not None:
+                self._settle_sources(study)
             if ledger.later_release is not None:
                 message = _later_release(study, ledger.later_release)
                 self.warn_once("later release", f"{message} Its trials are ignored.")
@@ -212,6 +226,31 @@ class Engine:
                 raise ValueError(_later_release(study, ledger.later_release))
             state = ledger.state(self.population_size, adopt=self._adopt)
             self._settings_to_record(study, ledger, state.chain)
+
+    def _settle_sources(self, study: Study) -> None:
+        """Know the source trials of a study: those that it holds, or own ones if it is new.
+
+        Raises:
+            ValueError: If theta moved without the own ones already.
+        """
+        known = self._known(study)
+        if known.sources_settled:
+            return
+        found = read_sources(_optuna.study_system_attrs(study))
+        if self._sources is not None:
+            if found is None and known.ledger.openers:
+                raise ValueError(
+                    f"Study {study.study_name!r} was searched without source_studies, and its "
+                    "thetas follow without them. Leave them out, or use another study."
+                )
+            found = record_sources(study, self._sources) if found is None else found
+            if found.names != self._sources.names:
+                self.warn_once(
+                    f"sources {study.study_name}",
+                    f"Study {study.study_name!r} goes on with the source studies that it began "
+                    f"with, {list(found.names)}; {list(self._sources.names)} are not used.",
+                )
+        known.ledger.sources, known.sources_settled = found, True
 
     def _known(self, study: Study) -> _Known:
         studies = self._studies.setdefault(_optuna.storage_of(study), {})
@@ -287,9 +326,9 @@ class Engine:
         if plan.chain is None:
             record = Record(number, 0, seed=self._seed_of(study), settings=settings)
         elif plan.members:
-            record = self._open(known, plan.chain, plan.members, settings, number)
+            record = self._open(study, plan.chain, plan.members, settings, number)
         else:
-            record = self._join(known, plan.chain, number)
+            record = self._join(study, plan.chain, number)
         if request.slot is not None:
             record = replace(record, slot=request.slot.number, attempt=request.slot.attempt)
         if plan.chain is None:
@@ -309,28 +348,30 @@ class Engine:
             )
         return replace(record, x=tuple(x.tolist()))
 
-    def _join(self, known: _Known, chain: Chain, number: int) -> Record:
+    def _join(self, study: Study, chain: Chain, number: int) -> Record:
         """Return the record of a trial that joins the generation of the head; x is missing."""
+        known = self._known(study)
         ledger, head = known.ledger, chain.head
         assert head is not None
         if known.model_of != head.trial:
             parent = ledger.openers[head.parent] if head.parent is not None else None
             members = [ledger.draws[n] for n in head.members if n in ledger.draws]
             in_force = split_settings(head.settings or {})[0]
-            self._fit_model(known, head.trial, chain, parent, members, in_force)
+            self._fit_model(study, head.trial, chain, parent, members, in_force)
         return Record(number, head.generation, opener=head.trial)
 
     def _open(
         self,
-        known: _Known,
+        study: Study,
         chain: Chain,
         members: Sequence[Draw],
         settings: Mapping[str, Any],
         number: int,
     ) -> Record:
         """Move theta; return the record of the trial that opens the generation; x is missing."""
+        known = self._known(study)
         ledger, parent, in_force = known.ledger, chain.head, split_settings(settings)[0]
-        self._fit_model(known, number, chain, parent, members, in_force)
+        self._fit_model(study, number, chain, parent, members, in_force)
         thetas = partial(recorded_theta, ledger)
         update = next_theta(chain.space, parent, members, ledger, thetas, in_force, known.model)
         if not all(d.trial.value is None or math.isfinite(d.trial.value) for d in members):
@@ -358,7 +399,7 @@ class Engine:
 
     def _fit_model(
         self,
-        known: _Known,
+        study: Study,
         opener: int,
         chain: Chain,
         parent: Record | None,
@@ -366,8 +407,9 @@ class Engine:
         settings: UpdateSettings,
     ) -> None:
         """Know the model behind a generation; None if its draws follow none."""
-        model = None
+        known, model = self._known(study), None
         if settings.estimator == "surrogate":
+            self._settle_sources(study)
             model = fit_model(chain.space, parent, members, known.ledger, settings)
             if model is None:
                 self.warn_once(

@@ -21,7 +21,7 @@ from optuna_s2e._attributes import FAILURE_KEY
 from optuna_s2e._checks import check_choice, check_int
 from optuna_s2e.distributions import draw_independent
 from optuna_s2e.estimators import DEFAULT_ESTIMATOR, resolve
-from optuna_s2e.history import Chain, State
+from optuna_s2e.history import Chain, Sources, State
 from optuna_s2e.sampler._engine import Engine
 from optuna_s2e.sampler._request import Drawn, Request
 
@@ -81,6 +81,12 @@ class S2ESampler(BaseSampler):
             `"paper"`, 10 for the others.
         sign: The sign of rho H^{-1} g in the step of `"paper"`: "-" as in Eq 9, or "+" as Eq 8
             prints it.
+        source_studies: Earlier studies of the same space, on other data for example, that the
+            model of `"surrogate"` learns from (warm start). Their completed trials count as draws
+            of other tasks: each study's losses have a mean and a deviation of their own, and how
+            alike the tasks are is fitted. Only trials whose parameters lie in the ranges of this
+            study count. They are copied into the study when it begins, so the earlier studies may
+            be deleted. A study that began without them cannot take them on.
         consider_pruned_trials: Whether pruned trials count, with their last reported value. They
             bias the gradient towards points that look good early.
         seed: Key of all random numbers, at least 0. None takes it from the study's name, which
@@ -124,6 +130,7 @@ class S2ESampler(BaseSampler):
         max_weight: float = 10.0,
         reuse: int | None = None,
         sign: str = "-",
+        source_studies: Sequence[Study] | None = None,
         consider_pruned_trials: bool = False,
         seed: int | None = None,
         on_config_change: str = "refuse",
@@ -149,11 +156,19 @@ class S2ESampler(BaseSampler):
                 f"reuse={settings.reuse}. Leave it out, or change these.",
                 stacklevel=2,
             )
+        if source_studies and settings.estimator != "surrogate":
+            warnings.warn(
+                f"source_studies has no effect with estimator={settings.estimator!r}. Leave it "
+                "out, or change the estimator.",
+                stacklevel=2,
+            )
+            source_studies = None
         self._engine = Engine(
             settings,
             consider_pruned=bool(consider_pruned_trials),
             seed=None if seed is None else check_int("seed", seed, 0),
             adopt=on_config_change == "adopt",
+            sources=Sources.of(source_studies) if source_studies else None,
         )
         self.independent_sampler = independent_sampler
         self._warn_independent_sampling = warn_independent_sampling

@@ -13,10 +13,10 @@ from dataclasses import replace
 import numpy as np
 
 from optuna_s2e._blas import one_blas_thread
-from optuna_s2e._typing import FloatArray
+from optuna_s2e._typing import BoolArray, FloatArray
 from optuna_s2e.distributions import SearchSpace, keyed_rng
 from optuna_s2e.estimators import UpdateSettings, newton, surrogate_newton
-from optuna_s2e.history import Draw, Ledger, Record, split_settings
+from optuna_s2e.history import Draw, Ledger, Record, Sources, split_settings
 from optuna_s2e.surrogate import Model
 
 MAX_MODEL_DRAWS = 200  # the cubic cost of a fit: about 30 ms
@@ -119,7 +119,7 @@ def fit_model(
     losses = np.array([ledger.rules.loss(d.trial) for d in draws])
     active = np.array([space.active(d.trial.params) for d in draws])
     try:
-        model = Model.fit(space, x, active=active, losses=losses)
+        model = fit_with_sources(space, x, active, losses, ledger.sources)
     except (ValueError, ArithmeticError):  # LinAlgError is a ValueError
         return None
     return model if np.isfinite(model.gp.mean_at_draws).all() else None
@@ -133,6 +133,32 @@ def model_version(settings: UpdateSettings) -> int:
 def recomputes(opener: Record) -> bool:
     """Say whether this release has the model that moved the theta of an opener."""
     return opener.model == model_version(split_settings(opener.settings or {})[0])
+
+
+def fit_with_sources(
+    space: SearchSpace,
+    x: FloatArray,
+    active: BoolArray,
+    losses: FloatArray,
+    sources: Sources | None,
+) -> Model:
+    """Fit a model to draws (N, d) and to those trials of earlier studies that lie in the space.
+
+    The draws come first in what the model was fitted to.
+
+    Raises:
+        ValueError: As `Model.fit` does.
+    """
+    found = sources.draws(space) if sources is not None else None
+    if found is None or not len(found.losses):
+        return Model.fit(space, x, active=active, losses=losses)
+    return Model.fit(
+        space,
+        np.concatenate([x, found.x]),
+        active=np.concatenate([active, found.active]),
+        losses=np.concatenate([losses, found.losses]),
+        tasks=np.concatenate([np.zeros(len(x), dtype=np.int64), found.studies]),
+    )
 
 
 def _evidence(

@@ -110,7 +110,7 @@ def propose(
     if len(failed):
         completed = model.gp.features
         risk = share_failed(z, completed, model.featurize(failed), model.gp.category_weights)
-        worst = model.gp.mean_at_draws.max() / unit
+        worst = model.mean_at_draws.max() / unit
 
     def bound(mean: FloatArray, deviation: FloatArray) -> FloatArray:
         mean, deviation = mean / unit, deviation / unit
@@ -142,7 +142,7 @@ def _near_the_best(model: Model, x: FloatArray, n: int, rng: np.random.Generator
     Each lies a share w of the way from a draw to a candidate, with w log-uniform in
     [`LEAST_SHARE`, 1]. A category is the candidate's with probability w, else the draw's.
     """
-    order = np.argsort(model.gp.mean_at_draws, kind="stable")
+    order = np.argsort(model.mean_at_draws, kind="stable")
     bases = model.x[rng.choice(order[:N_BASES], n)]
     others = x[rng.choice(len(x), n)]
     w = np.exp(rng.uniform(np.log(LEAST_SHARE), 0.0, (n, 1)))

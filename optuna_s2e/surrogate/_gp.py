@@ -72,6 +72,13 @@ class GaussianProcess:
         """Standard deviation of one observation around f, in units of the losses."""
         return float(np.sqrt(self.noise_share)) * self._scale * self._deviation * self.unit
 
+    @property
+    def log_evidence(self) -> float:
+        """Log marginal likelihood of the standardised losses at (l, s), up to a constant."""
+        n = len(self.features)
+        logs = np.log(np.diag(self._cholesky)).sum() + (n + 1) * np.log(self._scale)
+        return -float(logs)
+
     @cached_property
     def mean_at_draws(self) -> FloatArray:
         """Posterior mean of f at the points that it was fitted to, (N,)."""

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
+from scipy.spatial.distance import pdist
 
-from optuna_s2e._typing import BoolArray, FloatArray
+from optuna_s2e._typing import BoolArray, FloatArray, IntArray
 from optuna_s2e.distributions import SearchSpace
 from optuna_s2e.surrogate._conditions import Conditions, find_conditions
 from optuna_s2e.surrogate._features import feature_groups, featurize, numbered_features
 from optuna_s2e.surrogate._gp import GaussianProcess, clip_and_standardize, fit
 from optuna_s2e.surrogate._likelihood import ard_scales
+
+LEAST_AGREEMENT = 1.0  # correlation, in units of its standard error
+LEAST_SPREAD = 0.3  # of a task's losses at the draws of another, in units of their deviation
+TASK_DISTANCES = (0.0, 0.5, 1.0, 2.0, 5.0)  # in units of the median distance of the draws
 
 
 @dataclass(frozen=True)
@@ -20,11 +26,12 @@ class Model:
 
     Attributes:
         space: Space of the draws.
-        x: Coordinates of the draws that it was fitted to, (N, d).
+        x: Coordinates of the draws that it was fitted to, those of other tasks last, (N, d).
         conditions: Where each parameter of the space is active.
         scales: Factors of the features, from `ard_scales`, (n_features,). Numbers of categories
             stay as they are; `gp.category_weights` has the squares of their factors.
         gp: Regression of the losses on `featurize(x)`.
+        with_tasks: Whether the last feature is the number of the draw's task.
 
     Example:
         >>> import numpy as np
@@ -43,18 +50,31 @@ class Model:
     conditions: Conditions
     scales: FloatArray
     gp: GaussianProcess
+    with_tasks: bool = False
 
     @classmethod
     def fit(
-        cls, space: SearchSpace, x: FloatArray, *, active: BoolArray, losses: FloatArray
+        cls,
+        space: SearchSpace,
+        x: FloatArray,
+        *,
+        active: BoolArray,
+        losses: FloatArray,
+        tasks: IntArray | None = None,
     ) -> Model:
         """Fit a model to draws.
+
+        Draws of other tasks say what the loss looks like there. A task counts if what it says of
+        the own draws rises with their losses, and is brought to their mean and deviation. How
+        alike the tasks are is fitted: among `TASK_DISTANCES`, the distance between two tasks is
+        the one of the largest marginal likelihood.
 
         Args:
             space: Space of the draws.
             x: Coordinates of the draws, (N, d).
             active: Which coordinates the objective asked for, (N, d).
             losses: Losses of the draws, (N,), as in `surrogate.fit`.
+            tasks: Number of the task of each draw, (N,); 0 is the one to model. None means 0.
 
         Returns:
             The fitted model.
@@ -64,12 +84,24 @@ class Model:
                 unknown schedule space, or the algebra breaks down (LinAlgError).
         """
         z, numbered = featurize(space, x, active), numbered_features(space)
+        if tasks is not None:
+            kept, losses = _alike(z, losses, tasks, numbered.astype(np.float64))
+            z, x, active, losses, tasks = z[kept], x[kept], active[kept], losses[kept], tasks[kept]
+        conditions = find_conditions(space, x, active)
         y = clip_and_standardize(losses).y
         scales = ard_scales(z, y, feature_groups(space), numbered)
         weights = np.where(numbered, scales**2, 0.0)
         scales = np.where(numbered, 1.0, scales)
-        gp = fit(z * scales, losses, weights)
-        return cls(space, x, find_conditions(space, x, active), scales, gp)
+        if tasks is None or not tasks.any():
+            return cls(space, x, conditions, scales, fit(z * scales, losses, weights))
+        z = np.column_stack([z * scales, tasks])
+        typical = float(np.median(pdist(z[:, :-1][:, ~numbered]))) or 1.0
+        fits = (
+            fit(z, losses, np.append(weights, (distance * typical) ** 2))
+            for distance in TASK_DISTANCES
+        )
+        gp = max(fits, key=lambda gp: gp.log_evidence)  # the first, so the nearest, of equals
+        return cls(space, x, conditions, np.append(scales, 1.0), gp, with_tasks=True)
 
     def featurize(self, x: FloatArray, active: BoolArray | None = None) -> FloatArray:
         """Return the features of draws, times `scales`.
@@ -83,4 +115,44 @@ class Model:
             Features as the regression takes them, (N, n_features).
         """
         active = self.conditions.active(x) if active is None else active
-        return featurize(self.space, x, active) * self.scales
+        z = featurize(self.space, x, active)
+        if self.with_tasks:
+            z = np.column_stack([z, np.zeros(len(z))])
+        return z * self.scales
+
+    @cached_property
+    def mean_at_draws(self) -> FloatArray:
+        """Expected loss, in the task to model, at the draws that it was fitted to, (N,)."""
+        if not self.with_tasks:
+            return self.gp.mean_at_draws
+        own = self.gp.features.copy()
+        own[:, -1] = 0.0
+        return self.gp.mean(own)
+
+
+def _alike(
+    z: FloatArray, losses: FloatArray, tasks: IntArray, weights: FloatArray
+) -> tuple[BoolArray, FloatArray]:
+    """Return which draws teach task 0, and all losses in the units of task 0, (N,) both.
+
+    A task teaches if what its own regression expects at the n draws of task 0 rises with their
+    losses: if the correlation exceeds LEAST_AGREEMENT / sqrt(n). The mean and the deviation of
+    what it expects are brought to those of the losses, so that tasks can be compared whose draws
+    lie elsewhere.
+    """
+    own = tasks == 0
+    y, mean, deviation = clip_and_standardize(losses[own])
+    kept, mapped = own.copy(), losses.copy()
+    for task in np.unique(tasks[~own]):
+        of_task = tasks == task
+        gp = fit(z[of_task], losses[of_task], weights)
+        expected = gp.mean(z[own])
+        shape = expected - expected.mean()
+        if y @ shape > LEAST_AGREEMENT * np.linalg.norm(shape):
+            spread = float(np.hypot(expected.std(), gp.noise_deviation))
+            least = LEAST_SPREAD * clip_and_standardize(losses[of_task]).deviation
+            mapped[of_task] -= expected.mean()
+            mapped[of_task] *= deviation / max(spread, least)
+            mapped[of_task] += mean
+            kept |= of_task
+    return kept, mapped

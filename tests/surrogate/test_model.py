@@ -80,3 +80,32 @@ def test_inactive_categories_are_half_as_far(monkeypatch: pytest.MonkeyPatch) ->
     weights = np.where(surrogate.numbered_features(space), 4.0, 0.0)
     squares = category_squares(z, z, weights)
     assert squares.tolist() == [[0, 4, 2], [4, 0, 2], [2, 2, 0]]
+
+
+def test_another_task_teaches_its_shape_in_the_units_of_the_own_losses() -> None:
+    """Own losses at the left end only: where the minimum lies, only the other task says."""
+    space = SearchSpace.of({"a": FloatDistribution(0, 1)})
+    own, other = np.linspace(0.02, 0.3, 6), np.linspace(0.02, 0.98, 25)
+    x = np.concatenate([own, other])[:, None]
+    losses = np.concatenate([(own - 0.6) ** 2, 700 + 300 * (other - 0.6) ** 2])
+    tasks = np.repeat([0, 1], [len(own), len(other)])
+    model = Model.fit(space, x, active=x > 0, losses=losses, tasks=tasks)
+    alone = Model.fit(space, x[:6], active=x[:6] > 0, losses=losses[:6])
+    grid = np.linspace(0.01, 0.99, 99)[:, None]
+    expected = model.gp.mean(model.featurize(grid))
+    assert abs(grid[expected.argmin(), 0] - 0.6) < 0.1
+    assert abs(grid[alone.gp.mean(alone.featurize(grid)).argmin(), 0] - 0.6) > 0.15
+    assert expected.max() < 1.0
+    assert model.mean_at_draws.shape == (31,)
+    np.testing.assert_allclose(model.mean_at_draws, model.gp.mean(model.featurize(x)))
+
+
+def test_a_task_that_says_the_contrary_is_not_believed() -> None:
+    space = SearchSpace.of({"a": FloatDistribution(0, 1)})
+    x = np.concatenate([np.linspace(0.02, 0.98, 12), np.linspace(0.03, 0.97, 25)])[:, None]
+    tasks = np.repeat([0, 1], [12, 25])
+    losses = np.where(tasks == 0, (x[:, 0] - 0.3) ** 2, -((x[:, 0] - 0.3) ** 2))
+    model = Model.fit(space, x, active=x > 0, losses=losses, tasks=tasks)
+    alone = Model.fit(space, x[:12], active=x[:12] > 0, losses=losses[:12])
+    np.testing.assert_array_equal(model.gp.features, alone.gp.features)
+    np.testing.assert_array_equal(model.gp.mean_at_draws, alone.gp.mean_at_draws)
