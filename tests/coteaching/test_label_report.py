@@ -85,7 +85,7 @@ def test_samples_are_called_by_their_names(tmp_path):
     assert json.loads((folder / "label-errors.json").read_text())[0]["index"] == names[4]
     assert {*names} <= {*page.texts}
     assert "Sample 4" not in page.texts
-    with pytest.raises(ValueError, match="names must hold all samples .* but holds 4"):
+    with pytest.raises(ValueError, match=r"names must hold all samples .* but holds 4"):
         _save(tmp_path, names=names[:4])
 
 

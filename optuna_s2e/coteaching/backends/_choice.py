@@ -48,12 +48,18 @@ class Backend(NamedTuple):
     Attributes:
         trainer: Makes the trainer of a group of trials.
         width: Largest number of trials in a group.
-        name: Its name, one of `BACKENDS` other than "auto".
     """
 
     trainer: MakeTrainer
     width: int
-    name: str = ""
+
+    @property
+    def name(self) -> str:
+        """Its name, one of `BACKENDS` other than "auto"."""
+        if isinstance(self.trainer, partial):
+            return "graphs"
+        names = {LoopTrainer: "loop", KeptRowsTrainer: "rows"}
+        return next((name for kind, name in names.items() if self.trainer is kind), "fused")
 
     def make_trainer(self, setup: TrainingSetup, seeds: Sequence[int], labels: Tensor) -> Trainer:
         """Make the trainer of a group; a trial whose networks it cannot train goes to the loop.
@@ -92,14 +98,14 @@ def find_backend(name: str, setup: TrainingSetup, width: int | None) -> Backend:
     if name == "graphs" and setup.data.x.device.type != "cuda":
         raise ValueError("backend 'graphs' needs a CUDA device. Take 'auto' or 'fused'.")
     if name == "loop":
-        return Backend(LoopTrainer, 1, "loop")
+        return Backend(LoopTrainer, 1)
     probe = _make_probe(setup)
     if probe is not None:
         found = _suitable(name, setup, probe, width)
         if found is not None:
             return found
     if name == "auto":
-        return Backend(LoopTrainer, 1, "loop")
+        return Backend(LoopTrainer, 1)
     raise ValueError(
         f"backend {name!r} needs a network that {_NEEDS[name]}. "
         "Take 'auto' or 'loop' for any other."
@@ -123,7 +129,7 @@ def _suitable(
     if name == "auto" and on_cpu and n_products <= _SMALL_CNN:
         return _fused(name, FusedCnnTrainer, width or 1)
     if name == "rows" or (name == "auto" and on_cpu):
-        return Backend(KeptRowsTrainer, 1, "rows") if has_rules(probe) and one_dtype else None
+        return Backend(KeptRowsTrainer, 1) if has_rules(probe) and one_dtype else None
     if is_fusible(probe):
         return _fused(name, FusedCnnTrainer, width or _WIDTH)
     # measured on CPUs: faster for very small networks in large groups, slower for all others
@@ -134,7 +140,7 @@ def _suitable(
 
 def _fused(name: str, trainer: type[FusedTrainer], width: int) -> Backend:
     make = trainer if name != "graphs" else partial(trainer, run_steps=CudaGraphSteps())
-    return Backend(make, width, "fused" if name == "auto" else name)
+    return Backend(make, width)
 
 
 def _make_probe(setup: TrainingSetup) -> nn.Module | None:
