@@ -449,7 +449,7 @@ def _as_texts(labels: Iterable[object]) -> Texts:
 
 
 def _as_text(label: object) -> str:
-    if label is None or label != label or type(label).__name__ == "NAType":
+    if label is None or type(label).__name__ == "NAType" or label != label:  # NaN, NaT
         return ""
     text = label.decode(errors="replace") if isinstance(label, bytes) else str(label).strip()
     return re.sub(r"\.0+$", "", text) if re.fullmatch(r"-?\d+\.0+", text) else text

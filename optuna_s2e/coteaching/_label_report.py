@@ -141,10 +141,19 @@ def _shower(inputs: Any) -> Callable[[int], str]:
 
 def _features(row: pd.Series) -> str:
     cells = "".join(
-        f"<dt>{escape(str(name))}</dt><dd>{escape(str(value))}</dd>"
+        f"<dt>{escape(str(name))}</dt><dd>{escape(_cell(value))}</dd>"
         for name, value in row.iloc[:_MOST_FEATURES].items()
     )
     return f"<dl>{cells}</dl>"
+
+
+def _cell(value: Any) -> str:
+    """Return a value of a table, short: numbers with four digits."""
+    if value is None or type(value).__name__ == "NAType" or value != value:  # NaN, NaT
+        return "missing"
+    if isinstance(value, float | np.floating) and np.isfinite(value):
+        return str(int(value)) if float(value).is_integer() else f"{value:.4g}"
+    return str(value)
 
 
 def _colours(images: npt.NDArray[Any]) -> Callable[[int], npt.NDArray[np.uint8]] | None:

@@ -156,6 +156,14 @@ def test_rows_of_a_data_frame_are_shown(tmp_path):
     assert page.texts[at + 1] == "7"  # of sample 4
 
 
+def test_values_of_a_table_are_short(tmp_path):
+    values = [0.123456, np.nan, 12345678.0, None, pd.NA, "red"]
+    frame = pd.DataFrame({f"column {i}": [value] * 5 for i, value in enumerate(values)})
+    page = _save(tmp_path, _errors(1), inputs=frame)
+    shown = [page.texts[page.texts.index(f"column {i}") + 1] for i in range(6)]
+    assert shown == ["0.1235", "missing", "12345678", "missing", "missing", "red"]
+
+
 def test_vectors_show_no_pictures(tmp_path):
     assert not _save(tmp_path, inputs=np.ones((5, 7))).all("img")
 
