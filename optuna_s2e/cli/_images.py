@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -55,10 +56,11 @@ class Listing(NamedTuple):
 
 def list_images(folder: Path) -> Listing:
     """Return the images below a folder. Hidden files are passed over."""
-    files = sorted(
-        path for path in folder.rglob("*")
-        if path.is_file() and not any(p.startswith(".") for p in path.relative_to(folder).parts)
-    )  # fmt: skip
+    files = []
+    for root, folders, names in os.walk(folder, followlinks=True):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        files += [Path(root, name) for name in names if not name.startswith(".")]
+    files.sort()
     images = [path for path in files if path.suffix.lower() in ENDINGS]
     return Listing(images, [p.name for p in files if p.suffix.lower() not in ENDINGS])
 

@@ -21,13 +21,14 @@ HELP = """\
 MODEL is the folder that `s2e fit` wrote. NEW is data like those that it was
 fitted to: a table with the same columns in any order (other columns are
 passed over), a folder of images or one image, or a file.npz with x. Without
---out, the predictions are printed as CSV.
+--out, the predictions are printed as CSV: index (the number of the row, from 0,
+or the file of the image), prediction, probability.
 
     s2e predict model new.csv --out predictions.csv
     s2e predict model photos --proba --out predictions.csv
     s2e predict model new.csv | head
 
-Next: `index` is the number of the row, from 0, or the file of the image.
+Next: `s2e label-errors` shows which labels the model never agreed with.
 """
 
 OPTIONS: Options = {

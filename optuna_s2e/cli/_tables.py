@@ -70,11 +70,16 @@ class TableFile:
             return
         self._frame = None
         self._text = self._decode(content)
-        self._separator = _find_separator(self._text)
+        told = re.match(r"sep=(.)\r?\n", self._text)  # Excel's hint
+        if told:
+            self._text = self._text[told.end() :]
+        self._separator = told[1] if told else _find_separator(self._text)
         if not header:
             self.columns = [str(number + 1) for number in range(self._parse(nrows=1).shape[1])]
             return
-        self.columns = [str(name) for name in self._parse(nrows=0).columns]
+        names = [str(name) for name in self._parse(nrows=0).columns]
+        bare = [name.strip() for name in names]
+        self.columns = bare if len({*bare}) == len(bare) else names
         if 2 * sum(map(_is_number, self.columns)) >= len(self.columns):
             self.remarks.append(
                 f"The first line of {path.name} was taken for the names of the columns "
@@ -152,8 +157,8 @@ class TableFile:
             "skipinitialspace": True,
             "low_memory": False,  # else a column may be numbers here and text there
         }
-        if not self._header:
-            given["names"] = self.columns or None
+        if self.columns:
+            given["names"] = self.columns
         with self._as_value_error():
             return pandas.read_csv(io.StringIO(self._text), **given, **options)
 

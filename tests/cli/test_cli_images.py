@@ -15,16 +15,18 @@ def test_grey_images_stay_grey_and_are_sorted() -> None:
         write_image(f"p/{name}.png", level)
     Path("p/.hidden").mkdir()
     write_image("p/.hidden/c.png")
+    write_image("elsewhere/d.png", 30)
+    Path("p/linked").symlink_to(Path("elsewhere").absolute())
     Path("p/notes.txt").write_text("")
     Path("p/.DS_Store").write_text("")
     listing = list_images(Path("p"))
-    assert [path.name for path in listing.images] == ["a.png", "b.png"]
+    assert [path.name for path in listing.images] == ["a.png", "b.png", "d.png"]
     assert listing.others == ["notes.txt"]
     images = read_images(listing.images)
     assert images.shape == ImageShape(1, 6, 5, False)
     assert images.pixels.dtype == np.uint8
-    assert images.pixels[:, 0, 0, 0].tolist() == [20, 10]
-    assert images.pixels[:, 0, 5, 4].tolist() == [255, 255]
+    assert images.pixels[:, 0, 0, 0].tolist() == [20, 10, 30]
+    assert images.pixels[:, 0, 5, 4].tolist() == [255, 255, 255]
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "P", "CMYK", "I;16", "1", "LA"])

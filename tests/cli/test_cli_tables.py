@@ -33,6 +33,8 @@ def read(content: str | bytes, label: str = "kind", **options: bool) -> pd.DataF
         CONTENT.replace(",", ", ").encode(),
         CONTENT.replace(",b", "?,b").replace(",,", ",NA,").encode(),
         CONTENT.encode("utf-16"),
+        b"sep=;\r\n" + CONTENT.replace(",", ";").encode(),
+        CONTENT.replace("size,", "size ,").replace("kind", "kind ").encode(),
         gzip.compress(CONTENT.encode()),
         CONTENT.replace("\n", ",\n").replace("kind,", "kind").encode(),  # lines end with a comma
         CONTENT.replace("\n", ",\n").encode(),
