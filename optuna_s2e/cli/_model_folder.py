@@ -87,7 +87,7 @@ class ModelFolder:
         try:
             document = json.loads(self.file(RESULTS).read_text(encoding="utf-8"))
             is_ours = document["format"] == FORMAT and document["version"] == VERSION
-        except FileNotFoundError as error:
+        except (FileNotFoundError, NotADirectoryError) as error:
             raise FileNotFoundError(
                 f"{str(self)!r} holds no model: {RESULTS} is missing. "
                 f"`s2e fit DATA --label COLUMN --out {self}` makes one."

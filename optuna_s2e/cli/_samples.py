@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 Texts = npt.NDArray[np.str_]
 Form = Mapping[str, Any]
 
+NAMES = ("digits", "mnist", "cifar10", "cifar100")  # coteaching.DATA_SETS, which loads torch
 FEWEST_OF_CLASS = 3  # samples of a class; fewer are learned badly
 MAX_SHOWN = 5  # names that a remark lists
 
@@ -374,7 +375,7 @@ def _read_arrays(path: Path) -> Samples:
         raise ValueError(
             f"{str(path)!r} is no .npz file of plain arrays: {why}.{remedy}"
         ) from error
-    held = ", ".join(sorted(arrays)) or "nothing"
+    held = _some(sorted(arrays)) or "nothing"
     if "x" not in arrays:
         raise ValueError(f"{str(path)!r} must hold x, but holds {held}.")
     pairs = {}
@@ -427,12 +428,9 @@ def _read_named(source: Source) -> Samples:
 
 
 def _check_name(name: str) -> None:
-    from optuna_s2e.coteaching import DATA_SETS
-
-    if name not in DATA_SETS:
+    if name not in NAMES:
         raise FileNotFoundError(
-            f"There is no file or folder {name!r}. Data sets with names are "
-            f"{', '.join(DATA_SETS)}."
+            f"There is no file or folder {name!r}. Data sets with names are {', '.join(NAMES)}."
         )
 
 

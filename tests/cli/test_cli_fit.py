@@ -4,6 +4,8 @@ import json
 import re
 import signal
 import sqlite3
+import subprocess
+import sys
 from contextlib import closing
 from pathlib import Path
 
@@ -180,6 +182,23 @@ def test_an_error_is_one_line_and_writes_nothing(
     assert line.startswith("s2e fit: error: ")
     assert re.search(message, line), line
     assert contents(".") == before
+
+
+HEAVY = """
+import sys
+from optuna_s2e.cli import main
+main(["fit", "a.csv", "--label", "none", "--out", "model"])
+main(["fit", "none.csv", "--label", "kind", "--out", "model"])
+print(sorted({"torch", "sklearn", "matplotlib", "PIL"} & set(sys.modules)))
+"""
+
+
+def test_data_are_looked_at_before_torch_is_loaded() -> None:
+    ran = subprocess.run([sys.executable, "-c", HEAVY], capture_output=True, text=True)
+    first, second = ran.stderr.splitlines()
+    assert first.startswith("s2e fit: error: --label must be a column of a.csv")
+    assert second.startswith("s2e fit: error: There is no file or folder 'none.csv'")
+    assert ran.stdout == "[]\n"
 
 
 def test_images_in_folders(capsys: pytest.CaptureFixture[str]) -> None:

@@ -92,9 +92,9 @@ def test_errors_name_what_is_missing(capsys: pytest.CaptureFixture[str]) -> None
         line = last_line(capsys, "predict", "model", new)
         assert re.search(message, line), line
         assert "np.str_" not in line
-    assert "'none' holds no model: fit.json is missing" in last_line(
-        capsys, "predict", "none", "new.csv"
-    )
+    for model in ("none", "a.csv"):
+        line = last_line(capsys, "predict", model, "new.csv")
+        assert f"'{model}' holds no model: fit.json is missing" in line
 
 
 def test_a_damaged_model_is_told(capsys: pytest.CaptureFixture[str]) -> None:

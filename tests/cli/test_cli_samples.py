@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from commands import write_classes, write_image, write_table
 
-from optuna_s2e.cli._samples import Source, check_labels, read_new, to_classes
+from optuna_s2e.cli._samples import NAMES, Source, check_labels, read_new, to_classes
+from optuna_s2e.coteaching import DATA_SETS
 
 
 def test_a_table_becomes_columns_and_labels() -> None:
@@ -112,7 +113,7 @@ def test_arrays_hold_inputs_labels_and_clean_ones() -> None:
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [
-        ({"z": np.ones(3)}, "'a.npz' must hold x, but holds z"),
+        ({"z": np.ones(3)}, "'a.npz' must hold x, but holds 'z'"),
         ({"x": np.ones((3, 2)), "y": np.ones(2)}, r"must have shapes \(N, ...\) and \(N,\)"),
         ({"x": np.ones((3, 2)), "y": np.ones((3, 2))}, r"but got \(3, 2\) and \(3, 2\)"),
         ({"x": np.ones(3), "y": np.ones(3)}, r"x in 'a.npz' must hold samples, but got \(3,\)"),
@@ -123,6 +124,10 @@ def test_arrays_that_cannot_be_used(arrays: dict[str, np.ndarray], message: str)
     np.savez("a.npz", **arrays)
     with pytest.raises(ValueError, match=message):
         Source("a.npz").read()
+
+
+def test_all_data_sets_with_names_are_known() -> None:
+    assert NAMES == DATA_SETS
 
 
 def test_digits_by_name_keep_their_own_test_data() -> None:
