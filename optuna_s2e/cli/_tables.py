@@ -164,6 +164,12 @@ class TableFile:
 
     def _without_row_names(self, frame: pd.DataFrame, options: dict[str, Any]) -> pd.DataFrame:
         """Leave out names or numbers of rows, and empty columns, if their column has no name."""
+        if frame.index.nlevels > 1:
+            n = len(self.columns)
+            raise ValueError(
+                f"{str(self.path)!r} cannot be read as a table: its first line names {n} columns, "
+                f"and the others hold {n + frame.index.nlevels}."
+            )
         if not frame.index.equals(import_pandas().RangeIndex(len(frame))):
             if (frame.iloc[:, -1].isin(_MISSING) | frame.iloc[:, -1].isna()).all():
                 with warnings.catch_warnings(action="ignore"):  # lines end with a separator

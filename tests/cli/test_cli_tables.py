@@ -100,6 +100,7 @@ def test_quoted_cells_hold_separators_and_lines() -> None:
         (b"\x89PNG...", "but is an image. Name a folder"),
         (b"a\x00b", "must be a table as text, but is none"),
         (b"a,kind\n1,x\n1,2,3,4\n", "cannot be read as a table: Expected 2 fields in line 3"),
+        (b"a,kind\n1,2,3,x\n4,5,6,y\n", "its first line names 2 columns, and the others hold 4"),
         (b"\x1f\x8bnothing", "cannot be read as a table"),
         (b"only words\nin lines", "--label must be a column of a.csv, but got 'kind'"),
     ],
