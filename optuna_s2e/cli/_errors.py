@@ -21,7 +21,6 @@ _ALIASES = {
     "n_epochs": "epochs",
     "n_trials": "trials",
     "kind": "space",
-    "n": "number",
 }
 _OF_TEXT = (
     "Leave it out with --drop, or turn it into numbers. In a column of numbers, correct or empty "

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import optuna
 
 from optuna_s2e.analysis import recommend
@@ -181,8 +182,7 @@ def _accuracy(model: NoisyLabelClassifier, data: TrainingData) -> dict[str, Any]
     is a lower bound: wrong labels among them count as errors.
     """
     if data.samples.test is not None:
-        inputs, labels = data.samples.test
-        return _share_right(model, inputs, labels.astype(data.y.dtype), "test data")
+        return _share_right(model, *data.samples.test, "test data")
     if data.validation is not None:
         seen = "" if model.study_ is None else ", which the search has seen"
         return _share_right(model, *data.validation, f"clean labels{seen}")
@@ -197,7 +197,8 @@ def _share_right(
 ) -> dict[str, Any]:
     from scipy.stats import binomtest
 
-    n_right, n = int((model.predict(inputs) == labels).sum()), len(labels)
+    is_right = model.predict(inputs).astype(np.str_) == labels.astype(np.str_)
+    n_right, n = int(is_right.sum()), len(labels)
     low, high = binomtest(n_right, n).proportion_ci(method="wilson")
     return {"measured_on": what, "value": n_right / n, "interval": [float(low), float(high)]}
 
