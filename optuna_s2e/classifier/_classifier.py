@@ -94,6 +94,8 @@ class NoisyLabelClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc
         n_features_in_: Number of columns of X (of the first axis after the samples, for images).
         feature_names_in_: Names of the columns, if X was a data frame with string names.
         noise_rate_: Share of wrong labels, estimated or given.
+        noise_interval_: 95 % interval of an estimated rate; None if the rate was given, or if
+            there are too few samples to estimate it.
         transition_matrix_: Estimated P(given label | true class), (C, C); None if the noise rate
             was given.
         schedule_: The schedule R(t) of the final training.
@@ -311,7 +313,7 @@ class NoisyLabelClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc
             schedule = fitting.search(found.study, noise.rate, fraction, *budget)
         else:
             noise = fitting.noise(noise_rate)
-        self.noise_rate_, self.transition_matrix_ = noise
+        self.noise_rate_, self.transition_matrix_, self.noise_interval_ = noise
         self.schedule_ = schedule or suggested_schedule(n_epochs, noise.rate)
         results = fitting.fit(self.schedule_.keep_rates, n_pairs)
         self._networks = [net for result in results for net in result.networks or ()]

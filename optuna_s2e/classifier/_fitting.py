@@ -46,10 +46,12 @@ class Noise(NamedTuple):
     Attributes:
         rate: Share of wrong labels.
         matrix: P(given | true class), (C, C); None if the user gave the rate.
+        interval: 95 % interval of an estimated rate; None if it was not estimated.
     """
 
     rate: float
     matrix: FloatArray | None
+    interval: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -114,7 +116,7 @@ class Fitting:
             seed=self._seed(0),
         )
         self.bar.update(self.estimate_epochs)
-        return Noise(found.noise_rate, found.transition_matrix)
+        return Noise(found.noise_rate, found.transition_matrix, found.interval)
 
     @property
     def estimate_epochs(self) -> int:

@@ -46,6 +46,7 @@ def save(model: NoisyLabelClassifier, path: str | os.PathLike[str]) -> None:
         "n_features_in": model.n_features_in_,
         "feature_names_in": getattr(model, "feature_names_in_", np.array([])).tolist(),
         "noise_rate": model.noise_rate_,
+        "noise_interval": model.noise_interval_,
         "transition_matrix": _listed(model.transition_matrix_),
         "schedule": model.schedule_.to_json(),
         "classes": {"dtype": model.classes_.dtype.str, "values": model.classes_.tolist()},
@@ -103,6 +104,8 @@ def load(
         model.feature_names_in_ = np.array(document["feature_names_in"], dtype=object)
     matrix = document["transition_matrix"]
     model.noise_rate_ = document["noise_rate"]
+    interval = document.get("noise_interval")
+    model.noise_interval_ = None if interval is None else tuple(interval)
     model.transition_matrix_ = None if matrix is None else np.array(matrix)
     model.schedule_ = Schedule.from_json(document["schedule"])
     model.study_ = None

@@ -128,10 +128,14 @@ class SearchStudy:
         if recorded is None:
             found = estimate()
             matrix = None if found.matrix is None else np.asarray(found.matrix).tolist()
-            recorded = {"rate": found.rate, "matrix": matrix}
+            recorded = {"rate": found.rate, "matrix": matrix, "interval": found.interval}
             self.study.set_user_attr(CLASSIFIER_KEY, {**self.record, "noise": recorded})
-        matrix = recorded["matrix"]
-        return Noise(recorded["rate"], None if matrix is None else np.array(matrix))
+        matrix, interval = recorded["matrix"], recorded.get("interval")
+        return Noise(
+            recorded["rate"],
+            None if matrix is None else np.array(matrix),
+            None if interval is None else tuple(interval),
+        )
 
 
 def _check_same(

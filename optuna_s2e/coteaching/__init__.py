@@ -21,7 +21,13 @@ from optuna_s2e.coteaching._networks import NETWORKS, make_network
 from optuna_s2e.coteaching._noise_estimate import NoiseEstimate, estimate_noise
 from optuna_s2e.coteaching._objective import CoteachingObjective
 from optuna_s2e.coteaching._samples import SampleStatistics
-from optuna_s2e.coteaching._training import Metrics, TrainingResult, last_epochs_mean, train_batch
+from optuna_s2e.coteaching._training import (
+    Metrics,
+    TrainingResult,
+    find_device,
+    last_epochs_mean,
+    train_batch,
+)
 from optuna_s2e.coteaching.data import DATA_SETS, NoisyData, load_data
 
 __all__ = [
@@ -38,6 +44,7 @@ __all__ = [
     "estimate_noise",
     "evaluate_schedules",
     "evaluation_table",
+    "find_device",
     "find_label_errors",
     "fixed_schedules",
     "label_quality",

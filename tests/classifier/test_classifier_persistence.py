@@ -37,6 +37,9 @@ def test_everything_but_the_study_comes_back(tmp_path):
     assert (again.label_quality_ == model.label_quality_).all()
     assert (again.transition_matrix_ == model.transition_matrix_).all()
     assert again.noise_rate_ == model.noise_rate_
+    low, high = again.noise_interval_
+    assert (low, high) == model.noise_interval_
+    assert 0 <= low <= model.noise_rate_ <= high <= 1
     assert again.schedule_ == model.schedule_
     assert again.study_ is None
     with pytest.raises(ValueError, match="expecting 3 features"):

@@ -36,6 +36,8 @@ def test_a_fit_is_found_again_and_its_budget_extended(url):
     again = fit(storage=url)
     assert again.study_.study_name == first.study_.study_name
     assert len(again.study_.trials) == 3
+    assert again.noise_interval_ == first.noise_interval_ == fit().noise_interval_
+    assert fit(noise_rate=0.1).noise_interval_ is None
     assert (again.predict_proba(X) == first.predict_proba(X)).all()
     params = [trial.params for trial in first.study_.trials]
     longer = fit(storage=url, budget=5).study_.trials

@@ -53,6 +53,14 @@ class Backend(NamedTuple):
     trainer: MakeTrainer
     width: int
 
+    @property
+    def name(self) -> str:
+        """Its name, one of `BACKENDS` other than "auto"."""
+        if isinstance(self.trainer, partial):
+            return "graphs"
+        names = {LoopTrainer: "loop", KeptRowsTrainer: "rows"}
+        return next((name for kind, name in names.items() if self.trainer is kind), "fused")
+
     def make_trainer(self, setup: TrainingSetup, seeds: Sequence[int], labels: Tensor) -> Trainer:
         """Make the trainer of a group; a trial whose networks it cannot train goes to the loop.
 
