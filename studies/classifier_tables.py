@@ -220,19 +220,17 @@ def by_cleanlab(table: Table, wrong: np.ndarray, model: Any) -> dict[str, Any]:
 
 
 def run(job: runs.Job) -> dict[str, Any]:
-    """Return the results of all on one table."""
+    """Return the results of some methods on one table."""
     warnings.simplefilter("ignore")
     kind, noise, seed = str(job[0]), str(job[1]), int(job[2])
     table = make_table(kind, noise, seed)
     wrong = table.y != table.true
-    if job[3:] == ("search",):
-        return {"search": ours(table, wrong)}
+    if job[3] != "peers":
+        return {str(job[3]): ours(table, wrong, search=job[3] == "search")}
     plain = NoisyLabelClassifier(
         search=False, noise_rate=0.0, device="cpu", random_state=0, progress=False
     )
     return {
-        "rate": float(wrong.mean()),
-        "suggested": ours(table, wrong, search=False),
         "boosting": by_boosting(table),
         "boosting_early": by_boosting(table, early_stopping=True),
         "cleanlab_boosting": by_cleanlab(table, wrong, boosting()),
@@ -242,8 +240,9 @@ def run(job: runs.Job) -> dict[str, Any]:
 
 def report(results: runs.Results) -> None:
     """Print both tables: accuracies, and the lists of errors."""
-    rows = {tuple(key.split("|")): r for key, r in results.items()}
-    rows = {key: r for key, r in rows.items() if len(key) == 3}
+    rows: dict[tuple[str, ...], dict[str, Any]] = {}
+    for key, result in results.items():
+        rows.setdefault(tuple(key.split("|")[:3]), {}).update(result)
     print("| table | noise | seed | suggested schedule | boosting | with early stopping |")
     print("|---|---|---|---:|---:|---:|")
     for key, r in rows.items():
@@ -268,11 +267,11 @@ def main() -> None:
     args = made.parse_args()
     seeds = range(FIRST_SEED, FIRST_SEED + args.seeds)
     kinds = [args.only] if args.only else list(KINDS)
+    parts = ["suggested", "peers"] + ["search"] * args.search
     jobs: list[runs.Job] = [
-        (kind, noise, seed) for seed in seeds for noise in ("symmetric", "pair") for kind in kinds
-    ]
-    if args.search:
-        jobs += [(*job, "search") for job in jobs]
+        (kind, noise, seed, part)
+        for part in parts for seed in seeds for noise in ("symmetric", "pair") for kind in kinds
+    ]  # fmt: skip
     if not args.report:
         runs.run_missing(RESULTS, jobs, run, n_processes=args.jobs, minutes=args.minutes)
     report(runs.read(RESULTS)["results"])
