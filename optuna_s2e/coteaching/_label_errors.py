@@ -53,8 +53,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 _SMOOTHING = 0.02
-_DOUBT = 2.0  # how much larger than the deviations the errors of an estimated matrix are: the
-# networks' own errors are not in the bootstrap
+_DOUBT = 2.0  # variance of an estimated matrix's errors, in that of its bootstrap, which does not
+# see the networks' own errors
 _SHARED = 0.5  # weight of the history's log-odds: both witnesses err at the same hard samples
 _SUREST = 1e-12
 
