@@ -34,7 +34,7 @@ from optuna_s2e.classifier._defaults import (
     find_network,
     training_config,
 )
-from optuna_s2e.classifier._fitting import Fitting, Labelled
+from optuna_s2e.classifier._fitting import Fitting, Labelled, Noise
 from optuna_s2e.classifier._inputs import InputEncoder, read_dataset
 from optuna_s2e.classifier._study import Budget, SearchStudy
 from optuna_s2e.classifier._table import is_missing
@@ -98,6 +98,11 @@ class NoisyLabelClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc
             there are too few samples to estimate it.
         transition_matrix_: Estimated P(given label | true class), (C, C); None if the noise rate
             was given.
+        oof_proba_: Out-of-fold probability of each class for each training sample, by networks
+            that were not trained on the sample, (N, C): what the estimate of the noise made on its
+            way. Rows are NaN for classes of fewer than three samples. With clean labels (`X_val`)
+            they are calibrated on them. None if the noise rate was given, or could not be
+            estimated.
         schedule_: The schedule R(t) of the final training.
         study_: The study of the search; None without a search, and after `load`.
         label_quality_: How much the networks trust each training label, in [0, 1], (N,).
@@ -255,7 +260,7 @@ class NoisyLabelClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc
         return list_label_errors(
             self._samples,
             self._labels,
-            noise=self.transition_matrix_,
+            noise=self._noise.known,
             classes=self.classes_.tolist(),
             n=n,
             noise_rate=noise_rate,
@@ -308,12 +313,11 @@ class NoisyLabelClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc
             bar.total += (budget.n_trials or 0) * n_epochs
             found = self._open_study(fitting, noise_rate)
             fitting = replace(fitting, seed=found.seed)
-            noise = found.noise(lambda: fitting.noise(noise_rate))
             self.study_ = found.study
-            schedule = fitting.search(found.study, noise.rate, fraction, *budget)
-        else:
-            noise = fitting.noise(noise_rate)
-        self.noise_rate_, self.transition_matrix_, self.noise_interval_ = noise
+        noise = fitting.noise(noise_rate)
+        if self.study_ is not None:
+            schedule = fitting.search(self.study_, noise, fraction, *budget)
+        self._keep_noise(noise)
         self.schedule_ = schedule or suggested_schedule(n_epochs, noise.rate)
         results = fitting.fit(self.schedule_.keep_rates, n_pairs)
         self._networks = [net for result in results for net in result.networks or ()]
@@ -325,9 +329,12 @@ class NoisyLabelClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc
         self._samples = [result.samples for result in results if result.samples is not None]
         self._labels = fitting.train[1]
         self._input_shape = tuple(fitting.train[0].shape[1:])
-        self.label_quality_ = label_quality(
-            self._samples, self._labels, noise=self.transition_matrix_
-        )
+        self.label_quality_ = label_quality(self._samples, self._labels, noise=noise.known)
+
+    def _keep_noise(self, noise: Noise) -> None:
+        self._noise = noise
+        self.noise_rate_, self.transition_matrix_ = noise.rate, noise.matrix
+        self.noise_interval_, self.oof_proba_ = noise.interval, noise.probabilities
 
     def _open_study(self, fitting: Fitting, noise_rate: float | None) -> SearchStudy:
         settings = {

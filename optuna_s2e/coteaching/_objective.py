@@ -21,8 +21,8 @@ from optuna_s2e._optuna import first_try_number, set_running_trial_attr
 from optuna_s2e._typing import FloatArray
 from optuna_s2e.coteaching._config import TrainingConfig
 from optuna_s2e.coteaching._networks import Network, check_inputs, find_network, make_network
-from optuna_s2e.coteaching._noise_estimate import N_EPOCHS, NoiseEstimate, estimate_noise
-from optuna_s2e.coteaching._study_spaces import StudySpaces
+from optuna_s2e.coteaching._noise_estimate import NoiseEstimate, epochs_beside, estimate_noise
+from optuna_s2e.coteaching._study_spaces import ESTIMATE, StudySpaces
 from optuna_s2e.coteaching._training import (
     Metrics,
     TrainingResult,
@@ -73,7 +73,8 @@ class CoteachingObjective:
             `ScheduleSpace`. None (default) takes the wide ranges. "estimate": `estimate_noise`
             finds it, once per study, before the first trial, and the study records it. All workers
             and a resumed study go by what is recorded. The estimate costs about 1.3 trainings of
-            T epochs if T <= 40, and less if T is larger.
+            T epochs if T <= 40, and less if T is larger. A `NoiseEstimate` that you have made is
+            recorded in its place.
         config: Optimiser and mini-batches. None takes the preset of the data set: mini-batches of
             64 and a learning rate of 1e-2 for the digits, the paper's 128 and 1e-3 for all others.
         learning_rate: Learning rate that replaces that of `config`.
@@ -113,7 +114,7 @@ class CoteachingObjective:
         device: torch.device | str = "auto",
         seed: int = 0,
         kind: str | None = None,
-        noise_rate: float | str | None = None,
+        noise_rate: float | str | NoiseEstimate | None = None,
         config: TrainingConfig | None = None,
         learning_rate: float | None = None,
         batch_size: int | None = None,
@@ -135,10 +136,14 @@ class CoteachingObjective:
         self.data = data.to(self.device)
         self.network = network
         self.seed = check_int("seed", seed, 0)
+        self._estimated = noise_rate if isinstance(noise_rate, NoiseEstimate) else None
         self.spaces = StudySpaces(
-            n_epochs, kind or DEFAULT_KIND, noise_rate, self._estimate, self.seed
+            n_epochs,
+            kind or DEFAULT_KIND,
+            ESTIMATE if isinstance(noise_rate, NoiseEstimate) else noise_rate,
+            self._estimate,
+            None if self._estimated else self.seed,
         )
-        self._estimated: NoiseEstimate | None = None
         self.metric = metric
         self.prune = prune
         self.backend = backend
@@ -278,7 +283,7 @@ class CoteachingObjective:
                 self.data,
                 network=self.network,
                 config=self.config,
-                n_epochs=min(N_EPOCHS, max(2, 3 * self.n_epochs // 8)),
+                n_epochs=epochs_beside(self.n_epochs),
                 device=self.device,
                 seed=self.seed,
                 progress=progress,

@@ -54,6 +54,24 @@ def test_it_predicts_true_labels_and_lists_the_wrong_ones(data, fitted):
     np.testing.assert_allclose(fitted.transition_matrix_.sum(axis=1), 1)
 
 
+def test_networks_that_have_not_seen_a_sample_predict_it(data, fitted):
+    _, y, true = data
+    assert fitted.oof_proba_.shape == (400, 2)
+    np.testing.assert_allclose(fitted.oof_proba_.sum(axis=1), 1)
+    named = fitted.classes_[fitted.oof_proba_.argmax(axis=1)]
+    assert (named == true).mean() > 0.9
+    assert (named == y).mean() < 0.85  # nothing of the wrong labels is learned by heart
+
+
+def test_of_classes_too_rare_for_folds_nothing_is_known_out_of_fold(data):
+    x, y, _ = data
+    y = np.where(np.arange(400) < 2, "maybe", y)
+    model = quick().fit(x, y)
+    assert np.isnan(model.oof_proba_[:2]).all()
+    assert np.isfinite(model.oof_proba_[2:]).all()
+    assert np.isfinite(model.label_quality_).all()
+
+
 def test_without_a_search_the_suggested_schedule_is_trained(fitted):
     expected = suggested_schedule(6, fitted.noise_rate_)
     assert fitted.schedule_ == expected
@@ -64,6 +82,7 @@ def test_a_given_noise_rate_is_not_estimated(data):
     model = quick(noise_rate=0.2, n_epochs=2).fit(data[0], data[1])
     assert model.noise_rate_ == 0.2
     assert model.transition_matrix_ is None
+    assert model.oof_proba_ is None
 
 
 def test_a_search_trains_budget_schedules_and_recommends_one(data):

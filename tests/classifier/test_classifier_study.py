@@ -13,7 +13,8 @@ pytest.importorskip("sklearn")
 
 from optuna.trial import TrialState
 
-from optuna_s2e import NoisyLabelClassifier, open_storage
+from optuna_s2e import NoisyLabelClassifier, ScheduleSpace, open_storage
+from optuna_s2e._attributes import CLASSIFIER_KEY, read_noise
 from optuna_s2e.classifier._study import Budget
 
 RNG = np.random.default_rng(0)
@@ -85,6 +86,28 @@ def test_other_data_and_other_arguments_are_refused_under_the_same_name(url):
     with pytest.raises(ValueError, match="another random_state"):
         fit(storage=url, study_name="s", random_state=1)
     assert len(fit(storage=url, n_epochs=3).study_.trials) == 3  # a study of its own
+
+
+def test_the_study_records_the_noise_as_every_search_does(url):
+    model = fit(storage=url)
+    noise = read_noise(model.study_.user_attrs)
+    assert noise.noise_rate == round(model.noise_rate_, 4)
+    assert noise.transition_matrix == np.round(model.transition_matrix_, 4).tolist()
+    assert not noise.used_clean_labels
+    space = ScheduleSpace(2, noise_rate=noise.noise_rate)
+    assert model.study_.trials[0].distributions["R.tau"] == space.distributions["R.tau"]
+    again = fit(storage=url)
+    assert (again.label_quality_ == model.label_quality_).all()
+    assert (again.oof_proba_ == model.oof_proba_).all()
+    assert "s2e:noise" not in fit(noise_rate=0.2).study_.user_attrs  # nothing was estimated
+
+
+def test_a_study_of_another_release_is_refused(url):
+    model = fit(storage=url, study_name="s")
+    held = model.study_.user_attrs[CLASSIFIER_KEY]
+    model.study_.set_user_attr(CLASSIFIER_KEY, {**held, "v": 1, "noise": {"rate": 0.3}})
+    with pytest.raises(ValueError, match="'s' was written by another release of optuna_s2e"):
+        fit(storage=url, study_name="s")
 
 
 def test_a_fit_without_a_seed_goes_on_with_that_of_its_study(url):

@@ -58,8 +58,12 @@ def test_a_model_lists_more_or_fewer(capsys: pytest.CaptureFixture[str]) -> None
     by_rate = listed("model")
     assert main(["label-errors", "model", "--number", "3"]) == 0
     assert listed("model") == by_rate[:3]
-    assert main(["label-errors", "model", "--threshold", "1", "--out", "all"]) == 0
+    assert main(["label-errors", "model", "--number", "80", "--out", "all"]) == 0
     assert len(listed("all")) == 80
+    assert main(["label-errors", "model", "--threshold", "0.5", "--out", "low"]) == 0
+    low = [row for row in listed("all") if float(row["quality"]) < 0.5]
+    assert 0 < len(low) < 80
+    assert listed("low") == low
     capsys.readouterr()
     assert main(["label-errors", "model", "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
