@@ -240,7 +240,7 @@ def _fit(found: Comparable, rules: Rules, study_name: str) -> _Fitted:
             else "no trial has a parameter with more than one value"
         )
         raise ValueError(
-            f"The trials of study {study_name!r} cannot be compared: {why}. Use rule=\"best\", or "
+            f'The trials of study {study_name!r} cannot be compared: {why}. Use rule="best", or '
             "search a parameter with one range."
         )
     losses = np.array([rules.loss(t) for t in found.trials])

@@ -306,7 +306,7 @@ def test_parameters_without_a_common_range_are_named() -> None:
         study.add_trial(
             optuna.create_trial(params={"x": choices[0]}, distributions=distributions, value=1.0)
         )
-    with pytest.raises(ValueError, match="study 'e' .* the ranges of 'x' have nothing in common"):
+    with pytest.raises(ValueError, match=r"'e' .* the ranges of 'x' have nothing in common"):
         recommend(study)
     assert recommend(study, "best").params == {"x": study.best_params["x"]}
 
