@@ -389,7 +389,8 @@ class Categorical(Family):
         floor = theta.max(axis=-1, keepdims=True) * (low / high)
         none = floor < np.finfo(np.float64).tiny  # is positive: nothing to prefer
         floored = np.where(none, 1.0, np.maximum(theta, floor))
-        return np.clip(floored * (low / floored.min(axis=-1, keepdims=True)), low, high)
+        scaled = floored * (low / floored.min(axis=-1, keepdims=True))
+        return np.asarray(np.clip(scaled, low, high))
 
     def free(
         self, theta: FloatArray, gradient: FloatArray, bounds: tuple[float, float]
