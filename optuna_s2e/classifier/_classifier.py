@@ -361,6 +361,7 @@ class NoisyLabelClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc
         if isinstance(x, Dataset):
             x, found = read_dataset(name, x)
             y = found if y is None else y
+        x, y = _masked_as_missing(x), _masked_as_missing(y)
         if isinstance(x, Tensor):
             validate_data(self, x.detach().cpu().numpy(), reset=reset, allow_nd=True,
                           ensure_all_finite=False, dtype=None)  # fmt: skip
@@ -410,6 +411,13 @@ class NoisyLabelClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc
         return np.asarray(torch.cat(parts).numpy())
 
 
+def _masked_as_missing(values: Any) -> Any:
+    """Return a masked array with NaN in place of what is masked; anything else as it is."""
+    if not np.ma.is_masked(values):
+        return values
+    return values.astype(np.float64 if values.dtype.kind in "biuf" else object).filled(np.nan)
+
+
 def _read_classes(y: Any) -> tuple[npt.NDArray[Any], IntArray]:
     """Return the classes, (C,), and the class number of each label, (N,).
 
@@ -425,9 +433,11 @@ def _read_classes(y: Any) -> tuple[npt.NDArray[Any], IntArray]:
         )
     assert_all_finite(labels, input_name="y")
     try:
+        if len({isinstance(label, str) for label in labels.tolist()}) > 1:
+            raise TypeError("strings and other types")
         check_classification_targets(labels)
         classes, numbers = np.unique(labels, return_inverse=True)
-    except TypeError as error:  # strings and numbers cannot be sorted
+    except TypeError as error:  # such labels cannot be sorted
         raise ValueError(
             "y must hold labels of one type, but holds several. Take y.astype(str)."
         ) from error

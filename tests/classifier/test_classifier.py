@@ -234,6 +234,7 @@ def test_too_few_samples_for_an_estimate_warn_and_count_as_clean():
         (["a", "b", None, "a"] * 5, "5 of 20 are missing"),
         ([0.5, 1.5] * 10, "continuous"),
         (["a", 1] * 10, "one type"),
+        ([1, "a"] * 10, "one type"),  # the first is no string
         (["a"] * 20, "one class"),
         (["a", "b"], "inconsistent numbers of samples"),
     ],
@@ -267,3 +268,17 @@ def test_arguments_out_of_range_are_refused(data, arguments, message):
 def test_a_training_that_diverges_says_what_may_help(data):
     with pytest.raises(ValueError, match="smaller learning_rate than 1e\\+30"):
         quick(learning_rate=1e30, noise_rate=0.2).fit(data[0], data[1])
+
+
+def test_masked_entries_are_missing_ones():
+    x, y, _ = make_data(60)
+    model = quick(n_epochs=2, noise_rate=0.2).fit(x, y)
+    masked = np.ma.masked_array(x, mask=np.abs(x) > 1)
+    of_missing = model.predict_proba(masked.filled(np.nan))
+    assert np.array_equal(model.predict_proba(masked), of_missing)
+    assert not np.array_equal(of_missing, model.predict_proba(x))
+    whole = np.ma.masked_array(x, mask=False)
+    assert np.array_equal(model.predict_proba(whole), model.predict_proba(x))
+    for labels in (y, (y == "yes").astype(int)):
+        with pytest.raises(ValueError, match="15 of 60 are missing"):
+            quick().fit(x, np.ma.masked_array(labels, mask=[True, False, False, False] * 15))

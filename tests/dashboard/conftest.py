@@ -1,5 +1,4 @@
 import os
-import shutil
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,13 +6,9 @@ from typing import Any
 
 import optuna
 import pytest
+from chromium import FLAGS, find_chromium
 
 from optuna_s2e import S2ESampler, open_storage
-
-FLAGS = [
-    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-    "--disable-background-networking", "--disable-component-update", "--disable-sync",
-]  # fmt: skip
 
 
 @pytest.fixture(scope="session")
@@ -45,8 +40,7 @@ def chromium() -> Iterator[Any]:  # not "browser": pytest-playwright, if install
         from playwright.sync_api import sync_playwright
     except ImportError:
         missing("playwright is not installed: pip install playwright")
-    names = ("chromium", "chromium-browser", "google-chrome")
-    found = os.environ.get("S2E_CHROMIUM") or next(filter(None, map(shutil.which, names)), None)
+    found = find_chromium()
     if found is None:
         missing("no Chromium (Debian: apt-get install chromium; or set S2E_CHROMIUM to one)")
     with sync_playwright() as playwright:

@@ -107,7 +107,7 @@ def test_weights_are_shown_as_weights_and_exported_and_renamed_as_they_are_store
 
 
 def test_a_line_per_trial_is_drawn_for_the_first_500_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("optuna_s2e.dashboard._server.MAX_LINES", 4)
+    monkeypatch.setattr("optuna_s2e.dashboard._answers.MAX_LINES", 4)
 
     def objective(trial: optuna.Trial) -> float:
         trial.report(0.5, 0)
