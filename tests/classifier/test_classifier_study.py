@@ -62,8 +62,9 @@ def test_a_killed_fit_goes_on_to_the_same_numbers(url, tmp_path, monkeypatch):
     assert process.stop(signal.SIGKILL)[0] == -signal.SIGKILL
     budget = n_complete() + 3
     resumed, straight = fit(storage=url, study_name="s", budget=budget), fit(budget=budget)
-    assert [t.value for t in resumed.study_.get_trials(states=[TrialState.COMPLETE])] == [
-        t.value for t in straight.study_.trials
+    complete = resumed.study_.get_trials(states=[TrialState.COMPLETE])
+    assert [(t.params, t.value) for t in complete] == [
+        (t.params, t.value) for t in straight.study_.trials
     ]
     assert (resumed.predict_proba(X) == straight.predict_proba(X)).all()
 
