@@ -1,8 +1,6 @@
 """A search in a storage: killed fits go on, other data are refused, budgets."""
 
-import subprocess
-import sys
-import time
+import signal
 
 import numpy as np
 import optuna
@@ -12,6 +10,7 @@ pytest.importorskip("torch")
 pytest.importorskip("sklearn")
 
 from optuna.trial import TrialState
+from processes import Process, wait_until
 
 from optuna_s2e import NoisyLabelClassifier, ScheduleSpace, open_storage
 from optuna_s2e._attributes import CLASSIFIER_KEY, read_noise
@@ -46,31 +45,29 @@ def test_a_fit_is_found_again_and_its_budget_extended(url):
     assert [trial.params for trial in longer[:3]] == params
 
 
-def test_a_killed_fit_goes_on_to_the_same_numbers(url, tmp_path):
-    np.savez(tmp_path / "data.npz", x=X, y=Y)
-    code = (
-        "import sys, numpy as np\n"
-        "from optuna_s2e import NoisyLabelClassifier\n"
-        "d = np.load(sys.argv[1])\n"
-        "NoisyLabelClassifier(budget=48, n_epochs=2, batch_size=32, device='cpu', "
-        "random_state=0, storage=sys.argv[2], study_name='s').fit(d['x'], d['y'])\n"
-    )
-    process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "data.npz"), url])
-    n_done, until = 0, time.monotonic() + 200
-    while n_done < 6 and time.monotonic() < until:
-        time.sleep(0.1)
+def fit_for_long(url):
+    fit(storage=url, study_name="s", budget=1000)
+
+
+def test_a_killed_fit_goes_on_to_the_same_numbers(url, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    process = Process(fit_for_long, url)
+
+    def n_complete():
         try:
-            study = optuna.load_study(study_name="s", storage=open_storage(url, create=False))
-            n_done = len(study.get_trials(states=[TrialState.COMPLETE]))
+            storage = open_storage(url, create=False)
+            study = optuna.load_study(study_name="s", storage=storage)
         except (ConnectionError, KeyError):
-            continue
-    assert process.poll() is None
-    process.kill()
-    process.wait()
-    assert 6 <= len(study.get_trials(states=[TrialState.COMPLETE])) < 48
-    resumed, straight = fit(storage=url, study_name="s", budget=48), fit(budget=48)
-    assert [t.value for t in resumed.study_.get_trials(states=[TrialState.COMPLETE])] == [
-        t.value for t in straight.study_.trials
+            return 0
+        return len(study.get_trials(deepcopy=False, states=[TrialState.COMPLETE]))
+
+    wait_until(lambda: n_complete() >= 6, process)
+    assert process.stop(signal.SIGKILL)[0] == -signal.SIGKILL
+    budget = n_complete() + 3
+    resumed, straight = fit(storage=url, study_name="s", budget=budget), fit(budget=budget)
+    complete = resumed.study_.get_trials(states=[TrialState.COMPLETE])
+    assert [(t.params, t.value) for t in complete] == [
+        (t.params, t.value) for t in straight.study_.trials
     ]
     assert (resumed.predict_proba(X) == straight.predict_proba(X)).all()
 

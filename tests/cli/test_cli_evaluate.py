@@ -37,6 +37,7 @@ def test_evaluation_prints_a_table_and_writes_its_files(
     assert Schedule.load("report/schedule.json") == recommend(study()).schedule
 
 
+@pytest.mark.usefixtures("pictures_stay_empty")
 @pytest.mark.parametrize(
     ("noise", "why"),
     [
@@ -64,6 +65,7 @@ def test_coteaching_is_left_out_without_a_noise_rate_that_it_can_take(
     assert re.search(r"^Co-teaching  ", capsys.readouterr().out, re.MULTILINE)
 
 
+@pytest.mark.usefixtures("pictures_stay_empty")
 def test_json_is_one_document(searched: Searched, capsys: pytest.CaptureFixture[str]) -> None:
     capsys.readouterr()
     assert main(["evaluate", "--repeats", "1", "--json"]) == 0  # 50 % symmetric noise
@@ -99,6 +101,7 @@ def test_the_folder_is_tried_before_anything_is_trained(
     assert "--out must be writable, but got 's': File exists." in only_line(capsys, "evaluate")
 
 
+@pytest.mark.usefixtures("pictures_stay_empty")
 @pytest.mark.parametrize("name", ["..", "../up", "n" * 300, "a/b", "/abs", ".hidden", "-x"])
 def test_results_of_any_study_name_are_in_a_folder_here(name: str, tmp_path: Path) -> None:
     inside = tmp_path / "inside"
@@ -118,6 +121,7 @@ def test_results_of_any_study_name_are_in_a_folder_here(name: str, tmp_path: Pat
     assert (folder / "evaluation.json").is_file()
 
 
+@pytest.mark.usefixtures("pictures_stay_empty")
 def test_a_second_evaluation_trains_nothing_and_more_repeats_train_the_rest(
     searched: Searched, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -145,6 +149,7 @@ def test_a_second_evaluation_trains_nothing_and_more_repeats_train_the_rest(
     assert len(rows()) == n + 4
 
 
+@pytest.mark.usefixtures("pictures_stay_empty")
 @pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGKILL])
 def test_a_stopped_evaluation_goes_on_where_it_was(sign: signal.Signals) -> None:
     n_epochs = 200  # a tenth of a second
