@@ -91,7 +91,7 @@ def find_backend(name: str, setup: TrainingSetup, width: int | None) -> Backend:
     check_inputs(setup.network, setup.data.x.dtype)
     if name == "graphs" and setup.data.x.device.type != "cuda":
         raise ValueError("backend 'graphs' needs a CUDA device. Take 'auto' or 'fused'.")
-    _check_method(name, setup.method)
+    check_method(name, setup.method)
     if not setup.method.is_pointwise:
         return Backend(ReweightTrainer, 1)
     if name == "loop":
@@ -109,8 +109,16 @@ def find_backend(name: str, setup: TrainingSetup, width: int | None) -> Backend:
     )
 
 
-def _check_method(name: str, method: Method) -> None:
-    """Refuse a backend that cannot train a method."""
+def check_method(name: str, method: Method) -> None:
+    """Refuse a backend that cannot train a method.
+
+    Args:
+        name: Name of the backend.
+        method: The method.
+
+    Raises:
+        ValueError: If it cannot.
+    """
     needs = None
     if name not in ("auto", "loop") and not method.is_pointwise:
         needs = "whose steps follow from logits alone"
