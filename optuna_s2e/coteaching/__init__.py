@@ -13,8 +13,14 @@ except ModuleNotFoundError as error:
     ) from error
 
 from optuna_s2e.coteaching._config import TrainingConfig
-from optuna_s2e.coteaching._evaluation import Evaluation, evaluate_schedules, fixed_schedules
-from optuna_s2e.coteaching._evaluation_report import evaluation_table, save_evaluation
+from optuna_s2e.coteaching._evaluation import (
+    Compared,
+    Evaluation,
+    compared_methods,
+    evaluate_schedules,
+    fixed_schedules,
+)
+from optuna_s2e.coteaching._evaluation_report import evaluation_table, save_evaluation, title_of
 from optuna_s2e.coteaching._label_errors import find_label_errors, label_quality, list_label_errors
 from optuna_s2e.coteaching._label_report import save_label_errors
 from optuna_s2e.coteaching._methods import (
@@ -43,6 +49,7 @@ __all__ = [
     "METHODS",
     "NETWORKS",
     "Bare",
+    "Compared",
     "Coteaching",
     "CoteachingObjective",
     "CoteachingPlus",
@@ -60,6 +67,7 @@ __all__ = [
     "Standard",
     "TrainingConfig",
     "TrainingResult",
+    "compared_methods",
     "estimate_noise",
     "evaluate_schedules",
     "evaluation_table",
@@ -73,5 +81,6 @@ __all__ = [
     "make_network",
     "save_evaluation",
     "save_label_errors",
+    "title_of",
     "train_batch",
 ]
