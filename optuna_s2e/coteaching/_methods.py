@@ -219,7 +219,8 @@ class Bare(Method):
     def step(self, logits: Tensor, labels: Tensor, counts: Tensor) -> Step:
         """Return losses and weights of a mini-batch (see `Method`)."""
         p = logits.detach().softmax(dim=-1).clamp(_LEAST_PROBABILITY, 1.0 - _LEAST_PROBABILITY)
-        least = p.mean(dim=2) + p.std(dim=2, correction=self.ddof)  # (K, 2, C)
+        ddof = min(self.ddof, p.shape[2] - 1)  # a single sample has no deviation
+        least = p.mean(dim=2) + p.std(dim=2, correction=ddof)  # (K, 2, C)
         both = labels[:, None].expand(-1, 2, -1)
         passed = p.gather(3, both[..., None])[..., 0] >= least.gather(2, both)
         passed |= ~passed.any(dim=-1, keepdim=True)

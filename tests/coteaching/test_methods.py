@@ -218,6 +218,13 @@ def test_bare_knows_both_divisors_of_the_variance():
     assert used[::2] != used[1::2]  # the divisor matters
 
 
+def test_bare_uses_a_mini_batch_of_one_sample():
+    x = torch.randn(2, 1, 3, generator=torch.Generator().manual_seed(0))
+    objectives, used, _ = _step(Bare(), x, torch.tensor([1]))
+    assert used == [{0}, {0}]
+    torch.testing.assert_close(objectives, -x.log_softmax(dim=2)[:, 0, 1])
+
+
 def test_bare_uses_all_samples_if_none_passes():
     labels = torch.tensor([0, 1, 0, 1])
     x = torch.tensor([[[0.0, 1.0], [1.0, 0.0]] * 2] * 2)  # each label is the less probable one
