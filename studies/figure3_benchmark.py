@@ -113,9 +113,12 @@ def curves(results: runs.Results, setting: str, method: str, name: str) -> np.nd
 def report(document: dict[str, Any]) -> str:
     """Return the table: mean and standard deviation over the seeds of the last 10 % of epochs."""
     results = document["results"]
-    lines = [f"{document.get('n_epochs', 0)} epochs; test accuracy in %, last 10 % of the epochs, "
-             "mean ± standard deviation (seeds)",
-             f"{'method':28}" + "".join(f"{setting:>24}" for setting in SETTINGS)]  # fmt: skip
+    lines = [
+        f"{len(results)} results of {document.get('n_epochs')} epochs; "
+        f"{document.get('complete', 'how many there should be is unknown')}",
+        "Test accuracy in %, last 10 % of the epochs, mean ± standard deviation (seeds)",
+        f"{'method':28}" + "".join(f"{setting:>24}" for setting in SETTINGS),
+    ]
     for method in METHODS:
         cells = []
         for setting in SETTINGS:
@@ -203,21 +206,18 @@ def main(argv: list[str] | None = None) -> None:
             args.results, jobs_of(args.seeds), partial(run, **setup),
             n_processes=args.jobs, minutes=args.minutes,
         )  # fmt: skip
-        _note(args.results, setup, args.seeds)
     print(report(runs.read(args.results)))
     if args.picture is not None:
         draw(runs.read(args.results), args.picture)
 
 
 def _note(path: Path, setup: dict[str, Any], n_seeds: int) -> None:
-    """Write the setup into the file of results, and how much of the paper's run it is."""
-    document = runs.read(path)
-    missing = [job for job in jobs_of(n_seeds) if runs.key_of(job) not in document["results"]]
-    document |= setup
-    document["state"] = (
-        f"{len(document['results'])} runs of {setup['n_epochs']} epochs, {len(missing)} missing "
-        f"of {n_seeds} seeds; the paper has 5 seeds of 200 epochs"
+    """Write the setup into the file of results, and when it is complete."""
+    complete = (
+        f"complete with {len(jobs_of(n_seeds))} results, of {n_seeds} seeds and "
+        f"{setup['n_epochs']} epochs; the paper has 5 seeds of 200 epochs"
     )
+    document = runs.read(path) | setup | {"complete": complete}
     path.write_text(json.dumps(document) + "\n")
 
 

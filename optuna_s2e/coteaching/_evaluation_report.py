@@ -23,6 +23,7 @@ TITLES = {
 _MANY = 6  # rows; with more, their bands hide one another
 COLORS = {
     "standard": "#777777", "coteaching": "#d9822b", "suggested": "#3d9970", "searched": "#2b6cb0",
+    "early-stopping": "#222222",
 }  # fmt: skip
 
 

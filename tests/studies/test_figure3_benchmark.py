@@ -48,9 +48,9 @@ def test_the_table_and_the_picture_show_what_is_done(tmp_path: Path):
         for seed in (0, 1)
     }  # fmt: skip
     lines = benchmark.report({"results": results, "n_epochs": 2}).splitlines()
-    assert lines[0].startswith("2 epochs; ")
-    assert len(lines) == 2 + len(benchmark.METHODS)
-    assert lines[2].split() == ["Standard", *2 * ["55.00", "±", "7.07", "(2)"], "-"]
+    assert lines[0].startswith("8 results of 2 epochs; ")
+    assert len(lines) == 3 + len(benchmark.METHODS)
+    assert lines[3].split() == ["Standard", *2 * ["55.00", "±", "7.07", "(2)"], "-"]
     assert lines[-1].split()[:2] == ["S2E", "55.00"]
     benchmark.draw({"results": results}, tmp_path / "figure.png")
     assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
