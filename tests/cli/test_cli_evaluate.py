@@ -14,7 +14,7 @@ from processes import Command, wait_until
 from optuna_s2e import Schedule, recommend
 from optuna_s2e._attributes import OBJECTIVE_KEY
 from optuna_s2e.cli import main
-from optuna_s2e.coteaching import CoteachingObjective, load_data
+from optuna_s2e.coteaching import CoteachingObjective, load_data, train_batch
 
 NOISE = ["--noise-rate", "0.3"]
 
@@ -85,6 +85,60 @@ def test_json_is_one_document(searched: Searched, capsys: pytest.CaptureFixture[
     assert all(Path(name).is_file() for name in document["files"].values())
     (accuracy,) = document["methods"]["searched"]["final_accuracy"]
     assert f"{100 * accuracy:.2f}" in printed.err  # the table, for people
+
+
+def test_all_methods_are_compared_in_table_json_and_picture(
+    searched: Searched, capsys: pytest.CaptureFixture[str]
+) -> None:
+    capsys.readouterr()
+    assert main(["evaluate", "--repeats", "1", "--methods", "all", *NOISE]) == 0
+    out = capsys.readouterr().out
+    report = json.loads(Path("s/evaluation.json").read_text())["methods"]
+    titles = {
+        "Standard", "Standard, early stopping", "Decoupling", "F-correction",
+        "F-correction, true T", "MentorNet", "MentorNet, searched R(t)", "Co-teaching",
+        "Co-teaching+", "Co-teaching+, searched R(t)", "Reweight", "JoCoR",
+        "JoCoR, searched R(t)", "BARE", "Suggested", "Searched (S2E)",
+    }  # fmt: skip
+    assert len(report) == len(titles)
+    lines = [line[:32].rstrip() for line in out.splitlines()]
+    for title in titles:
+        assert any(re.match(rf"{re.escape(title)}  ", line + "  ") for line in lines), title
+    assert report["jocor"]["method"] == report["jocor/searched"]["method"] == "jocor"
+    assert report["jocor"]["keep_rates"] == report["coteaching"]["keep_rates"]
+    assert report["jocor/searched"]["keep_rates"] == report["searched"]["keep_rates"]
+    assert report["early-stopping"]["method"] == "early-stopping"
+    assert report["standard"]["method"] == "standard"
+    assert report["searched"]["method"] == report["suggested"]["method"] == "coteaching"
+    objective = CoteachingObjective.from_settings(study().user_attrs[OBJECTIVE_KEY])
+    for row in ("jocor/searched", "bare", "f-correction", "reweight"):
+        (result,) = train_batch(
+            [report[row]["keep_rates"]], report[row]["seeds"], data=objective.data,
+            config=objective.config, evaluate_on="test", method=row.split("/")[0],
+        )  # fmt: skip
+        accuracy = 1 - result.curves.error.mean(axis=1)
+        np.testing.assert_allclose(report[row]["test_accuracy"][0], accuracy, atol=1e-5)
+    assert Path("s/evaluation.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_list_of_methods_and_those_that_cannot_be_compared(
+    searched: Searched, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = only_line(capsys, "evaluate", "--methods", "jocor,s2e")
+    assert "--methods must be one of 'standard', 'coteaching'" in line
+    assert "'s2e'" in line
+    assert "'all' alone" in only_line(capsys, "evaluate", "--methods", "jocor,all")
+    assert main(search(1, "--epochs", "2", "--noise", "none", "--method", "jocor", name="j")) == 0
+    capsys.readouterr()
+    assert main(["evaluate", "--study-name", "j", "--repeats", "1", "--methods", "bare, mentornet",
+                 "--json"]) == 0  # fmt: skip
+    printed = capsys.readouterr()
+    document = json.loads(printed.out)
+    assert set(document["left_out"]) == {"coteaching", "mentornet", "jocor"}
+    assert "MentorNet is left out: its schedule needs a noise rate." in printed.err
+    assert set(document["methods"]) == {"standard", "bare", "mentornet/searched", "searched"}
+    assert document["methods"]["searched"]["method"] == "jocor"
+    assert re.search(r"^Searched \(S2E\) \(JoCoR\) ", printed.err, re.MULTILINE)
 
 
 # --- what is kept ----------------------------------------------------------------------------

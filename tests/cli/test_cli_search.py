@@ -107,6 +107,24 @@ def test_study_of_another_objective_is_refused(
     assert "must minimise one objective" in only_line(capsys, *search(20, name="up"))
 
 
+def test_a_study_remembers_its_method(
+    searched: Searched, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = only_line(capsys, *search(20, "--method", "jocor"))
+    assert "--method is 'jocor', there 'coteaching'. Use another --study-name" in line
+    line = only_line(capsys, *search(1, "--method", "s2e", name="other"))
+    assert "--method must be one of 'standard', 'coteaching', " in line
+    assert main(search(1, "--epochs", "2", "--method", "jocor", name="j")) == 0
+    assert study("j").user_attrs[OBJECTIVE_KEY]["method"] == "jocor"
+    assert main(["worker", "--study-name", "j", "--trials", "2", "--no-dashboard"]) == 0
+    assert len(study("j").trials) == 2
+    objective = CoteachingObjective.from_settings(study("j").user_attrs[OBJECTIVE_KEY])
+    for trial in study("j").trials:
+        assert objective(trial) == trial.value
+    line = only_line(capsys, *search(20, "--epochs", "2", name="j"))
+    assert "--method is 'coteaching', there 'jocor'" in line
+
+
 def test_a_data_file_that_has_changed_is_refused_by_all_who_train(
     searched: Searched, capsys: pytest.CaptureFixture[str]
 ) -> None:
