@@ -56,8 +56,9 @@ RULES = ("smoothed", "best", "theta")
 FEW_TRAININGS = "S2E, 12 trainings"
 N_FEW = 12
 MAIN = ("random", "TPE", "S2E")  # the first to run, and those whose rules are compared
-OURS = ("S2E", "S2E, Table 1", FEW_TRAININGS)  # compared with all others
-ASKED = (*MAIN, "CMA-ES", "GP", FEW_TRAININGS)  # --seeds searches each; others a quarter
+OURS = ("S2E", "S2E, Table 1")  # compared with all others
+MAIN_AND_PEERS = (*MAIN, "CMA-ES", "GP")
+ASKED = (*MAIN_AND_PEERS, FEW_TRAININGS)  # --seeds searches each; others a quarter
 
 ALGORITHMS: dict[str, Callable[[int], BaseSampler]] = {
     "random": lambda seed: RandomSampler(seed=seed),
@@ -77,6 +78,7 @@ ALGORITHMS: dict[str, Callable[[int], BaseSampler]] = {
     "paper, Table 1": lambda seed: S2ESampler(seed=seed, estimator="paper"),
     FEW_TRAININGS: lambda seed: S2ESampler(seed=seed),
 }
+SIXTY = [algorithm for algorithm in ALGORITHMS if algorithm != FEW_TRAININGS]
 
 
 class Search:
@@ -218,6 +220,7 @@ def report(results: runs.Results, n: int) -> None:
         for ours in OURS:
             compare(results, part, n, ours)
         compare_last(results, part, n)
+        compare_few(results, part, n)
 
 
 def compare_rules(results: runs.Results, n: int) -> None:
@@ -238,7 +241,7 @@ def compare_rules(results: runs.Results, n: int) -> None:
 
 def best_known(results: runs.Results, task: str, n: int) -> np.ndarray:
     """Return the lowest smoothed validation error of any algorithm's pick, one per seed."""
-    cells = [rows_of(results, task, algorithm, n) for algorithm in ALGORITHMS]
+    cells = [rows_of(results, task, algorithm, n) for algorithm in SIXTY]
     return np.array([
         min(rows[seed]["expected"]["smoothed"][0] for rows in cells if len(rows) > seed)
         for seed in range(max(map(len, cells)))
@@ -253,7 +256,7 @@ def compare(results: runs.Results, part: str, n: int, ours: str) -> None:
     print(f"\n{ours} minus ..., {part}: test error of the smoothed pick, points, [95 % interval];")
     print("    excess of the last 6 trials over the best known, as a share of the other's")
     best = {t: best_known(results, t, n) for t in names}
-    for other in ALGORITHMS:
+    for other in SIXTY:
         excess = []
         pairs_of = differences(results, names, other, n, ours)
         for name in names:
@@ -269,6 +272,32 @@ def compare(results: runs.Results, part: str, n: int, ours: str) -> None:
             sizes = "+".join(str(len(d)) for d in pairs_of)
             print(f"  {other:28}{mean:+.2f} [{low:+.2f}, {high:+.2f}]  last: {np.mean(excess):.2f}"
                   f"   ({len(pairs_of)} tasks, {sizes} searches)")  # fmt: skip
+
+
+def compare_few(results: runs.Results, part: str, n: int) -> None:
+    """Print what twelve trainings give, and how that differs from sixty of each algorithm."""
+    names = [t for t in tasks.TASKS if tasks.TASKS[t].part == part]
+    names = [t for t in names if rows_of(results, t, FEW_TRAININGS, n)]
+    if not names:
+        return
+    print(f"\n{FEW_TRAININGS}, {part}: test error in %, mean (s.e.); estimate of the noise rate")
+    for name in names:
+        rows = rows_of(results, name, FEW_TRAININGS, n)
+        cells = [
+            f"{rule} {runs.mean_and_error([r['test_error'][rule] for r in rows])}"
+            for rule in ("mean", "smoothed", "suggested")
+        ]
+        rates = np.array([r["noise_rate"] for r in rows])
+        print(f"  {name:34}{'   '.join(cells)}   {rates.mean():.2f} ({rates.std():.2f})   "
+              f"{len(rows)} searches")  # fmt: skip
+    for rule in ("mean", "suggested"):
+        print(f"\nIts {rule} pick minus the smoothed one of 60 trainings, points, [95 %]")
+        for other in MAIN_AND_PEERS:
+            found = differences(results, names, other, n, FEW_TRAININGS, rule)
+            if found:
+                mean, low, high = runs.pooled(found)
+                by_task = "  ".join(f"{100 * d.mean():+.2f}" for d in found)
+                print(f"  {other:10}{mean:+.2f} [{low:+.2f}, {high:+.2f}]   by task: {by_task}")
 
 
 def retrained_best(rows: Sequence[dict[str, Any]]) -> float:
@@ -319,7 +348,7 @@ def picture(results: runs.Results, n: int) -> Figure:
     names = [t for t in tasks.TASKS if tasks.TASKS[t].part == "report"]
     names = [t for t in names if rows_of(results, t, "S2E", n)]
     best = {t: best_known(results, t, n) for t in names}
-    enough = [a for a in ALGORITHMS if min(len(rows_of(results, t, a, n)) for t in names) >= FEW]
+    enough = [a for a in SIXTY if min(len(rows_of(results, t, a, n)) for t in names) >= FEW]
     compared = [a for a in enough if a != "Hyperband"]  # its trials are of unequal length
     for color, algorithm in zip(COLORS, compared, strict=False):
         width = 2.2 if algorithm in MAIN else 1.0
@@ -357,16 +386,17 @@ def picture(results: runs.Results, n: int) -> Figure:
 
 
 def differences(
-    results: runs.Results, names: list[str], other: str, n: int, ours: str = "S2E"
-) -> list[np.ndarray]:
-    """Return ours minus another algorithm, test errors of smoothed picks, per task by seed."""
+    results: runs.Results, names: list[str], other: str, n: int, ours: str = "S2E",
+    rule: str = "smoothed",
+) -> list[np.ndarray]:  # fmt: skip
+    """Return our pick minus another algorithm's smoothed one, test errors, per task by seed."""
     found = []
     for name in names:
         pairs = zip(
             rows_of(results, name, ours, n), rows_of(results, name, other, n), strict=False
         )
         found.append(np.array(
-            [a["test_error"]["smoothed"] - b["test_error"]["smoothed"] for a, b in pairs]
+            [a["test_error"][rule] - b["test_error"]["smoothed"] for a, b in pairs]
         ))  # fmt: skip
     return [d for d in found if len(d) > 1]
 
