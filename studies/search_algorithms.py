@@ -145,7 +145,7 @@ def run(job: runs.Job) -> dict[str, Any]:
     search = Search(task, algorithm, number)
     study = search.run()
     is_s2e = isinstance(study.sampler, S2ESampler)
-    rules = ("mean", "smoothed") if search.is_few else RULES
+    rules = ("mean",) if search.is_few else RULES
     picks = {rule: recommend(study, rule) for rule in rules if rule != "theta" or is_s2e}
     schedules = {r: p.schedule.keep_rates for r, p in picks.items() if p.schedule is not None}
     if algorithm == "random":  # once per task and seed: the baselines
@@ -285,7 +285,7 @@ def compare_few(results: runs.Results, part: str, n: int) -> None:
         rows = rows_of(results, name, FEW_TRAININGS, n)
         cells = [
             f"{rule} {runs.mean_and_error([r['test_error'][rule] for r in rows])}"
-            for rule in ("mean", "smoothed", "suggested")
+            for rule in ("mean", "suggested")
         ]
         rates = np.array([r["noise_rate"] for r in rows])
         print(f"  {name:34}{'   '.join(cells)}   {rates.mean():.2f} ({rates.std():.2f})   "

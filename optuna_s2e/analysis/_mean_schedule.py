@@ -5,15 +5,10 @@ Notation
     f_i         its loss as the model expects it, without the luck of one training    (N,)
     sigma       standard deviation of the measured losses, without far outliers       scalar
     w_i         weight, proportional to exp(-(f_i - min f) / (h sigma))               (N,)
-    s           share of noise in the variance of a loss, as the model sees it        scalar
-    M(t)        middle of the space, if a noise rate set its ranges
 
 The best of many trials was lucky, and so, in part, is the lowest f_i. The middle of the good
 region is not: \sum_i w_i R_i(t). It is a schedule, for the values in (0, 1] are convex. A formula
 of few parameters may miss it, so it also gets the parameters of the nearest schedule.
-
-Where the losses are mostly noise, the model sees no good region, and the mean is that of whatever
-was trained. M(t) was good on other data. So the mean is (1 - s^2) \sum_i w_i R_i(t) + s^2 M(t).
 """
 
 from __future__ import annotations
@@ -29,7 +24,7 @@ from optuna_s2e._typing import FloatArray
 from optuna_s2e.distributions import SearchSpace, decode_column
 from optuna_s2e.schedules import Schedule, ScheduleSpace
 
-TEMPERATURE = 0.3  # h; like s^2, chosen on the part "tune" of `studies/landscapes.py`
+TEMPERATURE = 0.2  # h, chosen on the part "tune" of `studies/landscapes.py`
 _DIGITS = 6  # of R(t): other machines compute the same
 _STEP = 1e-6  # of a coordinate in (0, 1), for derivatives
 _TOLERANCE = 1e-4  # at which the nearest schedule is near enough, relative

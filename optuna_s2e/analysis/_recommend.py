@@ -17,14 +17,7 @@ from optuna_s2e._typing import FloatArray
 from optuna_s2e.analysis._comparable import Comparable, find_comparable, find_of_space
 from optuna_s2e.analysis._mean_schedule import mean_schedule, mean_weights, nearest_params
 from optuna_s2e.history import Chain, Rules
-from optuna_s2e.schedules import (
-    TAGS,
-    Schedule,
-    ScheduleSpace,
-    find_spaces,
-    informed_rate,
-    suggested_schedule,
-)
+from optuna_s2e.schedules import TAGS, Schedule, ScheduleSpace, find_spaces
 from optuna_s2e.surrogate import MAX_POINTS, N_POINTS, Model, clip_and_standardize
 
 RULES = ("auto", "mean", "smoothed", "theta", "best")
@@ -51,8 +44,6 @@ class Recommendation:
             describe them in ways that cannot be compared.
         mean_of: For the rule "mean", numbers of the trials that count in it, the largest weight
             first: those with at least 1 % of the largest weight.
-        middle_share: For the rule "mean", the weight of the middle of the space among them, in
-            [0, 1]; 0 if no noise rate set the ranges.
     """
 
     params: dict[str, Any]
@@ -64,7 +55,6 @@ class Recommendation:
     left_out_trials: tuple[int, ...] = ()
     left_out_params: tuple[str, ...] = ()
     mean_of: tuple[int, ...] = ()
-    middle_share: float = 0.0
 
     @property
     def source(self) -> str:
@@ -76,9 +66,7 @@ class Recommendation:
         free = {n.removeprefix("R."): v for n, v in self.params.items() if n not in TAGS}
         values = (f"{n} {v:.3g}" if isinstance(v, float) else f"{n} {v}" for n, v in free.items())
         nearest = f" (nearest: {', '.join(values)})" if len(free) <= MAX_NAMED else ""
-        share = round(100 * self.middle_share)
-        middle = f", {share} % the middle of the space" if share else ""
-        return f"the mean of the {len(self.mean_of)} best trained schedules{middle}{nearest}"
+        return f"the mean of the {len(self.mean_of)} best trained schedules{nearest}"
 
 
 @one_blas_thread()
@@ -144,7 +132,6 @@ def recommend_from(
         left_out_trials=tuple(t.number for t in complete if t.number not in compared),
         left_out_params=found.left_out_params,
         mean_of=picked.mean_of,
-        middle_share=picked.middle_share,
     )
 
 
@@ -172,7 +159,6 @@ class _Picked(NamedTuple):
     trial: int | None = None
     schedule: Schedule | None = None  # if the parameters decode to another one
     mean_of: tuple[int, ...] = ()
-    middle_share: float = 0.0
 
 
 class _Fitted(NamedTuple):
@@ -209,7 +195,9 @@ class _Fitted(NamedTuple):
 
     def params(self, rule: str, params: Mapping[str, Any], trial: int | None = None) -> _Picked:
         """Return the pick of a point."""
-        return _Picked(rule, params, *self._expectation(self._features(params)), trial)
+        space = self.model.space
+        z = self.model.featurize(space.encode(params)[None], space.active(params)[None])
+        return _Picked(rule, params, *self._expectation(z), trial)
 
     def mean(self, space: ScheduleSpace) -> _Picked:
         """Return the mean of the schedules; other parameters are those of the lowest mean.
@@ -220,34 +208,21 @@ class _Fitted(NamedTuple):
         z = gp.features.copy()
         z[:, N_POINTS:] = z[self.least, N_POINTS:]  # the schedules first, the others after them
         weights = mean_weights(gp.mean(z), self.deviation)
-        order = np.argsort(-weights, kind="stable")
-        counted = [i for i in order if weights[i] >= MIN_SHARE * weights.max()]
-        averaged = [t.params for t in self.trials]
-        ranges, share = self.model.space.distributions, 0.0
-        rate = informed_rate(space.n_epochs, ranges)
-        if rate is not None:
-            share = gp.noise_share**2
-            middle = suggested_schedule(space.n_epochs, rate).params or {}
-            averaged.append({**best.params, **middle})
-            weights = np.append((1.0 - share) * weights, share)
-            z = np.vstack([z, self._features(averaged[-1])])
         of_mean = z[[self.least]]
         of_mean[0, :N_POINTS] = weights @ z[:, :N_POINTS]
-        schedule = mean_schedule(space, averaged, weights)
-        nearest = nearest_params(space, ranges, averaged, schedule)
+        trained = [t.params for t in self.trials]
+        schedule = mean_schedule(space, trained, weights)
+        nearest = nearest_params(space, self.model.space.distributions, trained, schedule)
+        order = np.argsort(-weights, kind="stable")
         return _Picked(
             "mean",
             {**best.params, **nearest},
             *self._expectation(of_mean),
             schedule=schedule,
-            mean_of=tuple(self.trials[i].number for i in counted),
-            middle_share=share,
+            mean_of=tuple(
+                self.trials[i].number for i in order if weights[i] >= MIN_SHARE * weights.max()
+            ),
         )
-
-    def _features(self, params: Mapping[str, Any]) -> FloatArray:
-        """Return the features of a point, (1, n_features)."""
-        space = self.model.space
-        return self.model.featurize(space.encode(params)[None], space.active(params)[None])
 
     def _expectation(self, z: FloatArray) -> tuple[float, tuple[float, float]]:
         """Return the expected loss and its 95 % interval."""

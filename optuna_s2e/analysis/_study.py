@@ -77,10 +77,8 @@ def recommend(study: Study, rule: str = "auto") -> Recommendation:
 
     - `"mean"`: the schedule :math:`\sum_i w_i R_i(t)`, the mean of the trained schedules with
       weights :math:`w_i \propto \exp(-(f_i - \min f) / (h \sigma))`, where f_i is the smoothed
-      loss of a trial, :math:`\sigma` the standard deviation of the losses and h = 0.3. The lowest
-      f_i is partly luck, too; the middle of the good schedules is not. In a space that knows the
-      noise rate, the mean is drawn towards the space's middle: a share s^2 of it is the middle,
-      where s is the share of noise in the variance of a loss. It need not be a trained
+      loss of a trial, :math:`\sigma` the standard deviation of the losses and h = 0.2. The lowest
+      f_i is partly luck, too; the middle of the good schedules is not. It need not be a trained
       one, nor one of the space: `schedule` is the mean, `params` are those of the nearest schedule
       of the space, and `trial` is None. If an objective has other parameters, too, these are those
       of "smoothed", and the f_i are those at them.

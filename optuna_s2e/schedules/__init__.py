@@ -5,7 +5,6 @@
   trial, `find_spaces` those of all its branches.
 - `standard_schedule`, `coteaching_schedule`, `suggested_schedule` and `table1_schedule` need no
   search.
-- `informed_rate` tells from ranges which noise rate set them.
 - `SPACES` holds the formulas of the spaces, `basis_function` those of Table 1.
 """
 
@@ -16,7 +15,6 @@ from optuna_s2e.schedules._baselines import (
     table1_schedule,
 )
 from optuna_s2e.schedules._formulas import SPACES, basis_function
-from optuna_s2e.schedules._informed import informed_rate
 from optuna_s2e.schedules._schedule import (
     DEFAULT_KIND,
     MIN_KEEP_RATE,
@@ -41,7 +39,6 @@ __all__ = [
     "coteaching_schedule",
     "find_space",
     "find_spaces",
-    "informed_rate",
     "n_kept",
     "standard_schedule",
     "suggested_schedule",

@@ -15,10 +15,8 @@ The constants were chosen on the tables of the part "tune" of `studies/landscape
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import numpy as np
-from optuna.distributions import BaseDistribution, FloatDistribution
+from optuna.distributions import FloatDistribution
 
 from optuna_s2e._checks import check_number
 from optuna_s2e.schedules._formulas import SPACES
@@ -61,38 +59,6 @@ def informed_distributions(n_epochs: int, noise_rate: float) -> dict[str, FloatD
         low, high = np.clip(np.round(wanted[name], _DIGITS), whole.low, whole.high).tolist()
         found[name] = FloatDistribution(low, high, log=whole.log)
     return found
-
-
-def informed_rate(n_epochs: int, ranges: Mapping[str, BaseDistribution]) -> float | None:
-    """Return the noise rate around which these ranges were set; None if none was.
-
-    Args:
-        n_epochs: T, at least 2.
-        ranges: Distributions by name, as trials record them.
-
-    Example:
-        >>> from optuna_s2e.schedules._informed import informed_distributions, informed_rate
-        >>> informed_rate(40, informed_distributions(40, 0.4))
-        0.4
-    """
-    tau = ranges.get("R.tau")
-    if not isinstance(tau, FloatDistribution):
-        return None
-    of_low = max(tau.low / LEAST_TAU, tau.low + MARGIN)
-    of_high = min(tau.high / LARGEST_TAU, tau.high - MARGIN)
-    for rate in (of_low, of_high):  # a bound that was clipped says nothing
-        eps = round(float(np.clip(rate, 0.0, 1.0)), _DIGITS)
-        wanted = informed_distributions(n_epochs, eps)
-        if all(_is_near(ranges.get(name), d) for name, d in wanted.items()):
-            return eps
-    return None
-
-
-def _is_near(found: BaseDistribution | None, wanted: FloatDistribution) -> bool:
-    if not isinstance(found, FloatDistribution) or found.log != wanted.log:
-        return False
-    bounds = (found.low, found.high), (wanted.low, wanted.high)
-    return bool(np.allclose(*bounds, rtol=0.0, atol=2 * LARGEST_TAU * 10.0**-_DIGITS))
 
 
 def informed_middle(n_epochs: int, noise_rate: float) -> dict[str, float]:

@@ -17,7 +17,6 @@ from optuna_s2e import (
     ScheduleSpace,
     coteaching_schedule,
     recommend,
-    suggested_schedule,
 )
 from optuna_s2e.analysis._mean_schedule import TEMPERATURE
 from optuna_s2e.surrogate import N_POINTS, clip_and_standardize, fit
@@ -96,43 +95,6 @@ def test_the_default_is_the_weighted_mean_of_the_trained_schedules() -> None:
     assert picked.expected_loss == pytest.approx(expected, abs=0.02 * deviation)
     half = (picked.interval[1] - picked.interval[0]) / 2
     assert half == pytest.approx(1.96 * deviation, rel=0.05)
-
-
-def seen_by(loss: Any, noise_rate: float | None = 0.4) -> tuple[optuna.Study, Any]:
-    """Return a random search in which a schedule has such a loss, and its recommendation."""
-    space = ScheduleSpace(30, noise_rate=noise_rate)
-    study = optuna.create_study(sampler=RandomSampler(seed=0))
-    study.optimize(lambda trial: loss(space.suggest(trial), trial.number), n_trials=18)
-    return study, recommend(study)
-
-
-def noise_alone(schedule: Schedule, number: int) -> float:
-    return float(np.random.default_rng(number).normal())
-
-
-def test_where_losses_are_noise_the_mean_is_drawn_to_the_middle_of_the_space() -> None:
-    study, picked = seen_by(noise_alone)
-    schedules = [Schedule.from_trial(t).keep_rates for t in study.trials]
-    losses = np.array([t.value for t in study.trials])
-    grid = np.linspace(0, 29, N_POINTS)
-    model = fit([np.interp(grid, np.arange(30), r) for r in schedules] / np.sqrt(N_POINTS), losses)
-    f = model.mean(model.features)
-    weights = np.exp(-(f - f.min()) / (TEMPERATURE * clip_and_standardize(losses).deviation))
-    share = model.noise_share**2
-    assert picked.middle_share == pytest.approx(share)
-    assert share > 0.4
-    middle = suggested_schedule(30, 0.4).keep_rates
-    rates = (1 - share) * weights / weights.sum() @ np.array(schedules) + share * middle
-    assert picked.schedule is not None
-    np.testing.assert_allclose(picked.schedule.keep_rates, rates, atol=1e-4)
-    assert f"schedules, {100 * share:.0f} % the middle of the space (nearest" in picked.source
-
-
-def test_the_middle_has_no_share_where_the_model_sees_or_no_rate_is_known() -> None:
-    _, picked = seen_by(lambda schedule, number: distance(schedule))
-    assert picked.middle_share < 1e-3
-    assert "middle" not in picked.source
-    assert seen_by(noise_alone, noise_rate=None)[1].middle_share == 0
 
 
 def test_the_parameters_of_a_mean_are_the_nearest_of_the_space() -> None:

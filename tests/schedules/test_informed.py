@@ -25,7 +25,7 @@ from optuna_s2e import (
     standard_schedule,
     suggested_schedule,
 )
-from optuna_s2e.schedules import find_space, informed_rate
+from optuna_s2e.schedules import find_space
 
 RATES = [0.0, 0.01, 0.05, 0.2, 0.45, 0.7, 0.9, 0.95, 1.0]
 SPACE = ScheduleSpace(40, noise_rate=0.45)
@@ -58,26 +58,6 @@ def numbers_of_middles(study: optuna.Study) -> list[int]:
 
 
 # --- ranges --------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("n_epochs", [2, 40, 200])
-@pytest.mark.parametrize("rate", [*RATES, 0.08, 0.1234567, 1 / 3, 0.31667])
-def test_ranges_tell_the_rate_that_set_them(n_epochs: int, rate: float) -> None:
-    space = ScheduleSpace(n_epochs, noise_rate=rate)
-    found = informed_rate(n_epochs, space.distributions)
-    assert found == pytest.approx(rate, abs=2e-4)
-    found_space = ScheduleSpace(n_epochs, noise_rate=found)
-    for name, bounds in ranges(space).items():
-        np.testing.assert_allclose(ranges(found_space)[name], bounds, atol=6e-4)
-
-
-@pytest.mark.parametrize("kind", ["eq1", "table1"])
-def test_ranges_that_no_rate_set_tell_none(kind: str) -> None:
-    assert informed_rate(40, ScheduleSpace(40, kind).distributions) is None
-    assert informed_rate(41, SPACE.distributions) is None  # of another number of epochs
-    changed = {**SPACE.distributions, "R.c": FloatDistribution(0.5, 4.0, log=True)}
-    assert informed_rate(40, changed) is None
-    assert informed_rate(40, {}) is None
 
 
 @pytest.mark.parametrize("n_epochs", [2, 3, 20, 200])

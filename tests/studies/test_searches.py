@@ -140,7 +140,7 @@ def test_probability_to_be_the_best_is_that_of_the_models_joint_posterior() -> N
     assert made_searched(1e-6).is_best[3] > 0.9
 
 
-def test_every_idea_picks_a_schedule_and_the_chosen_one_is_the_middle_of_mere_noise() -> None:
+def test_every_idea_picks_a_schedule_and_a_share_of_the_middle_is_that_of_the_noise() -> None:
     searched = made_searched(0.0)
     for pick in picks.IDEAS.values():
         rates = pick(searched)
@@ -150,7 +150,7 @@ def test_every_idea_picks_a_schedule_and_the_chosen_one_is_the_middle_of_mere_no
     noise = made_searched(100.0)
     s = noise.gp.noise_share
     expected = (1 - s**2) * noise.mean(0.3) + s**2 * 0.5
-    np.testing.assert_allclose(picks.IDEAS[picks.CHOSEN](noise), expected)
+    np.testing.assert_allclose(picks.IDEAS[picks.AHEAD](noise), expected)
 
 
 @pytest.mark.parametrize("study", [search_algorithms, estimators, asynchronous])
