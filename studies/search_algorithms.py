@@ -290,6 +290,17 @@ def compare_few(results: runs.Results, part: str, n: int) -> None:
         rates = np.array([r["noise_rate"] for r in rows])
         print(f"  {name:34}{'   '.join(cells)}   {rates.mean():.2f} ({rates.std():.2f})   "
               f"{len(rows)} searches")  # fmt: skip
+    pairs = [[rows_of(results, t, a, n) for a in (FEW_TRAININGS, "random")] for t in names]
+    for fixed in ("suggested", "coteaching", "standard"):  # the last two were run with "random"
+        found = [
+            np.array([
+                a["test_error"]["mean"] - (b["test_error"] | a["test_error"])[fixed]
+                for a, b in zip(*pair, strict=False)
+            ])
+            for pair in pairs
+        ]  # fmt: skip
+        mean, low, high = runs.pooled(found)
+        print(f"  mean pick minus {fixed}: {mean:+.2f} [{low:+.2f}, {high:+.2f}]")
     for rule in ("mean", "suggested"):
         print(f"\nIts {rule} pick minus the smoothed one of 60 trainings, points, [95 %]")
         for other in MAIN_AND_PEERS:
