@@ -26,7 +26,7 @@ OPTUNA48_TESTS := tests --ignore tests/coteaching --ignore tests/dashboard
 
 demo: .venv/.demo
 	mkdir -p demo
-	$(BIN)/s2e search --data digits --noise symmetric --noise-rate 0.5 --epochs 40 --trials 60 \
+	$(BIN)/s2e search --data digits --noise symmetric --noise-rate 0.5 --epochs 40 --trials 18 \
 	    --storage sqlite:///demo/s2e.db --study-name digits-sym50 --seed 0
 	$(BIN)/s2e evaluate --storage sqlite:///demo/s2e.db --study-name digits-sym50 --repeats 5 --out demo
 	@echo "(s2e is in $(BIN). Resume or repeat: make demo, which goes on from demo/s2e.db.)"
