@@ -84,8 +84,7 @@ def check_printed(expected: str, got: str) -> None:
 def run_command(command: list[str]) -> str:
     """Run a command to its end; show what it printed only if it fails."""
     done = subprocess.run(
-        command, timeout=TIMEOUT, text=True, stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        command, timeout=TIMEOUT, text=True, stdin=subprocess.DEVNULL, capture_output=True
     )  # fmt: skip
     if done.returncode:
         raise AssertionError(f"{shlex.join(command)} ended with {done.returncode}.\n{done.stderr}")

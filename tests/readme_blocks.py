@@ -1,8 +1,8 @@
 """Run the blocks of README and of the tutorials as printed, with the package from its wheel.
 
 `make readme` runs this in a few minutes. Each page has a new folder, and its blocks run in order.
-Of README, each block of Python becomes a script, and `s2e dashboard` is started, asked for its page
-and stopped. `page_blocks.py` runs the tutorials. The first command that fails ends the run.
+Of README, each block of Python becomes a script, and `s2e dashboard` is started, asked for its
+page and stopped. `page_blocks.py` runs the tutorials. The first command that fails ends the run.
 """
 
 from __future__ import annotations

@@ -113,8 +113,9 @@ def test_the_reference_lists_every_public_name(name: str) -> None:
 
 
 def test_blocks_and_what_they_print_are_read() -> None:
-    page = "```python\n# a.py\n1\n```\n\n```text\n2\n```\n\nWords.\n\n```text\n3\n```\n```bash\ns2e x\n```\n"
-    first, second = read_blocks(page)
+    script = "```python\n# a.py\n1\n```\n\n```text\n2\n```\n\n"
+    rest = "Words.\n\n```text\n3\n```\n```bash\ns2e x\n```\n"
+    first, second = read_blocks(script + rest)
     assert first == Block("python", "# a.py\n1\n", "2\n")
     assert first.file == "a.py"
     assert second == Block("bash", "s2e x\n", None)
