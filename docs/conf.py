@@ -30,6 +30,7 @@ templates_path = ["templates"]
 default_role = "py:obj"  # `names` in docstrings are links where there is something to link to
 
 html_theme = "furo"
+pygments_dark_style = "github-dark"
 html_title = "optuna_s2e"
 html_static_path = ["static"]
 html_css_files = ["site.css"]
@@ -62,7 +63,7 @@ TOP_LINK = re.compile(r"\]\((?:\.\./)*(CHANGELOG|CONTRIBUTING|SECURITY|README)\.
 
 # Python has no docstrings for constants and aliases.
 CONSTANTS = {
-    "optuna_s2e.coteaching.DATA_SETS": 'The names that `load_data` knows, such as "digits" and "mnist".',
+    "optuna_s2e.coteaching.DATA_SETS": "The names that `load_data` knows.",
     "optuna_s2e.coteaching.NETWORKS": "The networks that have a name, as functions of "
     "(input_shape, n_classes).",
     "optuna_s2e.distributions.Family": "One factor of p_theta: `Beta`, `Dirichlet` or "
@@ -99,6 +100,20 @@ def edit_docstring(
     lines[:] = text.split("\n")
 
 
+def edit_signature(
+    app: Sphinx,
+    what: str,
+    name: str,
+    obj: Any,
+    options: Any,
+    signature: str | None,
+    returns: str | None,
+) -> tuple[str | None, str | None]:
+    """Write the name of an alias where Sphinx writes its own class around it."""
+    alias = re.compile(r"TypeAliasForwardRef\('(?:npt\.)?(\w+)'\)|\bnpt\.(?=ArrayLike)")
+    return signature and alias.sub(r"\1", signature), returns and alias.sub(r"\1", returns)
+
+
 def skip_member(
     app: Sphinx, what: str, name: str, obj: Any, skip: bool, options: Any
 ) -> bool | None:
@@ -109,7 +124,8 @@ def skip_member(
 def write_math(translator: Any, node: nodes.math | nodes.math_block) -> None:
     """Write a formula as MathML, which browsers draw without a script."""
     display = "block" if isinstance(node, nodes.math_block) else "inline"
-    translator.body.append(convert(node.astext(), display=display))
+    formula = node.astext().replace("{aligned}", "{align*}")  # which latex2mathml knows
+    translator.body.append(convert(formula, display=display))
     raise nodes.SkipNode
 
 
@@ -117,5 +133,6 @@ def setup(app: Sphinx) -> None:
     """Connect the functions above."""
     app.connect("source-read", read_page)
     app.connect("autodoc-process-docstring", edit_docstring, priority=100)  # before napoleon
+    app.connect("autodoc-process-signature", edit_signature)
     app.connect("autodoc-skip-member", skip_member)
     app.add_html_math_renderer("mathml", (write_math, None), (write_math, None))
