@@ -284,7 +284,7 @@ def test_every_package_that_ci_installs_is_pinned() -> None:
     pinned = {line.split("==")[0] for line in lines if re.fullmatch(r"[\w-]+==[\w.]+", line)}
     assert len(pinned) == len([line for line in lines if not line.startswith("#")])
     seen: set[tuple[str, str]] = set()
-    to_see = [("optuna-s2e", extra) for extra in ("", "dev", "ray")]
+    to_see = [("optuna-s2e", extra) for extra in ("", "dev", "docs", "ray")]
     while to_see:
         name, extra = to_see.pop()
         if (name, extra) in seen:

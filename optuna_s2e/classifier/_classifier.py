@@ -63,8 +63,8 @@ class NoisyLabelClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc
 
     Args:
         network: "auto" (a perceptron of two hidden layers for tables, "cnn2" for images of at
-            least 16 x 16 pixels), a name or a function, as in `optuna_s2e.coteaching.
-            make_network`.
+            least 16 x 16 pixels), a name or a function, as in
+            `optuna_s2e.coteaching.make_network`.
         n_epochs: T, epochs of each training, at least 2. None takes 20 for tables, 40 otherwise.
         search: Whether to search a schedule. False trains the one that is suggested at the noise
             rate at once, which is `budget` + 1 times as fast.
