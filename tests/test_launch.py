@@ -191,10 +191,12 @@ def test_the_image_holds_what_the_package_is_built_from() -> None:
     assert all(f"\n{extra} = [" in project for extra in extras[1].split(","))
 
 
-def test_kubeconform_accepts_the_manifests() -> None:
-    if shutil.which("kubeconform") is None:
-        pytest.skip("kubeconform is not installed")
-    subprocess.run(["kubeconform", "-strict", "-summary", *MANIFESTS], check=True)
+@pytest.mark.parametrize("document", documents(), ids=lambda d: d["metadata"]["name"])
+def test_a_manifest_follows_the_schema_of_kubernetes(document: dict[str, Any]) -> None:
+    schemas = pytest.importorskip("kubernetes_validate", reason="the test extra brings it")
+    schemas.validate(document, schemas.latest_version(), strict=True)  # unknown keys are refused
+    with pytest.raises(schemas.ValidationError):
+        schemas.validate(document | {"speck": {}}, schemas.latest_version(), strict=True)
 
 
 def test_docker_compose_accepts_the_file() -> None:
