@@ -1,6 +1,7 @@
 # make demo    search a schedule on the digits with 50 % wrong labels, compare it on test data
 # make test    all tests that this machine can run
-# make readme  README's blocks as printed, in order, with the package from its wheel
+# make readme  the blocks of README and the tutorials as printed, with the package from its wheel
+# make docs    the site of the documentation, in build/site; warnings are errors
 # make lint    ruff, mypy --strict, import-linter
 # make hooks   the same and a few more checks before each of your commits
 # make ray     optimize_batch on a local Ray cluster that loses a node (installs Ray, 200 MB)
@@ -16,7 +17,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install -c constraints.txt
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test readme lint hooks ray bench bench-scale faults optuna48 audit clean
+.PHONY: demo test readme docs lint hooks ray bench bench-scale faults optuna48 audit clean
 
 FAULT_SECONDS ?= 600
 FAULT_EXAMPLES ?= 300
@@ -26,7 +27,7 @@ OPTUNA48_TESTS := tests --ignore tests/coteaching --ignore tests/dashboard
 
 demo: .venv/.demo
 	mkdir -p demo
-	$(BIN)/s2e search --data digits --noise symmetric --noise-rate 0.5 --epochs 40 --trials 60 \
+	$(BIN)/s2e search --data digits --noise symmetric --noise-rate 0.5 --epochs 40 --trials 18 \
 	    --storage sqlite:///demo/s2e.db --study-name digits-sym50 --seed 0
 	$(BIN)/s2e evaluate --storage sqlite:///demo/s2e.db --study-name digits-sym50 --repeats 5 --out demo
 	@echo "(s2e is in $(BIN). Resume or repeat: make demo, which goes on from demo/s2e.db.)"
@@ -36,6 +37,11 @@ test: .venv/.test
 
 readme: .venv/.test
 	$(BIN)/python tests/readme_blocks.py
+
+docs: .venv/.docs
+	rm -rf build/site docs/reference/api
+	$(BIN)/python -m sphinx -W --keep-going -q -b html docs build/site
+	@echo "build/site/index.html"
 
 lint: .venv/.dev
 	$(BIN)/ruff check .
@@ -91,6 +97,10 @@ audit: .venv-audit/.made
 .venv/.test: .venv/bin/python pyproject.toml constraints.txt
 	@echo "Installing (a few minutes the first time) ..."
 	$(PIP) -e ".[test]"
+	touch $@
+
+.venv/.docs: .venv/bin/python pyproject.toml constraints.txt
+	$(PIP) -e ".[docs]"
 	touch $@
 
 .venv/.ray: .venv/.test

@@ -1,6 +1,6 @@
 """Make the picture of docs/how-it-works.md: a search, its model and its theta, from a storage.
 
-    make demo && python docs/method_picture.py sqlite:///demo/s2e.db
+    python docs/method_picture.py STORAGE    (of the search of `make demo`, with --trials 60)
 
 Needs the test extra (matplotlib).
 """

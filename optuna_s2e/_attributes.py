@@ -37,7 +37,7 @@ OBJECTIVE_KEY = "s2e:objective"  # settings of the package's own objective
 COMMAND_KEY = "s2e:command"  # the command line of `s2e search`
 N_TRIALS_KEY = "s2e:n_trials"  # completed trials that the search ends with
 MAX_TRIALS = 10**9  # that it may say
-CLASSIFIER_KEY = "s2e:classifier"  # data, settings and noise of a classifier's search
+CLASSIFIER_KEY = "s2e:classifier"  # data, settings and seed of a classifier's search
 ARTIFACT_DIR_KEY = "s2e:artifact_dir"  # the folder of the trials' pictures
 NOISE_KEY = "s2e:noise"  # how many labels are wrong, by the estimate that the search follows
 
@@ -118,14 +118,14 @@ class RecordedNoise(NamedTuple):
         transition_matrix: P(given label | true class), rows sum to 1, (C, C) as nested lists. None
             if there are too many classes to record it.
         used_clean_labels: Whether clean validation labels were used.
-        seed: Seed of the estimate.
+        seed: Seed of the estimate; None if it was made elsewhere.
     """
 
     noise_rate: float
     interval: tuple[float, float]
     transition_matrix: Sequence[Sequence[float]] | None
     used_clean_labels: bool
-    seed: int
+    seed: int | None
 
     def __str__(self) -> str:
         """Return it as one line, in percent."""

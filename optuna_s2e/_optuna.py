@@ -174,6 +174,14 @@ def url_of(study: Study) -> str | None:
     return None
 
 
+def schema_version(storage: BaseStorage) -> str | None:
+    """Return the version of the tables of a storage; None if it has no tables of its own."""
+    layer: Any = storage
+    while layer is not None and not isinstance(layer, RDBStorage):
+        layer = getattr(layer, "_backend", None)
+    return None if layer is None else layer.get_current_version()
+
+
 def innermost_sampler(sampler: BaseSampler) -> BaseSampler:
     """Return what draws inside samplers that wrap another one, as `PartialFixedSampler` does."""
     while isinstance(inner := getattr(sampler, "_base_sampler", None), BaseSampler):

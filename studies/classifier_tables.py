@@ -1,7 +1,8 @@
 """Tables with 30 % wrong labels: `NoisyLabelClassifier` beside gradient boosting and cleanlab.
 
-    python studies/classifier_tables.py                 # all tables, writes the JSON
+    python studies/classifier_tables.py                 # all tables (it resumes)
     python studies/classifier_tables.py --only trees    # one kind of table
+    python studies/classifier_tables.py --report        # only prints the results
 
 Each table has 10,000 rows of ten columns of numbers (three of them skewed) and six of categories,
 5 % of the values are missing, the labels are strings, and 30 % of them are wrong (to any other
@@ -21,8 +22,6 @@ thread, measured side by side in one process.
 
 from __future__ import annotations
 
-import argparse
-import json
 import time
 import warnings
 from collections.abc import Callable
@@ -31,6 +30,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+import runs
 from cleanlab.filter import find_label_issues
 from sklearn.datasets import make_classification
 from sklearn.ensemble import HistGradientBoostingClassifier
@@ -41,6 +41,7 @@ from optuna_s2e import NoisyLabelClassifier
 
 N_ROWS = 20_000  # half of them to train on
 RATE, MISSING = 0.3, 0.05
+FIRST_SEED = 10
 RESULTS = Path(__file__).parent / "results" / "classifier_tables.json"
 
 
@@ -218,40 +219,62 @@ def by_cleanlab(table: Table, wrong: np.ndarray, model: Any) -> dict[str, Any]:
     }
 
 
-def compare(kind: str, noise: str, seed: int, *, search: bool) -> dict[str, Any]:
-    """Return the results of all on one table."""
+def run(job: runs.Job) -> dict[str, Any]:
+    """Return the results of some methods on one table."""
+    warnings.simplefilter("ignore")
+    kind, noise, seed = str(job[0]), str(job[1]), int(job[2])
     table = make_table(kind, noise, seed)
     wrong = table.y != table.true
-    row: dict[str, Any] = {"kind": kind, "noise": noise, "seed": seed, "rate": float(wrong.mean())}
-    row["suggested"] = ours(table, wrong, search=False)
-    if search:
-        row["search"] = ours(table, wrong)
-    row["boosting"] = by_boosting(table)
-    row["boosting_early"] = by_boosting(table, early_stopping=True)
-    row["cleanlab_boosting"] = by_cleanlab(table, wrong, boosting())
+    if job[3] != "peers":
+        return {str(job[3]): ours(table, wrong, search=job[3] == "search")}
     plain = NoisyLabelClassifier(
         search=False, noise_rate=0.0, device="cpu", random_state=0, progress=False
     )
-    row["cleanlab_network"] = by_cleanlab(table, wrong, plain)
-    return row
+    return {
+        "boosting": by_boosting(table),
+        "boosting_early": by_boosting(table, early_stopping=True),
+        "cleanlab_boosting": by_cleanlab(table, wrong, boosting()),
+        "cleanlab_network": by_cleanlab(table, wrong, plain),
+    }
+
+
+def report(results: runs.Results) -> None:
+    """Print both tables: accuracies, and the lists of errors."""
+    rows: dict[tuple[str, ...], dict[str, Any]] = {}
+    for key, result in results.items():
+        rows.setdefault(tuple(key.split("|")[:3]), {}).update(result)
+    print("| table | noise | seed | suggested schedule | boosting | with early stopping |")
+    print("|---|---|---|---:|---:|---:|")
+    for key, r in rows.items():
+        cells = [f"{100 * r[m]['accuracy']:.1f}" for m in ("suggested", "boosting",
+                                                           "boosting_early")]  # fmt: skip
+        print(f"| {' | '.join((*key, *cells))} |")
+    methods = ("suggested", "cleanlab_boosting", "cleanlab_network")
+    print("\n| table | noise | seed | suggested | cleanlab, boosting | same network | seconds |")
+    print("|---|---|---|---|---|---|---|")
+    for key, r in rows.items():
+        lists = [r[m]["errors"] for m in methods]
+        cells = [f"{100 * e['precision']:.1f} / {100 * e['recall']:.1f}" for e in lists]
+        cells.append(" / ".join(f"{r[m]['seconds']:.1f}" for m in methods))
+        print(f"| {' | '.join((*key, *cells))} |")
 
 
 def main() -> None:
-    """Compare all on each table and write the results."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", choices=KINDS, help="one kind of table")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[10, 11])
-    parser.add_argument("--search", action="store_true", help="also with a search of 12 trainings")
-    parser.add_argument("--out", type=Path, default=RESULTS)
-    args = parser.parse_args()
-    warnings.simplefilter("ignore")
-    rows = []
-    for seed in args.seeds:
-        for noise in ("symmetric", "pair"):
-            for kind in [args.only] if args.only else KINDS:
-                rows.append(compare(kind, noise, seed, search=args.search))
-                print(json.dumps(rows[-1]), flush=True)
-                args.out.write_text(json.dumps({"rows": rows}, indent=1) + "\n")
+    """Run what is missing, then print the tables."""
+    made = runs.parser(__doc__, seeds=1)
+    made.add_argument("--only", choices=KINDS, help="one kind of table")
+    made.add_argument("--search", action="store_true", help="also with a search of 12 trainings")
+    args = made.parse_args()
+    seeds = range(FIRST_SEED, FIRST_SEED + args.seeds)
+    kinds = [args.only] if args.only else list(KINDS)
+    parts = ["suggested", "peers"] + ["search"] * args.search
+    jobs: list[runs.Job] = [
+        (kind, noise, seed, part)
+        for part in parts for seed in seeds for noise in ("symmetric", "pair") for kind in kinds
+    ]  # fmt: skip
+    if not args.report:
+        runs.run_missing(RESULTS, jobs, run, n_processes=args.jobs, minutes=args.minutes)
+    report(runs.read(RESULTS)["results"])
 
 
 if __name__ == "__main__":

@@ -121,13 +121,13 @@ def run(job: runs.Job) -> dict[str, Any]:
         data=data, config=CONFIG, device="cpu",
     )  # fmt: skip
     labels = data.noisy_labels.numpy()
-    joint = estimate_joint(labels, aided.probabilities)
+    joint = estimate_joint(labels, unaided.probabilities)
     return {
         "true": float((data.noisy_labels != data.clean_labels).double().mean()),
         "aided": [aided.noise_rate, *aided.interval],
         "unaided": [unaided.noise_rate, *unaided.interval],
         "joint": float(1.0 - np.trace(joint)),
-        "issues": num_label_issues(labels, aided.probabilities) / len(labels),
+        "issues": num_label_issues(labels, unaided.probabilities) / len(labels),
         "trainings": seconds / (time.process_time() - start),
         "best_error": float(training.curves.error.min()),
     }

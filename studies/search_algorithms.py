@@ -9,9 +9,12 @@ Measure:   test error of the pick, mean of 8 fresh trainings; differences paired
            last generation's trials, above the best known: the lowest smoothed error of any pick
            of the same task and seed, or, where the picks were retrained on the validation part,
            the pick that is best in half of 8 fresh trainings, valued by the other half.
-Budget:    60 trials of T epochs; Hyperband, which prunes, gets as many epochs in all.
+Budget:    60 trials of T epochs; Hyperband, which prunes, gets as many epochs in all. "S2E, 12
+           trainings" is what the defaults do now: the noise rate is estimated (about 1.3 trainings
+           more), 12 trials from the ranges around it, and the mean that `recommend` picks.
 Run:       python studies/search_algorithms.py --seeds 40 --jobs 2 --minutes 60      (it resumes)
            ... --seeds 120 --algorithms random TPE S2E                              (more of some)
+           ... --part report --algorithms "S2E, 12 trainings"
 Read:      studies/results/search_algorithms.json, --report (tables, and the picture)
 """
 
@@ -37,6 +40,7 @@ from optuna_s2e.coteaching import (
     Evaluation,
     Metrics,
     NoisyData,
+    estimate_noise,
     evaluate_schedules,
     fixed_schedules,
     last_epochs_mean,
@@ -49,9 +53,12 @@ COLORS = [*TABLEAU_COLORS, "black", "gold", "navy", "teal"]
 K, N_TRIALS, N_REPEATS, FIRST_SEED = 6, 60, 8, 2000
 FEW = 10  # searches: with fewer an algorithm is not drawn
 RULES = ("smoothed", "best", "theta")
+FEW_TRAININGS = "S2E, 12 trainings"
+N_FEW = 12
 MAIN = ("random", "TPE", "S2E")  # the first to run, and those whose rules are compared
 OURS = ("S2E", "S2E, Table 1")  # compared with all others
-ASKED = (*MAIN, "CMA-ES", "GP")  # --seeds searches each; the others a quarter as many
+MAIN_AND_PEERS = (*MAIN, "CMA-ES", "GP")
+ASKED = (*MAIN_AND_PEERS, FEW_TRAININGS)  # --seeds searches each; others a quarter
 
 ALGORITHMS: dict[str, Callable[[int], BaseSampler]] = {
     "random": lambda seed: RandomSampler(seed=seed),
@@ -69,7 +76,9 @@ ALGORITHMS: dict[str, Callable[[int], BaseSampler]] = {
     "TPE, Table 1": lambda seed: TPESampler(seed=seed),
     "S2E, Table 1": lambda seed: S2ESampler(seed=seed),
     "paper, Table 1": lambda seed: S2ESampler(seed=seed, estimator="paper"),
+    FEW_TRAININGS: lambda seed: S2ESampler(seed=seed),
 }
+SIXTY = [algorithm for algorithm in ALGORITHMS if algorithm != FEW_TRAININGS]
 
 
 class Search:
@@ -78,9 +87,10 @@ class Search:
     def __init__(self, task: tasks.Task, algorithm: str, seed: int) -> None:
         self.task, self.seed = task, FIRST_SEED + seed
         self.data = task.data(self.seed)
-        self.space = ScheduleSpace(
-            task.n_epochs, "table1" if algorithm.endswith("Table 1") else "eq1"
-        )
+        kind = "table1" if algorithm.endswith("Table 1") else "eq1"
+        self.is_few = algorithm == FEW_TRAININGS
+        self.noise_rate = self._estimate() if self.is_few else None
+        self.space = ScheduleSpace(task.n_epochs, kind, noise_rate=self.noise_rate)
         pruner = optuna.pruners.HyperbandPruner(min_resource=3, max_resource=task.n_epochs)
         self.prunes = algorithm == "Hyperband"
         self.study = optuna.create_study(
@@ -88,7 +98,14 @@ class Search:
             sampler=ALGORITHMS[algorithm](self.seed),
             pruner=pruner if self.prunes else optuna.pruners.NopPruner(),
         )
-        self.epochs_left = N_TRIALS * task.n_epochs
+        self.epochs_left = (N_FEW if self.is_few else N_TRIALS) * task.n_epochs
+
+    def _estimate(self) -> float:
+        """Return the noise rate as `s2e search` estimates it, by the task's training."""
+        return estimate_noise(
+            self.data, network=tasks.mlp64, config=self.task.config,
+            n_epochs=min(15, 3 * self.task.n_epochs // 8), seed=self.seed, device="cpu",
+        ).noise_rate  # fmt: skip
 
     def run(self) -> optuna.Study:
         """Search until the epochs are spent."""
@@ -128,11 +145,15 @@ def run(job: runs.Job) -> dict[str, Any]:
     search = Search(task, algorithm, number)
     study = search.run()
     is_s2e = isinstance(study.sampler, S2ESampler)
-    picks = {rule: recommend(study, rule) for rule in RULES if rule != "theta" or is_s2e}
+    rules = ("mean",) if search.is_few else RULES
+    picks = {rule: recommend(study, rule) for rule in rules if rule != "theta" or is_s2e}
     schedules = {r: p.schedule.keep_rates for r, p in picks.items() if p.schedule is not None}
     if algorithm == "random":  # once per task and seed: the baselines
         fixed = fixed_schedules(task.n_epochs, task.noise_rate)
         schedules |= {name: schedule.keep_rates for name, schedule in fixed.items()}
+
+    if search.space.middle is not None:
+        schedules["suggested"] = search.space.middle.keep_rates
 
     def retrained(schedules: dict[str, np.ndarray], data: NoisyData) -> dict[str, Evaluation]:
         return evaluate_schedules(
@@ -141,18 +162,22 @@ def run(job: runs.Job) -> dict[str, Any]:
         )  # fmt: skip
 
     evaluations = retrained(schedules, search.data)
-    validation = replace(search.data, x_test=search.data.x_val, y_test=search.data.y_val)
-    known = retrained({"smoothed": schedules["smoothed"]}, validation)["smoothed"]
+    found: dict[str, Any] = {}
+    if search.is_few:
+        found["noise_rate"] = search.noise_rate
+    else:
+        validation = replace(search.data, x_test=search.data.x_val, y_test=search.data.y_val)
+        known = retrained({"smoothed": schedules["smoothed"]}, validation)["smoothed"]
+        found["validation"] = [round(float(1 - a), 5) for a in known.final_accuracy]
     complete = [t for t in study.trials if t.state == optuna.trial.TrialState.COMPLETE]
     values = np.array([t.value for t in complete])
-    return {
+    return found | {
         "test_error": {
             n: round(float(1 - e.final_accuracy.mean()), 5) for n, e in evaluations.items()
         },
         "expected": {r: [round(v, 5) for v in (p.expected_loss, *p.interval)]
                      for r, p in picks.items()},
         "values": [round(float(v), 5) for v in values],
-        "validation": [round(float(1 - a), 5) for a in known.final_accuracy],
         "n_trials": len(study.trials),
     }  # fmt: skip
 
@@ -195,6 +220,7 @@ def report(results: runs.Results, n: int) -> None:
         for ours in OURS:
             compare(results, part, n, ours)
         compare_last(results, part, n)
+        compare_few(results, part, n)
 
 
 def compare_rules(results: runs.Results, n: int) -> None:
@@ -215,7 +241,7 @@ def compare_rules(results: runs.Results, n: int) -> None:
 
 def best_known(results: runs.Results, task: str, n: int) -> np.ndarray:
     """Return the lowest smoothed validation error of any algorithm's pick, one per seed."""
-    cells = [rows_of(results, task, algorithm, n) for algorithm in ALGORITHMS]
+    cells = [rows_of(results, task, algorithm, n) for algorithm in SIXTY]
     return np.array([
         min(rows[seed]["expected"]["smoothed"][0] for rows in cells if len(rows) > seed)
         for seed in range(max(map(len, cells)))
@@ -230,7 +256,7 @@ def compare(results: runs.Results, part: str, n: int, ours: str) -> None:
     print(f"\n{ours} minus ..., {part}: test error of the smoothed pick, points, [95 % interval];")
     print("    excess of the last 6 trials over the best known, as a share of the other's")
     best = {t: best_known(results, t, n) for t in names}
-    for other in ALGORITHMS:
+    for other in SIXTY:
         excess = []
         pairs_of = differences(results, names, other, n, ours)
         for name in names:
@@ -246,6 +272,43 @@ def compare(results: runs.Results, part: str, n: int, ours: str) -> None:
             sizes = "+".join(str(len(d)) for d in pairs_of)
             print(f"  {other:28}{mean:+.2f} [{low:+.2f}, {high:+.2f}]  last: {np.mean(excess):.2f}"
                   f"   ({len(pairs_of)} tasks, {sizes} searches)")  # fmt: skip
+
+
+def compare_few(results: runs.Results, part: str, n: int) -> None:
+    """Print what twelve trainings give, and how that differs from sixty of each algorithm."""
+    names = [t for t in tasks.TASKS if tasks.TASKS[t].part == part]
+    names = [t for t in names if rows_of(results, t, FEW_TRAININGS, n)]
+    if not names:
+        return
+    print(f"\n{FEW_TRAININGS}, {part}: test error in %, mean (s.e.); estimate of the noise rate")
+    for name in names:
+        rows = rows_of(results, name, FEW_TRAININGS, n)
+        cells = [
+            f"{rule} {runs.mean_and_error([r['test_error'][rule] for r in rows])}"
+            for rule in ("mean", "suggested")
+        ]
+        rates = np.array([r["noise_rate"] for r in rows])
+        print(f"  {name:34}{'   '.join(cells)}   {rates.mean():.2f} ({rates.std():.2f})   "
+              f"{len(rows)} searches")  # fmt: skip
+    pairs = [[rows_of(results, t, a, n) for a in (FEW_TRAININGS, "random")] for t in names]
+    for fixed in ("suggested", "coteaching", "standard"):  # the last two were run with "random"
+        found = [
+            np.array([
+                a["test_error"]["mean"] - (b["test_error"] | a["test_error"])[fixed]
+                for a, b in zip(*pair, strict=False)
+            ])
+            for pair in pairs
+        ]  # fmt: skip
+        mean, low, high = runs.pooled(found)
+        print(f"  mean pick minus {fixed}: {mean:+.2f} [{low:+.2f}, {high:+.2f}]")
+    for rule in ("mean", "suggested"):
+        print(f"\nIts {rule} pick minus the smoothed one of 60 trainings, points, [95 %]")
+        for other in MAIN_AND_PEERS:
+            found = differences(results, names, other, n, FEW_TRAININGS, rule)
+            if found:
+                mean, low, high = runs.pooled(found)
+                by_task = "  ".join(f"{100 * d.mean():+.2f}" for d in found)
+                print(f"  {other:10}{mean:+.2f} [{low:+.2f}, {high:+.2f}]   by task: {by_task}")
 
 
 def retrained_best(rows: Sequence[dict[str, Any]]) -> float:
@@ -296,7 +359,7 @@ def picture(results: runs.Results, n: int) -> Figure:
     names = [t for t in tasks.TASKS if tasks.TASKS[t].part == "report"]
     names = [t for t in names if rows_of(results, t, "S2E", n)]
     best = {t: best_known(results, t, n) for t in names}
-    enough = [a for a in ALGORITHMS if min(len(rows_of(results, t, a, n)) for t in names) >= FEW]
+    enough = [a for a in SIXTY if min(len(rows_of(results, t, a, n)) for t in names) >= FEW]
     compared = [a for a in enough if a != "Hyperband"]  # its trials are of unequal length
     for color, algorithm in zip(COLORS, compared, strict=False):
         width = 2.2 if algorithm in MAIN else 1.0
@@ -334,16 +397,17 @@ def picture(results: runs.Results, n: int) -> Figure:
 
 
 def differences(
-    results: runs.Results, names: list[str], other: str, n: int, ours: str = "S2E"
-) -> list[np.ndarray]:
-    """Return ours minus another algorithm, test errors of smoothed picks, per task by seed."""
+    results: runs.Results, names: list[str], other: str, n: int, ours: str = "S2E",
+    rule: str = "smoothed",
+) -> list[np.ndarray]:  # fmt: skip
+    """Return our pick minus another algorithm's smoothed one, test errors, per task by seed."""
     found = []
     for name in names:
         pairs = zip(
             rows_of(results, name, ours, n), rows_of(results, name, other, n), strict=False
         )
         found.append(np.array(
-            [a["test_error"]["smoothed"] - b["test_error"]["smoothed"] for a, b in pairs]
+            [a["test_error"][rule] - b["test_error"]["smoothed"] for a, b in pairs]
         ))  # fmt: skip
     return [d for d in found if len(d) > 1]
 

@@ -125,12 +125,11 @@ def report(results: runs.Results, part: str, n: int) -> None:
                     continue
                 a, b = BUDGETS.index(ours), BUDGETS.index(theirs)
                 sizes = [min(len(x), len(y)) for x, y in zip(own, other, strict=True)]
-                mean, low, high = runs.pooled(
-                    [x[:m, a] - y[:m, b] for x, y, m in zip(own, other, sizes, strict=True)],
-                    scale=1.0,
-                )
+                found = [x[:m, a] - y[:m, b] for x, y, m in zip(own, other, sizes, strict=True)]
+                mean, low, high = runs.pooled(found, scale=1.0)
+                by_task = " ".join(f"{d.mean():+.1f}" for d in found)
                 print(f"  {ours} trainings minus {algorithm}, {kind}, {rule}, {theirs}: "
-                      f"{mean:+.2f} [{low:+.2f}, {high:+.2f}]")  # fmt: skip
+                      f"{mean:+.2f} [{low:+.2f}, {high:+.2f}]; by task {by_task}")  # fmt: skip
 
 
 def main() -> None:

@@ -1,14 +1,13 @@
-"""Run README's blocks as printed: in order, in one new folder, with the package from its wheel.
+"""Run the blocks of README and of the tutorials as printed, with the package from its wheel.
 
-`make readme` runs this in two to three minutes. Each block of Python becomes a script. Of the
-shell's blocks, the `s2e` commands run; `s2e dashboard` is started, asked for its page and stopped.
-The first command that fails ends the run.
+`make readme` runs this in a few minutes. Each page has a new folder, and its blocks run in order.
+Of README, each block of Python becomes a script, and `s2e dashboard` is started, asked for its
+page and stopped. `page_blocks.py` runs the tutorials. The first command that fails ends the run.
 """
 
 from __future__ import annotations
 
 import os
-import re
 import subprocess
 import sys
 import sysconfig
@@ -18,20 +17,10 @@ import urllib.request
 import venv
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
-TIMEOUT = 600  # seconds that one command may take
+from page_blocks import DOCS, ROOT, commands, read_blocks
+
+TIMEOUT = 1200  # seconds that one command, or a tutorial, may take
 PAGE = "http://127.0.0.1:8080/dashboard/"  # where `s2e dashboard` serves by default
-
-
-def read_blocks(text: str) -> list[tuple[str, str]]:
-    """Return the language and the text of each block of Python or shell."""
-    return re.findall(r"```(python|bash)\n(.*?)```", text, re.DOTALL)
-
-
-def commands(block: str) -> list[str]:
-    """Return the `s2e` commands of a block of shell, without comments."""
-    lines = (re.sub(r"\s+#.*", "", line) for line in block.splitlines())
-    return [line for line in lines if line.startswith("s2e ")]
 
 
 def make_environment(folder: Path) -> Path:
@@ -89,16 +78,20 @@ def main() -> None:
             where, cwd=folder, env=env, check=True, capture_output=True, text=True
         )
         assert Path(found.stdout.strip()).is_relative_to(folder), found.stdout
-        for number, (language, block) in enumerate(read_blocks((ROOT / "README.md").read_text())):
-            if language == "python":
+        for number, block in enumerate(read_blocks((ROOT / "README.md").read_text())):
+            if block.language == "python":
                 script = folder / f"block{number}.py"
-                script.write_text(block)
+                script.write_text(block.text)
                 run([scripts / "python", script], folder, env)
-            for command in commands(block) if language == "bash" else ():
+            for command in commands(block.text) if block.language == "bash" else ():
                 if command == "s2e dashboard":
                     serve(command, folder, env)
                 else:
                     run(["bash", "-c", command], folder, env)
+        for page in sorted((DOCS / "tutorials").glob("*.md")):
+            own = folder / page.stem
+            own.mkdir()
+            run([scripts / "python", ROOT / "tests" / "page_blocks.py", page], own, env)
 
 
 def run(command: list[str | Path], folder: Path, env: dict[str, str]) -> None:
@@ -109,7 +102,7 @@ def run(command: list[str | Path], folder: Path, env: dict[str, str]) -> None:
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip
     if done.returncode:
-        sys.exit(f"{done.stdout}\nREADME's {Path(shown).name!r} ended with {done.returncode}.")
+        sys.exit(f"{done.stdout}\n{Path(shown).name!r} ended with {done.returncode}.")
     print(f"{time.monotonic() - start:6.1f} s  {shown.removeprefix(str(folder) + os.sep)}")
 
 

@@ -8,17 +8,21 @@ import select
 import shutil
 import socket
 import subprocess
-import sys
 import tempfile
 import threading
 import time
 import uuid
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import fasteners
+import optuna
 import psycopg
 import sqlalchemy
+from processes import CONTEXT
+
+from optuna_s2e import open_storage
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # about its runtime folder
@@ -171,15 +175,6 @@ def end_connections(database_url: str) -> None:
 class GrpcProxy:
     """Optuna's gRPC proxy in front of a storage, in a process of its own."""
 
-    _CODE = (
-        "import sys, warnings, optuna\n"
-        "from concurrent.futures import ThreadPoolExecutor\n"
-        "from optuna_s2e import open_storage\n"
-        "warnings.simplefilter('ignore')\n"
-        "optuna.storages.run_grpc_proxy_server(open_storage(sys.argv[1]), host='127.0.0.1', "
-        "port=int(sys.argv[2]), thread_pool=ThreadPoolExecutor(int(sys.argv[3])))\n"
-    )
-
     def __init__(self, storage_url: str, n_threads: int = 10) -> None:
         with socket.create_server(("127.0.0.1", 0)) as free:
             self._port = free.getsockname()[1]
@@ -188,14 +183,15 @@ class GrpcProxy:
         self.start()
 
     def start(self) -> None:
-        arguments = [self._storage_url, str(self._port), str(self._n_threads)]
-        self._process = subprocess.Popen([sys.executable, "-c", self._CODE, *arguments])
+        arguments = (self._storage_url, self._port, self._n_threads)
+        self._process = CONTEXT.Process(target=_run_proxy, args=arguments, daemon=True)
+        self._process.start()
         end = time.monotonic() + 60
         while True:
             try:
                 socket.create_connection(("127.0.0.1", self._port)).close()
             except OSError:
-                assert self._process.poll() is None, "the proxy has died"
+                assert self._process.is_alive(), "the proxy has died"
                 assert time.monotonic() < end, "the proxy does not answer"
                 time.sleep(0.1)
             else:
@@ -203,4 +199,14 @@ class GrpcProxy:
 
     def kill(self) -> None:
         self._process.kill()
-        self._process.wait()
+        self._process.join()
+
+
+def _run_proxy(storage_url: str, port: int, n_threads: int) -> None:
+    warnings.simplefilter("ignore")
+    optuna.storages.run_grpc_proxy_server(
+        open_storage(storage_url),
+        host="127.0.0.1",
+        port=port,
+        thread_pool=ThreadPoolExecutor(n_threads),
+    )

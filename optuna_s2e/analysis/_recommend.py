@@ -237,7 +237,15 @@ def _fit(found: Comparable, rules: Rules, study_name: str, sources: Sources | No
     """Fit the model of the loss. If there are too many trials, only the best ones are used."""
     space = found.space
     if not space.names:
-        raise ValueError("The trials must share a parameter with one range, but they do not.")
+        why = (
+            f"the ranges of {', '.join(map(repr, found.left_out_params))} have nothing in common"
+            if found.left_out_params
+            else "no trial has a parameter with more than one value"
+        )
+        raise ValueError(
+            f'The trials of study {study_name!r} cannot be compared: {why}. Use rule="best", or '
+            "search a parameter with one range."
+        )
     losses = np.array([rules.loss(t) for t in found.trials])
     if not np.isfinite(losses).any():
         raise ValueError(f"Study {study_name!r} has no trial with a finite value.")

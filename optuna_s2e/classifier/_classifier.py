@@ -34,7 +34,7 @@ from optuna_s2e.classifier._defaults import (
     find_network,
     training_config,
 )
-from optuna_s2e.classifier._fitting import Fitting, Labelled
+from optuna_s2e.classifier._fitting import Fitting, Labelled, Noise
 from optuna_s2e.classifier._inputs import InputEncoder, read_dataset
 from optuna_s2e.classifier._study import Budget, SearchStudy
 from optuna_s2e.classifier._table import is_missing
@@ -63,8 +63,8 @@ class NoisyLabelClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc
 
     Args:
         network: "auto" (a perceptron of two hidden layers for tables, "cnn2" for images of at
-            least 16 x 16 pixels), a name or a function, as in `optuna_s2e.coteaching.
-            make_network`.
+            least 16 x 16 pixels), a name or a function, as in
+            `optuna_s2e.coteaching.make_network`.
         n_epochs: T, epochs of each training, at least 2. None takes 20 for tables, 40 otherwise.
         search: Whether to search a schedule. False trains the one that is suggested at the noise
             rate at once, which is `budget` + 1 times as fast.
@@ -94,8 +94,15 @@ class NoisyLabelClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc
         n_features_in_: Number of columns of X (of the first axis after the samples, for images).
         feature_names_in_: Names of the columns, if X was a data frame with string names.
         noise_rate_: Share of wrong labels, estimated or given.
+        noise_interval_: 95 % interval of an estimated rate; None if the rate was given, or if
+            there are too few samples to estimate it.
         transition_matrix_: Estimated P(given label | true class), (C, C); None if the noise rate
             was given.
+        oof_proba_: Out-of-fold probability of each class for each training sample, by networks
+            that were not trained on the sample, (N, C): what the estimate of the noise made on its
+            way. Rows are NaN for classes of fewer than three samples. With clean labels (`X_val`)
+            they are calibrated on them. None if the noise rate was given, or could not be
+            estimated.
         schedule_: The schedule R(t) of the final training.
         study_: The study of the search; None without a search, and after `load`.
         label_quality_: How much the networks trust each training label, in [0, 1], (N,).
@@ -253,7 +260,7 @@ class NoisyLabelClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc
         return list_label_errors(
             self._samples,
             self._labels,
-            noise=self.transition_matrix_,
+            noise=self._noise.known,
             classes=self.classes_.tolist(),
             n=n,
             noise_rate=noise_rate,
@@ -306,12 +313,11 @@ class NoisyLabelClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc
             bar.total += (budget.n_trials or 0) * n_epochs
             found = self._open_study(fitting, noise_rate)
             fitting = replace(fitting, seed=found.seed)
-            noise = found.noise(lambda: fitting.noise(noise_rate))
             self.study_ = found.study
-            schedule = fitting.search(found.study, noise.rate, fraction, *budget)
-        else:
-            noise = fitting.noise(noise_rate)
-        self.noise_rate_, self.transition_matrix_ = noise
+        noise = fitting.noise(noise_rate)
+        if self.study_ is not None:
+            schedule = fitting.search(self.study_, noise, fraction, *budget)
+        self._keep_noise(noise)
         self.schedule_ = schedule or suggested_schedule(n_epochs, noise.rate)
         results = fitting.fit(self.schedule_.keep_rates, n_pairs)
         self._networks = [net for result in results for net in result.networks or ()]
@@ -323,9 +329,12 @@ class NoisyLabelClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc
         self._samples = [result.samples for result in results if result.samples is not None]
         self._labels = fitting.train[1]
         self._input_shape = tuple(fitting.train[0].shape[1:])
-        self.label_quality_ = label_quality(
-            self._samples, self._labels, noise=self.transition_matrix_
-        )
+        self.label_quality_ = label_quality(self._samples, self._labels, noise=noise.known)
+
+    def _keep_noise(self, noise: Noise) -> None:
+        self._noise = noise
+        self.noise_rate_, self.transition_matrix_ = noise.rate, noise.matrix
+        self.noise_interval_, self.oof_proba_ = noise.interval, noise.probabilities
 
     def _open_study(self, fitting: Fitting, noise_rate: float | None) -> SearchStudy:
         settings = {
@@ -352,6 +361,7 @@ class NoisyLabelClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc
         if isinstance(x, Dataset):
             x, found = read_dataset(name, x)
             y = found if y is None else y
+        x, y = _masked_as_missing(x), _masked_as_missing(y)
         if isinstance(x, Tensor):
             validate_data(self, x.detach().cpu().numpy(), reset=reset, allow_nd=True,
                           ensure_all_finite=False, dtype=None)  # fmt: skip
@@ -401,6 +411,13 @@ class NoisyLabelClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc
         return np.asarray(torch.cat(parts).numpy())
 
 
+def _masked_as_missing(values: Any) -> Any:
+    """Return a masked array with NaN in place of what is masked; anything else as it is."""
+    if not np.ma.is_masked(values):
+        return values
+    return values.astype(np.float64 if values.dtype.kind in "biuf" else object).filled(np.nan)
+
+
 def _read_classes(y: Any) -> tuple[npt.NDArray[Any], IntArray]:
     """Return the classes, (C,), and the class number of each label, (N,).
 
@@ -416,9 +433,11 @@ def _read_classes(y: Any) -> tuple[npt.NDArray[Any], IntArray]:
         )
     assert_all_finite(labels, input_name="y")
     try:
+        if len({isinstance(label, str) for label in labels.tolist()}) > 1:
+            raise TypeError("strings and other types")
         check_classification_targets(labels)
         classes, numbers = np.unique(labels, return_inverse=True)
-    except TypeError as error:  # strings and numbers cannot be sorted
+    except TypeError as error:  # such labels cannot be sorted
         raise ValueError(
             "y must hold labels of one type, but holds several. Take y.astype(str)."
         ) from error

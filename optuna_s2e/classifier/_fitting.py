@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,6 +24,7 @@ from optuna_s2e._typing import FloatArray, IntArray
 from optuna_s2e.analysis import recommend
 from optuna_s2e.coteaching import (
     CoteachingObjective,
+    NoiseEstimate,
     NoisyData,
     TrainingConfig,
     TrainingResult,
@@ -45,11 +46,30 @@ class Noise(NamedTuple):
 
     Attributes:
         rate: Share of wrong labels.
-        matrix: P(given | true class), (C, C); None if the user gave the rate.
+        known: What is known beside it, as `label_quality` takes it: the estimate, the matrix
+            P(given | true class), (C, C), if nothing could be estimated, or None if the user gave
+            the rate.
     """
 
     rate: float
-    matrix: FloatArray | None
+    known: NoiseEstimate | FloatArray | None
+
+    @property
+    def matrix(self) -> FloatArray | None:
+        """P(given | true class), (C, C), or None."""
+        return (
+            self.known.transition_matrix if isinstance(self.known, NoiseEstimate) else self.known
+        )
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """95 % interval of an estimated rate, or None."""
+        return self.known.interval if isinstance(self.known, NoiseEstimate) else None
+
+    @property
+    def probabilities(self) -> FloatArray | None:
+        """Out-of-fold probabilities, (N, C), or None."""
+        return self.known.probabilities if isinstance(self.known, NoiseEstimate) else None
 
 
 @dataclass(frozen=True)
@@ -114,7 +134,9 @@ class Fitting:
             seed=self._seed(0),
         )
         self.bar.update(self.estimate_epochs)
-        return Noise(found.noise_rate, found.transition_matrix)
+        probabilities = np.full((len(y), self.n_classes), np.nan)
+        probabilities[used] = found.probabilities
+        return Noise(found.noise_rate, replace(found, probabilities=probabilities))
 
     @property
     def estimate_epochs(self) -> int:
@@ -124,7 +146,7 @@ class Fitting:
     def search(
         self,
         study: Study,
-        noise_rate: float,
+        noise: Noise,
         fraction: float,
         n_trials: int | None,
         seconds: float | None,
@@ -133,7 +155,8 @@ class Fitting:
 
         Args:
             study: The study, whose sampler draws the schedules.
-            noise_rate: Share of wrong labels, which the space follows from.
+            noise: How many labels are wrong, which the space follows from. The study records an
+                estimate, as with `CoteachingObjective(noise_rate="estimate")`.
             fraction: Share of the samples that is held out if there are no clean labels.
             n_trials: Trainings that the study ends with, or None.
             seconds: Time after which no more begin.
@@ -148,7 +171,7 @@ class Fitting:
             config=self.config,
             device=self.device,
             seed=self._seed(1),
-            noise_rate=noise_rate,
+            noise_rate=noise.known if isinstance(noise.known, NoiseEstimate) else noise.rate,
             reporter=_EpochCounter(self.bar),
         )
         n_done = _n_complete(study)

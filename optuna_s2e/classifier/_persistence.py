@@ -20,8 +20,14 @@ import torch
 from torch import nn
 
 from optuna_s2e.classifier._defaults import describe_network, find_network
+from optuna_s2e.classifier._fitting import Noise
 from optuna_s2e.classifier._inputs import InputEncoder
-from optuna_s2e.coteaching import SampleStatistics, label_quality, make_network
+from optuna_s2e.coteaching import (
+    NoiseEstimate,
+    SampleStatistics,
+    label_quality,
+    make_network,
+)
 from optuna_s2e.schedules import Schedule
 
 if TYPE_CHECKING:
@@ -30,6 +36,7 @@ if TYPE_CHECKING:
 FORMAT, VERSION = "optuna_s2e.classifier", 1
 _OWN = ("network", "storage", "random_state")  # arguments that are saved otherwise, or not at all
 _STATISTICS = [field.name for field in fields(SampleStatistics)]
+_ESTIMATE = [field.name for field in fields(NoiseEstimate)]
 
 
 def save(model: NoisyLabelClassifier, path: str | os.PathLike[str]) -> None:
@@ -57,6 +64,8 @@ def save(model: NoisyLabelClassifier, path: str | os.PathLike[str]) -> None:
     for i, net in enumerate(model._networks):
         weights = net.state_dict()
         content |= {f"network {i} {name}": w.numpy() for name, w in weights.items()}
+    if isinstance(model._noise.known, NoiseEstimate):
+        content |= {f"noise {name}": getattr(model._noise.known, name) for name in _ESTIMATE}
     for i, own in enumerate(model._samples):
         content |= {f"samples {i} {name}": getattr(own, name) for name in _STATISTICS}
     target = Path(path)
@@ -101,18 +110,14 @@ def load(
     model.n_features_in_ = document["n_features_in"]
     if document["feature_names_in"]:
         model.feature_names_in_ = np.array(document["feature_names_in"], dtype=object)
-    matrix = document["transition_matrix"]
-    model.noise_rate_ = document["noise_rate"]
-    model.transition_matrix_ = None if matrix is None else np.array(matrix)
+    model._keep_noise(_noise_of(document, content))
     model.schedule_ = Schedule.from_json(document["schedule"])
     model.study_ = None
     model._encoder = InputEncoder.from_state(document["encoder"])
     model._input_shape = tuple(document["input_shape"])
     model._labels = content["labels"]
     model._samples = [SampleStatistics(**own) for own in _numbered("samples", content)]
-    model.label_quality_ = label_quality(
-        model._samples, model._labels, noise=model.transition_matrix_
-    )
+    model.label_quality_ = label_quality(model._samples, model._labels, noise=model._noise.known)
     model._networks = [_restored(model, weights) for weights in _numbered("network", content)]
     model._dtype = next(p.dtype for p in model._networks[0].parameters() if p.is_floating_point())
     return model
@@ -128,6 +133,19 @@ def _network_of(document: Mapping[str, Any], network: object) -> Any:
     if network is not None:
         raise ValueError(f"network must be left out: it was fitted with {name!r}.")
     return name
+
+
+def _noise_of(document: Mapping[str, Any], content: Mapping[str, Any]) -> Noise:
+    """Return how many labels are wrong. Files of older releases hold the matrix alone."""
+    held = {name: content[f"noise {name}"] for name in _ESTIMATE if f"noise {name}" in content}
+    if held:
+        single = {k: v.item() for k, v in held.items() if v.ndim == 0}
+        interval = tuple(held["interval"].tolist())
+        return Noise(
+            document["noise_rate"], NoiseEstimate(**{**held, **single, "interval": interval})
+        )
+    matrix = document["transition_matrix"]
+    return Noise(document["noise_rate"], None if matrix is None else np.array(matrix))
 
 
 def _numbered(kind: str, content: Mapping[str, Any]) -> list[dict[str, Any]]:

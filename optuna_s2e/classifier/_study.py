@@ -1,27 +1,27 @@
 """The study of a classifier's search: how long it is, where it is kept, and to what it belongs.
 
-A study in a storage records the fingerprint of its data, the settings that its losses depend on,
-its seed and the estimated noise. A fit that was stopped goes on from there.
+A study in a storage records the fingerprint of its data, the settings that its losses depend on
+and its seed. A fit that was stopped goes on from there. The noise that the search follows is
+recorded as in every study (`s2e:noise`).
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Self
 
-import numpy as np
 import optuna
 from optuna.study import Study
 
 from optuna_s2e._attributes import CLASSIFIER_KEY
 from optuna_s2e._checks import check_int
-from optuna_s2e.classifier._fitting import Noise
 from optuna_s2e.sampler import S2ESampler
 from optuna_s2e.storages import open_storage
 
+VERSION = 2  # of the record; 1 held the noise itself
 _SECONDS = {"s": 1.0, "min": 60.0, "h": 3600.0}
 
 
@@ -66,12 +66,10 @@ class SearchStudy:
     Attributes:
         study: The study; its sampler has the seed.
         seed: Seed that the study began with.
-        record: What the study records of its classifier.
     """
 
     study: Study
     seed: int
-    record: Mapping[str, Any]
 
     @classmethod
     def open(
@@ -98,7 +96,7 @@ class SearchStudy:
             ValueError: If the study belongs to other data, or was searched with other arguments.
             ConnectionError: If the storage cannot be reached.
         """
-        record = {"v": 1, "data": fingerprint, **settings, "seed": seed}
+        record = {"v": VERSION, "data": fingerprint, **settings, "seed": seed}
         if name is None:
             own = record if is_seed_given else {**record, "seed": None}
             text = json.dumps(own, sort_keys=True)
@@ -120,18 +118,7 @@ class SearchStudy:
             _check_same(name, recorded, record, is_seed_given)
             record = recorded
         study.sampler = S2ESampler(seed=record["seed"])
-        return cls(study, record["seed"], record)
-
-    def noise(self, estimate: Callable[[], Noise]) -> Noise:
-        """Return the noise that the study records. If there is none, estimate and record it."""
-        recorded = self.record.get("noise")
-        if recorded is None:
-            found = estimate()
-            matrix = None if found.matrix is None else np.asarray(found.matrix).tolist()
-            recorded = {"rate": found.rate, "matrix": matrix}
-            self.study.set_user_attr(CLASSIFIER_KEY, {**self.record, "noise": recorded})
-        matrix = recorded["matrix"]
-        return Noise(recorded["rate"], None if matrix is None else np.array(matrix))
+        return cls(study, record["seed"])
 
 
 def _check_same(

@@ -191,12 +191,22 @@ def optimize_in_batches(
 
     The arguments and what is returned are those of `optimize`.
     """
-    logger = logging.getLogger(f"optuna.{optimize_batch.__module__}")
-    with _python_sigint(), _progress_bar(study, n_trials) as after_trial:
-        logger.disabled = True  # it says what `say_stopped` says
-        try:
+    with _progress_bar(study, n_trials) as after_trial:
+
+        def run() -> None:
             while (missing := n_trials - n_complete(study)) > 0:
                 optimize_batch(study, objective, missing, callbacks=[*callbacks, after_trial])
+
+        return stopped_by(run)
+
+
+def stopped_by(run: Callable[[], object]) -> str:
+    """Call what calls `optimize_batch`; return the name of the signal that stopped it, or ""."""
+    logger = logging.getLogger(f"optuna.{optimize_batch.__module__}")
+    with _python_sigint():
+        logger.disabled = True  # it says what `say_stopped` says
+        try:
+            run()
         except KeyboardInterrupt:
             return "SIGINT"
         except SystemExit:  # optimize_batch raises it at SIGTERM
@@ -279,18 +289,18 @@ def bar_interval() -> float:
 
 def print_json(document: Mapping[str, Any]) -> None:
     """Print a document as JSON, which knows no NaN and no infinity: they become null."""
-    print(json.dumps(_finite(document), indent=1, allow_nan=False))
+    print(json.dumps(finite(document), indent=1, allow_nan=False))
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
     if isinstance(value, Mapping):
-        return {str(key): _finite(item) for key, item in value.items()}
+        return {str(key): finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
+        return [finite(item) for item in value]
     if isinstance(value, float):
         return float(value) if math.isfinite(value) else None
     if isinstance(value, np.integer | np.floating):
-        return _finite(value.item())
+        return finite(value.item())
     return value if value is None or isinstance(value, bool | int | str) else str(value)
 
 

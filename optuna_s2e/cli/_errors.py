@@ -22,12 +22,18 @@ _ALIASES = {
     "n_trials": "trials",
     "kind": "space",
 }
+_OF_TEXT = (
+    "Leave it out with --drop, or turn it into numbers. In a column of numbers, correct or empty "
+    "the cells that hold words"
+)
 # words about Python -> words about the command line
 _WORDS = {
     r'on_config_change="adopt"': "--on-config-change adopt",
     r" or a function \(.* at each call": "",
     r", but got None": ", but it is missing",
     r"Choose another (?=port|host)": "Choose another --",
+    r"np\.str_\(('.*?')\)": r"\1",
+    r"Drop it, turn it into numbers .* if it is one": _OF_TEXT,
     r"\.\.$": ".",
 }
 
@@ -42,8 +48,9 @@ def one_line(error: Exception, args: argparse.Namespace) -> str:
     text = str(error) or type(error).__name__
     if isinstance(error, StorageInternalError) and error.__cause__:  # Optuna's text is a guess
         text += " The storage says: " + str(error.__cause__).partition("\n")[0]
-    if args.storage:  # its password may hold anything
-        text = text.replace(args.storage, mask_url(args.storage))
+    storage = getattr(args, "storage", None)
+    if storage:  # its password may hold anything
+        text = text.replace(storage, mask_url(storage))
     line = hide_passwords(" ".join(text.split()))
     for python, command_line in _WORDS.items():
         line = re.sub(python, command_line, line)

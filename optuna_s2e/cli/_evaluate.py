@@ -25,7 +25,7 @@ from optuna_s2e.cli._options import (
 from optuna_s2e.schedules import Schedule
 
 if TYPE_CHECKING:
-    from optuna_s2e.coteaching import CoteachingObjective, Evaluation
+    from optuna_s2e.coteaching import CoteachingObjective, Evaluation, Method
 
 HELP = """\
 It is trained anew with fresh seeds, and so are schedules to compare it with:
@@ -54,6 +54,13 @@ OPTIONS: Options = {
         "N", "trainings per schedule, each with a seed of its own", 5, whole(1, 10_000)
     ),
     "--seed": option("N", "the seeds of the trainings follow from it", 0, SEED),
+    "--methods": option(
+        "NAMES",
+        "other methods to compare with, separated by commas, or all (docs/methods.md): "
+        "early-stopping, decoupling, f-correction, f-correction-true, mentornet, coteaching+, "
+        "reweight, jocor, bare. Those that obey a schedule are trained under Eq 1 and under the "
+        "searched one",
+    ),
     "--noise-rate": option(
         "E",
         f"noise rate for Co-teaching's schedule, in [0, {MAX_TAU:g}] (default: that of the data; "
@@ -97,9 +104,11 @@ def run(args: argparse.Namespace) -> int:
 
     from optuna_s2e.coteaching import (
         CoteachingObjective,
+        compared_methods,
         evaluation_table,
         fixed_schedules,
         save_evaluation,
+        title_of,
     )
 
     _common.set_threads(args.threads)
@@ -123,8 +132,27 @@ def run(args: argparse.Namespace) -> int:
     if estimate is not None:
         of_estimate = ["suggested"] if true is not None else ["coteaching", "suggested"]
         remarks = dict.fromkeys(of_estimate, f"estimated rate {estimate:.2f}".replace("0.", "."))
-    schedules = {**fixed, "searched": picked.schedule}
-    evaluations = _train(args, objective, schedules, kept)
+    own = objective.method
+    compared = compared_methods(
+        _names(args.methods, own.name),
+        objective.n_epochs,
+        None if missing else rate,
+        data=objective.data,
+        searched=picked.schedule,
+    )
+    for name, why in compared.left_out.items():
+        if name != "coteaching":  # it was said
+            print(f"{title_of(name)} is left out: {why}.", file=told)
+    # a row of its own has what the study searches: its schedule is not trained twice
+    rows = {row: s for row, s in compared.schedules.items() if row != f"{own.name}/searched"}
+    schedules = {**fixed, **rows, "searched": picked.schedule}
+    methods: dict[str, str | Method] = {"standard": "standard"}
+    methods |= {row: compared.methods[row] for row in rows}
+    methods |= {row: own for row in ("suggested", "searched") if row in schedules}
+    if own.name != "coteaching":
+        for row in ("suggested", "searched"):
+            remarks[row] = ", ".join(filter(None, (own.title, remarks.get(row))))
+    evaluations = _train(args, objective, schedules, methods, kept)
     print(evaluation_table(evaluations, remarks), file=told)
     document = save_evaluation(
         folder,
@@ -133,6 +161,7 @@ def run(args: argparse.Namespace) -> int:
         settings=settings,
         study_name=study.study_name,
         remarks=remarks,
+        methods=methods,
     )
     files = {
         name: str(folder / file)
@@ -144,7 +173,7 @@ def run(args: argparse.Namespace) -> int:
         }.items()
     }
     if args.json:
-        left_out = {"coteaching": missing} if missing else {}
+        left_out = compared.left_out | ({"coteaching": missing} if missing else {})
         searched = picked.document
         _common.print_json(
             {
@@ -159,6 +188,13 @@ def run(args: argparse.Namespace) -> int:
     print("Files: " + "; ".join(f"{name}: {file}" for name, file in files.items()))
     _common.print_next_steps(args, study, {})
     return 0
+
+
+def _names(methods: str | None, own: str) -> list[str]:
+    """Return the names of the methods to compare with: those asked for, and the study's own."""
+    names = [] if methods is None else [name.strip() for name in methods.split(",")]
+    is_there = own == "coteaching" or own in names or names == ["all"]
+    return names if is_there else [*names, own]
 
 
 def _why_no_coteaching(noise_rate: float | None) -> str:
@@ -179,6 +215,7 @@ def _train(
     args: argparse.Namespace,
     objective: CoteachingObjective,
     schedules: dict[str, Schedule],
+    methods: dict[str, str | Method],
     kept: Path,
 ) -> dict[str, Evaluation]:
     """Train every schedule with every seed under a progress bar."""
@@ -195,4 +232,5 @@ def _train(
             device=args.device,
             progress=progress,
             keep=kept,
+            methods=methods,
         )

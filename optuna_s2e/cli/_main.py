@@ -19,10 +19,16 @@ import optuna_s2e
 from optuna_s2e.cli import _interrupt
 
 HELP = """\
-Search sample-selection schedules for learning with noisy labels.
+Learn from data with wrong labels.
+
+A classifier that the wrong labels do not mislead, and the list of them:
+
+    s2e fit data.csv --label class --out model
+    s2e predict model new.csv --out predictions.csv
+    s2e label-errors model          # more or fewer of them
 
 A search trains Co-teaching under many schedules R(t), the share of samples
-that epoch t trains on, and finds one with a low validation error.
+that epoch t trains on, and finds one with a low validation error:
 
     s2e search --data digits --noise symmetric --noise-rate 0.5 --trials 60
     s2e status                      # where the search stands
@@ -40,21 +46,27 @@ class Command(NamedTuple):
     Attributes:
         summary: The first line of its help.
         at_ctrl_c: What is said at Ctrl-C, unless the module says more.
+        has_storage: Whether it takes --storage.
     """
 
     summary: str
     at_ctrl_c: str = _interrupt.NOTHING_DONE
+    has_storage: bool = True
 
 
 _GOES_ON = "Interrupted: completed trials are kept; the same command goes on with them."
 
 COMMANDS = {
+    "fit": Command("Fit a classifier to data with wrong labels, and list the wrong ones."),
+    "predict": Command("Predict new data with a fitted model.", has_storage=False),
+    "label-errors": Command("List the labels that are most likely wrong.", has_storage=False),
     "search": Command("Search the schedule R(t) for data with wrong labels.", _GOES_ON),
     "worker": Command("Join a search from any machine that reaches its storage.", _GOES_ON),
     "status": Command("Show where a search stands."),
     "evaluate": Command("Compare the schedule of a search with others on the test data."),
     "export": Command("Write the schedule of a search to a JSON file."),
     "dashboard": Command("Show the searches of a storage in a browser.", "Stopped."),
+    "doctor": Command("Check the installation, the device and the storage."),
 }
 EXIT_ERROR = 2
 
@@ -112,7 +124,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def _module(command: str) -> Any:
-    return import_module(f"optuna_s2e.cli._{command}")
+    return import_module(f"optuna_s2e.cli._{command.replace('-', '_')}")
 
 
 _WORDS = {
@@ -143,10 +155,11 @@ class _CommandParser(_Parser):
         module, command = _module(name), COMMANDS[name]
         _interrupt.say_at_ctrl_c(command.at_ctrl_c)
         self.description = f"{command.summary}\n\n{module.HELP}"
-        self.add_argument(
-            "--storage", default="sqlite:///s2e.db", metavar="URL",
-            help="where the study is kept (default %(default)s)",
-        )  # fmt: skip
+        if command.has_storage:
+            self.add_argument(
+                "--storage", default="sqlite:///s2e.db", metavar="URL",
+                help="where the study is kept (default %(default)s)",
+            )  # fmt: skip
         module.add_options(self)
         self.add_argument(
             "--traceback", action="store_true", help="after an error, show where it came from"

@@ -57,6 +57,7 @@ Next: `s2e status` shows where the search stands, `s2e dashboard` draws it,
 
 
 INFORMED_KIND = "eq1"  # the space that takes a noise rate
+DEFAULT_METHOD = "coteaching"
 
 # --- options ---------------------------------------------------------------------------------
 
@@ -96,6 +97,12 @@ OPTIONS: dict[str, Options] = {
         "--learning-rate": option(
             "LR", "learning rate (default: 0.01 for the digits, 0.001 for other data)",
             kind=number(0, open_low=True),
+        ),
+        "--method": option(
+            "NAME",
+            "what is trained under the schedules: coteaching, mentornet, coteaching+ or jocor "
+            "(docs/methods.md)",
+            DEFAULT_METHOD,
         ),
         "--metric": choice(
             ["validation_error", "validation_loss"],
@@ -239,6 +246,7 @@ def _make_objective(
         batch_size=args.batch_size,
         learning_rate=args.learning_rate,
         metric=args.metric,
+        method=args.method,
         reporter=reporter,
     )
 
@@ -347,6 +355,10 @@ def _differences(own: dict[str, Any], recorded: Any, prefix: str = "") -> str:
             found.append(_differences(here, there, f"{prefix}{key}."))
         elif here != there and key == "noise_rate" and not prefix:
             found.append(f"it is searched with {_asks(here)}, there with {_asks(there)}")
+        elif here != there and key == "method" and not prefix:
+            found.append(
+                f"method is {here or DEFAULT_METHOD!r}, there {there or DEFAULT_METHOD!r}"
+            )
         elif here != there and key == "content":
             found.append(f"the data in {own['name']!r} have changed")
         elif here != there:

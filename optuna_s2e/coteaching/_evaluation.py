@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,11 +11,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from optuna_s2e._checks import check_int
+from optuna_s2e._checks import check_choice, check_int
 from optuna_s2e._typing import FloatArray
 from optuna_s2e.coteaching._config import TrainingConfig
-from optuna_s2e.coteaching._evaluation_rows import Row, RowFile
+from optuna_s2e.coteaching._evaluation_rows import Row, RowFile, Training
+from optuna_s2e.coteaching._methods import METHODS, find_method
 from optuna_s2e.coteaching._networks import Network
+from optuna_s2e.coteaching._steps import Method
 from optuna_s2e.coteaching._training import Metrics, find_device, last_epochs_mean, train_batch
 from optuna_s2e.coteaching.data import NoisyData
 from optuna_s2e.schedules import (
@@ -26,6 +28,7 @@ from optuna_s2e.schedules import (
 )
 
 EVALUATION_STREAM = 1  # spawn key; the trials of a search have stream 0, so no seed is shared
+EARLY_STOPPING = "early-stopping"
 
 
 def fixed_schedules(
@@ -61,6 +64,77 @@ def fixed_schedules(
     return schedules
 
 
+class Compared(NamedTuple):
+    """Hold methods with the schedules that they are compared under, by the names of the rows.
+
+    Attributes:
+        schedules: The schedules: Standard's for methods that make no use of one.
+        methods: What is trained, as `methods` of `evaluate_schedules`.
+        left_out: Why a method cannot be compared, by its name.
+    """
+
+    schedules: dict[str, Schedule]
+    methods: dict[str, str]
+    left_out: dict[str, str]
+
+
+def compared_methods(
+    names: Iterable[str],
+    n_epochs: int,
+    noise_rate: float | None,
+    *,
+    data: NoisyData,
+    searched: Schedule | None = None,
+) -> Compared:
+    """Return the rows of an evaluation that compares methods.
+
+    A method that obeys R(t) has two rows: "jocor" under Co-teaching's schedule (Eq 1), as in its
+    paper, and "jocor/searched" under the searched one.
+
+    Args:
+        names: Names in `METHODS`, "early-stopping", or "all" alone.
+        n_epochs: T, the number of training epochs, at least 2.
+        noise_rate: The noise rate for Co-teaching's schedule, in [0, 0.95], or None.
+        data: Data to train on.
+        searched: The schedule that a search found, or None.
+
+    Raises:
+        ValueError: If there is no such method.
+
+    Example:
+        >>> x, y = np.eye(4, dtype=np.float32), np.array([0, 1, 0, 1])
+        >>> data = NoisyData.from_arrays(x, y, x, y)
+        >>> compared_methods(["jocor", "bare"], 40, 0.5, data=data).methods
+        {'jocor': 'jocor', 'bare': 'bare'}
+    """
+    known = [*(name for name in METHODS if name != "single"), EARLY_STOPPING]
+    asked = list(names)
+    asked = known if asked == ["all"] else asked
+    compared = Compared({}, {}, {})
+
+    def add(row: str, schedule: Schedule, name: str) -> None:
+        compared.schedules[row], compared.methods[row] = schedule, name
+
+    for name in asked:
+        if name != EARLY_STOPPING:
+            check_choice("methods", name, [*METHODS, EARLY_STOPPING, "all"])
+            if name == "all":
+                raise ValueError("methods must be 'all' alone or names without it.")
+        if name == EARLY_STOPPING or not METHODS[name].uses_schedule:
+            if name == "f-correction-true" and data.clean_labels is None:
+                compared.left_out[name] = "the clean labels of the training data are unknown"
+            else:
+                add(name, standard_schedule(n_epochs), name)
+            continue
+        if noise_rate is None:
+            compared.left_out[name] = "its schedule needs a noise rate"
+        else:
+            add(name, coteaching_schedule(n_epochs, noise_rate), name)
+        if searched is not None:
+            add(f"{name}/searched", searched, name)
+    return compared
+
+
 @dataclass(frozen=True, eq=False)
 class Evaluation:
     """Hold the test results of one schedule, as means over both networks.
@@ -91,6 +165,7 @@ def evaluate_schedules(
     device: torch.device | str = "auto",
     progress: Callable[[int, int], None] | None = None,
     keep: str | Path | None = None,
+    methods: Mapping[str, str | Method] | None = None,
 ) -> dict[str, Evaluation]:
     """Retrain schedules with fresh seeds and measure them on the test data.
 
@@ -112,6 +187,9 @@ def evaluate_schedules(
         keep: File that keeps every training that has ended, in a folder that exists. A call with
             the same file trains only what is missing: it goes on where another was interrupted.
             It needs a network that has a name. None keeps nothing.
+        methods: What is trained under the schedules, by their names: a method, as in
+            `train_batch`, or "early-stopping", which is Standard whose networks are taken from the
+            epoch with the smallest validation error so far. All others are Co-teaching.
 
     Returns:
         Test results by the names of the schedules.
@@ -128,10 +206,16 @@ def evaluate_schedules(
         (2, 3)
     """
     n_repeats, seed = check_int("n_repeats", n_repeats, 1), check_int("seed", seed, 0)
-    rows = [np.asarray(rates, dtype=np.float64) for rates in schedules.values()]
-    if len({row.shape for row in rows}) != 1:  # an empty mapping is refused, too
-        shapes = dict(zip(schedules, (row.shape for row in rows), strict=True))
+    rates = {name: np.asarray(own, dtype=np.float64) for name, own in schedules.items()}
+    shapes = {name: own.shape for name, own in rates.items()}
+    if len(set(shapes.values())) != 1:  # an empty mapping is refused, too
         raise ValueError(f"schedules must have one shape (T,), but got {shapes}.")
+    if set(methods or {}) - set(schedules):
+        raise ValueError(
+            f"methods must be given for schedules among {list(schedules)}, but got "
+            f"{list(methods or {})}."
+        )
+    n_epochs = len(next(iter(rates.values())))
     if data.x_test is None:
         raise ValueError(f"An evaluation needs test data, but {data.name!r} holds none.")
     data, config = data.to(find_device(device)), config or TrainingConfig()
@@ -142,12 +226,12 @@ def evaluate_schedules(
         file = RowFile(Path(keep), data, network, config)
     states = np.random.SeedSequence(seed, spawn_key=(EVALUATION_STREAM,))
     seeds = [int(state) for state in states.generate_state(n_repeats)]
+    entries = {name: _Entry(own, (methods or {}).get(name)) for name, own in rates.items()}
     # repeat by repeat: what an interrupted evaluation has trained can be compared
-    runs = [_Run(name, s, row) for s in seeds for name, row in zip(schedules, rows, strict=True)]
-    kept = {run.key: file.find(run.keep_rates, run.seed) for run in runs} if file else {}
-    found = {key: row for key, row in kept.items() if row is not None}
-    missing = [run for run in runs if run.key not in found]
-    done, total = (len(runs) - len(missing)) * len(rows[0]), len(runs) * len(rows[0])
+    runs = {_key(t): t for s in seeds for e in entries.values() for t in e.trainings(s)}
+    found = {key: row for key, t in runs.items() if file and (row := file.find(t))}
+    missing = [training for key, training in runs.items() if key not in found]
+    done, total = len(found) * n_epochs, len(runs) * n_epochs
     if progress is not None and done:
         progress(done, total)
 
@@ -158,48 +242,83 @@ def evaluate_schedules(
             progress(done, total)
 
     setup = {"data": data, "network": network, "config": config, "device": device}
-    width = len(rows) if file else max(1, len(missing))  # runs that train side by side end at once
-    for start in range(0, len(missing), width):
-        group = missing[start : start + width]
-        trained = _train(group, file, on_epoch, **setup)
-        found |= {run.key: row for run, row in zip(group, trained, strict=True)}
-    return {name: _evaluation({s: found[name, s] for s in seeds}) for name in schedules}
+    width = len(runs) // len(seeds) if file else len(missing)  # side by side: they end at once
+    for start in range(0, len(missing), max(1, width)):
+        together = missing[start : start + width]
+        for what in dict.fromkeys((t.method, t.evaluate_on) for t in together):
+            group = [t for t in together if (t.method, t.evaluate_on) == what]
+            trained = _train(group, file, on_epoch, **setup)
+            found |= {_key(t): row for t, row in zip(group, trained, strict=True)}
+    return {
+        name: _evaluation({s: entry.row([found[_key(t)] for t in entry.trainings(s)])
+                           for s in seeds})
+        for name, entry in entries.items()
+    }  # fmt: skip
 
 
-class _Run(NamedTuple):
-    """A schedule that is trained with a seed."""
+class _Entry:
+    """A schedule and the method that is trained under it."""
 
-    name: str
-    seed: int
-    keep_rates: FloatArray
+    def __init__(self, keep_rates: FloatArray, method: str | Method | None) -> None:
+        self._stops = method == EARLY_STOPPING
+        self._method = METHODS["coteaching"]
+        if not self._stops:
+            self._method = find_method(method or "coteaching")
+        is_standard = self._stops or self._method == METHODS["standard"]
+        if is_standard:  # the same training: nothing is trained twice
+            self._method = METHODS["coteaching"]
+        is_ignored = is_standard or not self._method.uses_schedule
+        self._keep_rates = np.ones_like(keep_rates) if is_ignored else keep_rates
 
-    @property
-    def key(self) -> tuple[str, int]:
-        return self.name, self.seed
+    def trainings(self, seed: int) -> list[Training]:
+        """Return the trainings that a row is made of."""
+        own = Training(self._keep_rates, seed, self._method)
+        return [own, own._replace(evaluate_on="validation")] if self._stops else [own]
+
+    def row(self, rows: Sequence[Row]) -> Row:
+        """Return the row that the rows of these trainings make."""
+        return _stopped(*rows) if self._stops else rows[0]
+
+
+def _stopped(test: Row, validation: Row) -> Row:
+    """Return the row of networks that are taken from their best epoch so far."""
+    errors = np.where(np.isnan(validation.error), np.inf, validation.error)
+    best = [[int(errors[: t + 1, i].argmin()) for i in (0, 1)] for t in range(len(errors))]
+    return Row(*(np.take_along_axis(curve, np.array(best), axis=0) for curve in test))
+
+
+def _key(training: Training) -> tuple[object, ...]:
+    keep_rates, seed, method, evaluate_on = training
+    return keep_rates.tobytes(), seed, method, evaluate_on
 
 
 def _train(
-    runs: Sequence[_Run], file: RowFile | None, after_epoch: Callable[[], None], **setup: Any
+    runs: Sequence[Training], file: RowFile | None, after_epoch: Callable[[], None], **setup: Any
 ) -> list[Row]:
-    """Train runs; each is written to the file when its last epoch is done."""
+    """Train runs of one method; each is written to the file when its last epoch is done."""
     keep_rates = np.stack([run.keep_rates for run in runs])
     curves = np.full((len(runs), len(Row._fields), keep_rates.shape[1], 2), np.nan)
 
     def on_epoch(k: int, epoch: int, metrics: Metrics) -> None:
         curves[k, :, epoch] = metrics.error, metrics.label_precision
         if file is not None and epoch == keep_rates.shape[1] - 1:
-            file.add(runs[k].keep_rates, runs[k].seed, Row(*curves[k]))
+            file.add(runs[k], Row(*curves[k]))
         after_epoch()
 
     results = train_batch(
-        keep_rates, [run.seed for run in runs], evaluate_on="test", on_epoch=on_epoch, **setup
+        keep_rates,
+        [run.seed for run in runs],
+        evaluate_on=runs[0].evaluate_on,
+        method=runs[0].method,
+        on_epoch=on_epoch,
+        **setup,
     )
     rows = [Row(result.curves.error, result.curves.label_precision) for result in results]
     for run, result, row in zip(runs, results, rows, strict=True):
         if result.failure is not None and not isinstance(result.failure, FloatingPointError):
             raise result.failure
         if file is not None and result.failure is not None:
-            file.add(run.keep_rates, run.seed, row)
+            file.add(run, row)
     return rows
 
 

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from optuna_s2e.coteaching._evaluation import Evaluation
+from optuna_s2e.coteaching._evaluation import EARLY_STOPPING, Evaluation
 from optuna_s2e.coteaching._evaluation_rows import package_versions
+from optuna_s2e.coteaching._methods import METHODS, find_method, method_settings
+from optuna_s2e.coteaching._steps import Method
 from optuna_s2e.schedules import Schedule
 
 TITLES = {
     "standard": "Standard", "coteaching": "Co-teaching", "suggested": "Suggested",
-    "searched": "Searched (S2E)",
+    "searched": "Searched (S2E)", "early-stopping": "Standard, early stopping",
+    "f-correction-true": "F-correction, true T",
 }  # fmt: skip
+_MANY = 6  # rows; with more, their bands hide one another
 COLORS = {
     "standard": "#777777", "coteaching": "#d9822b", "suggested": "#3d9970", "searched": "#2b6cb0",
+    "early-stopping": "#222222",
 }  # fmt: skip
 
 
@@ -69,8 +74,22 @@ def evaluation_table(
     return "\n".join(lines)
 
 
+def title_of(name: str) -> str:
+    """Return the title of a row: of a method, or of one under the searched schedule.
+
+    Example:
+        >>> title_of("jocor"), title_of("jocor/searched"), title_of("mine")
+        ('JoCoR', 'JoCoR, searched R(t)', 'mine')
+    """
+    method, _, schedule = name.partition("/")
+    title = TITLES.get(method) or (METHODS[method].title if method in METHODS else method)
+    if schedule:
+        return f"{title}, searched R(t)" if schedule == "searched" else name
+    return title
+
+
 def _title(name: str, remarks: Mapping[str, str] | None) -> str:
-    title, remark = TITLES.get(name, name), (remarks or {}).get(name)
+    title, remark = title_of(name), (remarks or {}).get(name)
     return f"{title} ({remark})" if remark else title
 
 
@@ -86,6 +105,7 @@ def save_evaluation(
     settings: Mapping[str, Any],
     study_name: str,
     remarks: Mapping[str, str] | None = None,
+    methods: Mapping[str, str | Method] | None = None,
 ) -> dict[str, Any]:
     """Write evaluation.json, evaluation.png and schedule.json into a folder.
 
@@ -96,6 +116,7 @@ def save_evaluation(
         settings: What `CoteachingObjective.settings` returned.
         study_name: Name of the study that found the schedule.
         remarks: As in `evaluation_table`.
+        methods: As in `evaluate_schedules`.
 
     Returns:
         What evaluation.json holds.
@@ -117,6 +138,7 @@ def save_evaluation(
                 "keep_rates": schedules[name].keep_rates.tolist(),
                 "params": schedules[name].params,
                 "remark": (remarks or {}).get(name),
+                "method": _method_settings((methods or {}).get(name, "coteaching")),
                 "seeds": list(evaluation.seeds),
                 "final_accuracy": _json(evaluation.final_accuracy, 6),
                 "test_accuracy": _json(evaluation.test_accuracy, 5),
@@ -128,6 +150,10 @@ def save_evaluation(
     (folder / "evaluation.json").write_text(json.dumps(document, indent=1) + "\n")
     _draw(folder / "evaluation.png", schedules, evaluations, settings, remarks)
     return document
+
+
+def _method_settings(method: str | Method) -> str | dict[str, Any]:
+    return method if method == EARLY_STOPPING else method_settings(find_method(method))
 
 
 def _check_holds(argument: str, mapping: Mapping[str, Any], *names: str) -> None:
@@ -168,7 +194,9 @@ def _draw(
     figure = Figure(figsize=(4 + 4 * len(panels), 4), layout="constrained")
     FigureCanvasAgg(figure)  # needs no display and changes no global state
     axes = figure.subplots(1, 1 + len(panels))
-    styles = {n: {"color": COLORS.get(n), "label": _title(n, remarks)} for n in evaluations}
+    styles = {n: {"color": color, "label": _title(n, remarks)}
+              for n, color in _colors(evaluations).items()}  # fmt: skip
+    alpha = 0.2 if len(evaluations) <= _MANY else 0.0
     axes[0].set(title="Schedule R(t): share trained on", ylim=(0, 1.03))
     for name, style in styles.items():
         axes[0].plot(schedules[name].keep_rates, lw=2, **style)
@@ -178,7 +206,7 @@ def _draw(
             epochs, color = np.arange(curves.shape[1]), styles[name]["color"]
             axis.plot(epochs, curves.mean(axis=0), lw=2, color=color)
             axis.fill_between(
-                epochs, curves.min(axis=0), curves.max(axis=0), color=color, alpha=0.2
+                epochs, curves.min(axis=0), curves.max(axis=0), color=color, alpha=alpha
             )
     for axis in axes:
         axis.set_xlabel("epoch")
@@ -189,12 +217,21 @@ def _draw(
         *axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False
     )
     n_repeats = len(next(iter(evaluations.values())).seeds)
+    shown = "mean, minimum and maximum" if alpha else "mean"
     figure.suptitle(
-        f"{_describe(settings)}: mean, minimum and maximum of {n_repeats} seeds"
+        f"{_describe(settings)}: {shown} of {n_repeats} seeds"
         if n_repeats > 1
         else f"{_describe(settings)}: one seed"
     )
     figure.savefig(path, dpi=110)
+
+
+def _colors(names: Iterable[str]) -> dict[str, Any]:
+    """Return a colour for each row: its own, or one of a list."""
+    from matplotlib import colormaps
+
+    palette = colormaps["tab20"]
+    return {name: COLORS.get(name) or palette(i % palette.N) for i, name in enumerate(names)}
 
 
 def _describe(settings: Mapping[str, Any]) -> str:

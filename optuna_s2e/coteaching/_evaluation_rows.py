@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
-from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -21,11 +20,29 @@ import torch
 
 from optuna_s2e._typing import FloatArray
 from optuna_s2e.coteaching._config import TrainingConfig
+from optuna_s2e.coteaching._methods import METHODS, method_settings
+from optuna_s2e.coteaching._steps import Method
 from optuna_s2e.coteaching.data import NoisyData
 
 
+class Training(NamedTuple):
+    """All that a training depends on, but for data, network and configuration.
+
+    Attributes:
+        keep_rates: R(t), (T,); 1 if the method makes no use of it.
+        seed: Its seed.
+        method: What is trained.
+        evaluate_on: "test" or "validation": the data that its curves are measured on.
+    """
+
+    keep_rates: FloatArray
+    seed: int
+    method: Method = METHODS["coteaching"]
+    evaluate_on: str = "test"
+
+
 class Row(NamedTuple):
-    """One training: its curves on the test data, (T, 2) each; NaN where it was not trained."""
+    """One training: its curves, (T, 2) each; NaN where it was not trained."""
 
     error: FloatArray
     label_precision: FloatArray
@@ -46,8 +63,11 @@ class RowFile:
 
     def __init__(self, path: Path, data: NoisyData, network: str, config: TrainingConfig) -> None:
         self._path = path
+        self._validation = _digest(data.x_val, data.y_val)
         self._setup = {
-            "data": _digest_of_data(data),
+            "data": _digest(
+                data.x, data.noisy_labels, data.clean_labels, data.x_test, data.y_test
+            ),
             "network": network,
             "config": asdict(config),
             "device": data.x.device.type,
@@ -56,20 +76,28 @@ class RowFile:
         path.open("a").close()
         self._rows = dict(filter(None, map(_read, path.read_text().splitlines())))
 
-    def find(self, keep_rates: FloatArray, seed: int) -> Row | None:
+    def find(self, training: Training) -> Row | None:
         """Return the row of a training. None if it is not in the file."""
-        row = self._rows.get(self._key(keep_rates, seed))
-        return row if row is not None and row.error.shape == (len(keep_rates), 2) else None
+        row = self._rows.get(self._key(training))
+        shape = (len(training.keep_rates), 2)
+        return row if row is not None and row.error.shape == shape else None
 
-    def add(self, keep_rates: FloatArray, seed: int, row: Row) -> None:
+    def add(self, training: Training, row: Row) -> None:
         """Append the row of a training."""
-        line = {"key": self._key(keep_rates, seed), "seed": seed}
+        line = {"key": self._key(training), "seed": training.seed}
         line |= {name: curve.tolist() for name, curve in row._asdict().items()}
         with self._path.open("a") as file:
             file.write(f"\n{json.dumps(line)}\n")  # the line before it may have been cut
 
-    def _key(self, keep_rates: FloatArray, seed: int) -> str:
+    def _key(self, training: Training) -> str:
+        keep_rates, seed, method, evaluate_on = training
         what = {**self._setup, "keep_rates": keep_rates.tolist(), "seed": seed}
+        if method != METHODS["coteaching"]:  # so that rows of earlier releases are found
+            what["method"] = method_settings(method)
+        if evaluate_on != "test":
+            what["evaluate_on"] = evaluate_on
+        if evaluate_on == "validation" or not method.is_pointwise:
+            what["validation"] = self._validation
         return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
 
 
@@ -93,10 +121,7 @@ def _read(line: str) -> tuple[str, Row] | None:
         return None
 
 
-def _digest_of_data(data: NoisyData) -> str:
-    parts: Sequence[torch.Tensor | None] = (
-        data.x, data.noisy_labels, data.clean_labels, data.x_test, data.y_test,
-    )  # fmt: skip
+def _digest(*parts: torch.Tensor | None) -> str:
     digest = hashlib.sha256()
     for part in parts:
         if part is not None:

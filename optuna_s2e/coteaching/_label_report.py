@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,6 +34,7 @@ def save_label_errors(
     inputs: NoisyData | pd.DataFrame | npt.ArrayLike | Tensor | None = None,
     n_per_class: int = 12,
     title: str = "Label errors",
+    names: Sequence[str] | None = None,
 ) -> None:
     """Save a list of label errors as label-errors.csv, .json and .html.
 
@@ -47,10 +48,12 @@ def save_label_errors(
         n_per_class: How many labels of each class the page shows, at least 1. The other two
             files hold all.
         title: Title of the page.
+        names: What each training sample is called, such as its file, in place of its number; in
+            the files, the column index then holds it.
 
     Raises:
-        ValueError: If columns are missing, the list names samples that `inputs` lacks, or
-            `n_per_class` is out of range.
+        ValueError: If columns are missing, the list names samples that `inputs` or `names` lacks,
+            or `n_per_class` is out of range.
     """
     check_int("n_per_class", n_per_class, 1)
     missing = [name for name in _COLUMNS if name not in errors.columns]
@@ -63,15 +66,18 @@ def save_label_errors(
     if shown is not None and not hasattr(shown, "iloc"):
         shown = np.asarray(shown.detach().cpu() if isinstance(shown, Tensor) else shown)
     last = int(errors["index"].max()) if len(errors) else -1
-    if shown is not None and last >= len(shown):
-        raise ValueError(
-            f"inputs must hold all samples that errors names, but holds {len(shown)}, and errors "
-            f"names sample {last}. Pass what the networks were trained on."
-        )
+    for argument, given in (("inputs", shown), ("names", names)):
+        if given is not None and last >= len(given):
+            raise ValueError(
+                f"{argument} must hold all samples that errors names, but holds {len(given)}, and "
+                f"errors names sample {last}. Pass what the networks were trained on."
+            )
     texts = errors.assign(**{
         name: errors[name].map(_text) for name in ("given_label", "suggested_label")
     })  # fmt: skip
-    page = _page(texts, shown, n_per_class, title)
+    page = _page(texts, shown, n_per_class, title, names)
+    if names is not None:
+        texts["index"] = [names[index] for index in texts["index"]]
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     texts.to_csv(folder / "label-errors.csv", index=False)
@@ -84,7 +90,9 @@ def _text(label: Any) -> Any:
     return label.decode(errors="replace") if isinstance(label, bytes) else label
 
 
-def _page(errors: pd.DataFrame, inputs: Any, n_per_class: int, title: str) -> str:
+def _page(
+    errors: pd.DataFrame, inputs: Any, n_per_class: int, title: str, names: Sequence[str] | None
+) -> str:
     show = _shower(inputs)
     links, sections = [], []
     for i, label in enumerate(errors["given_label"].value_counts().index):  # most errors first
@@ -93,7 +101,10 @@ def _page(errors: pd.DataFrame, inputs: Any, n_per_class: int, title: str) -> st
         links.append(f'<li><a href="#class-{i}">{name} <span>{len(rows)}</span></a></li>')
         more = f", the worst {n_per_class} are shown" if len(rows) > n_per_class else ""
         count = "1 label is listed" if len(rows) == 1 else f"{len(rows)} labels are listed"
-        cards = "".join(_card(row, show(row["index"])) for row in rows[:n_per_class])
+        cards = "".join(
+            _card(row, show(row["index"]), names[row["index"]] if names is not None else "")
+            for row in rows[:n_per_class]
+        )
         sections.append(
             f'<section id="class-{i}" aria-labelledby="title-{i}"><h2 id="title-{i}">Given as '
             f"{name}</h2><p>{count}{more}.</p><ol>{cards}</ol></section>"
@@ -108,10 +119,11 @@ def _page(errors: pd.DataFrame, inputs: Any, n_per_class: int, title: str) -> st
     )
 
 
-def _card(row: dict[str, Any], shown: str) -> str:
+def _card(row: dict[str, Any], shown: str, name: str) -> str:
     given, suggested = (escape(str(row[name])) for name in ("given_label", "suggested_label"))
+    title = escape(name) or f"Sample {row['index']}"
     return (
-        f"<li>{shown}<h3>Sample {row['index']}</h3><p>given <b>{given}</b>, suggested "
+        f"<li>{shown}<h3>{title}</h3><p>given <b>{given}</b>, suggested "
         f"<b>{suggested}</b></p><p>quality {row['quality']:.3f}</p>"
         f"<p>{escape(str(row['evidence']))}</p></li>"
     )
@@ -129,10 +141,19 @@ def _shower(inputs: Any) -> Callable[[int], str]:
 
 def _features(row: pd.Series) -> str:
     cells = "".join(
-        f"<dt>{escape(str(name))}</dt><dd>{escape(str(value))}</dd>"
+        f"<dt>{escape(str(name))}</dt><dd>{escape(_cell(value))}</dd>"
         for name, value in row.iloc[:_MOST_FEATURES].items()
     )
     return f"<dl>{cells}</dl>"
+
+
+def _cell(value: Any) -> str:
+    """Return a value of a table, short: numbers with four digits."""
+    if value is None or type(value).__name__ == "NAType" or value != value:  # NaN, NaT
+        return "missing"
+    if isinstance(value, float | np.floating) and np.isfinite(value):
+        return str(int(value)) if float(value).is_integer() else f"{value:.4g}"
+    return str(value)
 
 
 def _colours(images: npt.NDArray[Any]) -> Callable[[int], npt.NDArray[np.uint8]] | None:

@@ -66,6 +66,7 @@ FLAT = 1e-6  # relative change of the regression's loss that ends it
 MAX_SAMPLES = 20_000  # whose labels enter one replicate: more do not narrow it
 FEWEST_TO_LEARN = 30  # validation samples that networks are trained on
 MOST_TO_LEARN = 1 / 3  # of the training data: more validation data get fewer epochs
+N_MEASURED = 16  # validation samples of these trainings
 _BATCH = 1024
 
 
@@ -83,7 +84,8 @@ class NoiseEstimate:
         used_clean_labels: Whether clean validation labels were used. If not, the noise rate is
             an upper bound where the network makes many errors of its own.
         probabilities: Probability of each class for each sample, by networks that were not
-            trained on it, (N, C): what is needed to look for single wrong labels.
+            trained on it, (N, C): what is needed to look for single wrong labels. With clean
+            labels it is q, which is calibrated on them.
     """
 
     noise_rate: float
@@ -181,6 +183,11 @@ def estimate_noise(
     return _by_clean_labels(np.stack(views), given, np.stack(views_val), y_val, rng)
 
 
+def epochs_beside(n_epochs: int) -> int:
+    """Return how many epochs an estimate has beside trainings of `n_epochs`."""
+    return min(N_EPOCHS, max(2, 3 * n_epochs // 8))
+
+
 # --- predictions of networks that have not seen the samples ---
 
 
@@ -232,6 +239,8 @@ def _train(
     data: NoisyData, setup: _Setup, n_epochs: int, key: list[int]
 ) -> tuple[nn.Module, nn.Module]:
     """Train two networks without selection."""
+    few = slice(N_MEASURED)  # its errors are measured after each epoch, and nobody looks at them
+    data = replace(data, x_val=data.x_val[few], y_val=data.y_val[few])
     (result,) = train_batch(
         standard_schedule(n_epochs).keep_rates[None],
         np.random.SeedSequence(key).generate_state(1).tolist(),
@@ -281,27 +290,31 @@ def _by_clean_labels(
     The bootstrap gives the deviations and the bias, which is taken off.
     """
     n_folds, n_classes = odds_val.shape[1], odds.shape[2]
-    probabilities, order = softmax(odds[0], axis=1), np.argsort(given, kind="stable")
+    order = np.argsort(given, kind="stable")
     features, given = np.concatenate(list(odds), axis=1)[order], given[order]
     features_val = np.concatenate(list(odds_val), axis=2).reshape(n_folds * len(y_val), -1)
     labels_val = np.tile(y_val, n_folds)
     start: _Regression | None = None
 
-    def solve(some: IntArray, weights: FloatArray, weights_val: FloatArray) -> _Solution:
+    def solve(
+        some: IntArray, weights: FloatArray, weights_val: FloatArray
+    ) -> tuple[_Solution, FloatArray]:
         nonlocal start
         weights_val = np.tile(weights_val, n_folds) / n_folds
         start = start or _regression(features_val, labels_val, weights_val, n_classes)
         fit = _regression(features_val, labels_val, weights_val, n_classes, start)
         q = softmax(features[some] @ fit.slopes + fit.intercepts, axis=1)
-        return _maximize_likelihood(q, given[some], weights)
+        return _maximize_likelihood(q, given[some], weights), q
 
     every = np.arange(len(given))
-    found = solve(every, np.ones(len(given)), np.ones(len(y_val)))
+    found, q = solve(every, np.ones(len(given)), np.ones(len(y_val)))
+    probabilities = np.empty_like(q)
+    probabilities[order] = q
     replicates = []
     for _ in range(N_REPLICATES):
         some = np.sort(rng.permutation(len(given))[:MAX_SAMPLES])
         weights = rng.exponential(size=len(some)), rng.exponential(size=len(y_val))
-        replicates.append(solve(some, *weights))
+        replicates.append(solve(some, *weights)[0])
     rates = np.array([r.noise_rate for r in replicates])
     matrices = np.array([r.matrix for r in replicates])
     bias = float(rates.mean()) - found.noise_rate

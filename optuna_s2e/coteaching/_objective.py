@@ -1,4 +1,4 @@
-"""An Optuna objective: the validation error of Co-teaching under the schedule of a trial."""
+"""An Optuna objective: the validation error of a method under the schedule of a trial."""
 
 from __future__ import annotations
 
@@ -20,9 +20,11 @@ from optuna_s2e._checks import check_choice, check_int
 from optuna_s2e._optuna import first_try_number, set_running_trial_attr
 from optuna_s2e._typing import FloatArray
 from optuna_s2e.coteaching._config import TrainingConfig
+from optuna_s2e.coteaching._methods import find_method, method_settings
 from optuna_s2e.coteaching._networks import Network, check_inputs, find_network, make_network
-from optuna_s2e.coteaching._noise_estimate import N_EPOCHS, NoiseEstimate, estimate_noise
-from optuna_s2e.coteaching._study_spaces import StudySpaces
+from optuna_s2e.coteaching._noise_estimate import NoiseEstimate, epochs_beside, estimate_noise
+from optuna_s2e.coteaching._steps import Method
+from optuna_s2e.coteaching._study_spaces import ESTIMATE, StudySpaces
 from optuna_s2e.coteaching._training import (
     Metrics,
     TrainingResult,
@@ -31,7 +33,7 @@ from optuna_s2e.coteaching._training import (
     train_batch,
 )
 from optuna_s2e.coteaching._trial_display import TrialReporter, display
-from optuna_s2e.coteaching.backends import BACKENDS
+from optuna_s2e.coteaching.backends import BACKENDS, check_method
 from optuna_s2e.coteaching.data import NoisyData, load_data
 from optuna_s2e.schedules import DEFAULT_KIND, ScheduleSpace
 
@@ -73,7 +75,8 @@ class CoteachingObjective:
             `ScheduleSpace`. None (default) takes the wide ranges. "estimate": `estimate_noise`
             finds it, once per study, before the first trial, and the study records it. All workers
             and a resumed study go by what is recorded. The estimate costs about 1.3 trainings of
-            T epochs if T <= 40, and less if T is larger.
+            T epochs if T <= 40, and less if T is larger. A `NoiseEstimate` that you have made is
+            recorded in its place.
         config: Optimiser and mini-batches. None takes the preset of the data set: mini-batches of
             64 and a learning rate of 1e-2 for the digits, the paper's 128 and 1e-3 for all others.
         learning_rate: Learning rate that replaces that of `config`.
@@ -88,10 +91,15 @@ class CoteachingObjective:
             "graphs" is experimental: it has never run on a GPU.
         reporter: Object that shows each trial while it trains, such as
             `optuna_s2e.dashboard.DashboardReporter`. It changes no number.
+        method: What is trained under the schedules, as in `train_batch`: "coteaching" (default),
+            "mentornet", "coteaching+", "jocor", ... or a method with options.
 
     Raises:
-        ValueError: If an argument is out of range, or a network of that name does not fit the
-            data. `check` tries a network function.
+        ValueError: If an argument is out of range, a network of that name does not fit the data,
+            or the backend cannot train the method. `check` tries a network function.
+
+    Warns:
+        UserWarning: If the method makes no use of R(t): there is nothing to search.
 
     Example:
         >>> import optuna
@@ -113,7 +121,7 @@ class CoteachingObjective:
         device: torch.device | str = "auto",
         seed: int = 0,
         kind: str | None = None,
-        noise_rate: float | str | None = None,
+        noise_rate: float | str | NoiseEstimate | None = None,
         config: TrainingConfig | None = None,
         learning_rate: float | None = None,
         batch_size: int | None = None,
@@ -121,6 +129,7 @@ class CoteachingObjective:
         prune: bool = False,
         backend: str = "auto",
         reporter: TrialReporter | None = None,
+        method: str | Method = "coteaching",
     ) -> None:
         check_choice("metric", metric, _METRICS)
         check_choice("backend", backend, BACKENDS)
@@ -135,14 +144,26 @@ class CoteachingObjective:
         self.data = data.to(self.device)
         self.network = network
         self.seed = check_int("seed", seed, 0)
+        self._estimated = noise_rate if isinstance(noise_rate, NoiseEstimate) else None
         self.spaces = StudySpaces(
-            n_epochs, kind or DEFAULT_KIND, noise_rate, self._estimate, self.seed
+            n_epochs,
+            kind or DEFAULT_KIND,
+            ESTIMATE if isinstance(noise_rate, NoiseEstimate) else noise_rate,
+            self._estimate,
+            None if self._estimated else self.seed,
         )
-        self._estimated: NoiseEstimate | None = None
         self.metric = metric
         self.prune = prune
         self.backend = backend
         self.reporter = reporter
+        self.method = find_method(method)
+        check_method(backend, self.method)
+        if not self.method.uses_schedule:
+            warnings.warn(
+                f"method {self.method.name!r} makes no use of R(t): its trials differ by their "
+                "seeds alone. Search under 'coteaching', for example.",
+                stacklevel=2,
+            )
 
     def __call__(self, trial: BaseTrial) -> float:
         """Train the networks under the schedule that a trial suggests.
@@ -215,6 +236,7 @@ class CoteachingObjective:
             device=self.device,
             on_epoch=on_epoch,
             backend=self.backend,
+            method=self.method,
         )
         for (position, *_), show, result in zip(plans, shows, trained, strict=True):
             if not isinstance(results[position], Exception):
@@ -278,7 +300,7 @@ class CoteachingObjective:
                 self.data,
                 network=self.network,
                 config=self.config,
-                n_epochs=min(N_EPOCHS, max(2, 3 * self.n_epochs // 8)),
+                n_epochs=epochs_beside(self.n_epochs),
                 device=self.device,
                 seed=self.seed,
                 progress=progress,
@@ -295,11 +317,12 @@ class CoteachingObjective:
                 why, in one line.
         """
         n = min(_N_TRIED, self.config.batch_size)
+        clean = self.data.clean_labels
         few = replace(
             self.data,
             x=self.data.x[:n],
             noisy_labels=self.data.noisy_labels[:n],
-            clean_labels=None,
+            clean_labels=None if clean is None else clean[:n],
             x_val=self.data.x_val[:n],
             y_val=self.data.y_val[:n],
         )
@@ -311,6 +334,7 @@ class CoteachingObjective:
             config=self.config,
             device=self.device,
             backend=self.backend,
+            method=self.method,
         )
         failure = next((result.failure for result in results if result.failure), None)
         if failure is None:
@@ -334,6 +358,7 @@ class CoteachingObjective:
         """
         if self.data.settings is None or not isinstance(self.network, str):
             return None
+        method = method_settings(self.method)
         return {
             "version": _SETTINGS_VERSION,
             "data": dict(self.data.settings),
@@ -345,6 +370,7 @@ class CoteachingObjective:
             "metric": self.metric,
             "prune": self.prune,
             **({} if self.noise_rate is None else {"noise_rate": self.noise_rate}),
+            **({} if method == "coteaching" else {"method": method}),
         }
 
     @classmethod
@@ -379,6 +405,7 @@ class CoteachingObjective:
         known = _checked_settings(settings)
         try:
             config = TrainingConfig(**known.pop("config"))
+            known["method"] = find_method(known.pop("method", "coteaching"))
             load = {**known.pop("data"), "root": data_root, "download": download}
             return cls(load_data(load.pop("name"), **load), config=config, device=device, **known)
         except (TypeError, KeyError) as error:  # a field is missing or unknown
@@ -421,7 +448,7 @@ def _checked_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
             f"settings must be of version {_SETTINGS_VERSION}, but got "
             f"{settings.get('version')!r}. Use the release of optuna_s2e that wrote them."
         )
-    if set(settings) - {"noise_rate"} != expected:
+    if set(settings) - {"noise_rate", "method"} != expected:
         raise ValueError(
             f"settings must have the keys {sorted(expected)}, but got {sorted(settings)}."
         )

@@ -42,17 +42,19 @@ def selected_means(losses: Tensor, selected: Tensor) -> Tensor:
 
 
 def label_precision(
-    is_clean: Tensor, selected: Tensor, dtype: torch.dtype = torch.float64
+    is_clean: Tensor, kept: Tensor, weights: Tensor, dtype: torch.dtype = torch.float64
 ) -> Tensor:
-    """Return the share of selected samples whose label is right, for each network.
+    """Return the share of the weight that is on samples whose label is right, for each network.
 
     Args:
         is_clean: Whether each label is right, bool, (S, B) for S mini-batches.
-        selected: Selected positions, (S, 2, n_kept).
+        kept: Positions in the mini-batch, (S, 2, n).
+        weights: Their weights, at least 0, (S, 2, n).
         dtype: Dtype of the sums.
 
     Returns:
-        Label precision of each network, (2,).
+        Label precision of each network, (2,); NaN if there is no weight.
     """
-    chosen = is_clean[:, None].expand(-1, 2, -1).gather(2, selected)
-    return chosen.to(dtype).mean(dim=(0, 2))
+    chosen = is_clean[:, None].expand(-1, 2, -1).gather(2, kept)
+    weights = weights.to(dtype)
+    return (chosen * weights).sum(dim=(0, 2)) / weights.sum(dim=(0, 2))

@@ -36,7 +36,7 @@ class StudySpaces:
         kind: Name of the formulas, as in `ScheduleSpace`.
         noise_rate: As in `ScheduleSpace`, or "estimate".
         estimate: Makes the estimate; its argument shows the progress, or is None.
-        seed: What `estimate` is seeded with, to be recorded.
+        seed: What `estimate` is seeded with, to be recorded; None if that is not known.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -48,7 +48,7 @@ class StudySpaces:
         kind: str,
         noise_rate: float | str | None,
         estimate: Callable[[Progress | None], NoiseEstimate],
-        seed: int,
+        seed: int | None,
     ) -> None:
         self.n_epochs, self.kind = n_epochs, kind
         self.noise_rate = _checked(noise_rate)
@@ -124,7 +124,7 @@ def _checked(noise_rate: float | str | None) -> float | str | None:
     return check_number("noise_rate", noise_rate, 0, 1)
 
 
-def _record(study: Study, held: Any, estimate: NoiseEstimate, seed: int) -> None:
+def _record(study: Study, held: Any, estimate: NoiseEstimate, seed: int | None) -> None:
     """Record an estimate in place of what the study holds, unless another was faster."""
     own = RecordedNoise(
         estimate.noise_rate,

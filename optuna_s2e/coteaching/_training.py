@@ -1,7 +1,8 @@
-r"""Co-teaching under any schedule: the training core.
+r"""Co-teaching, or another method, under any schedule: the training core.
 
 Two networks see the same mini-batch. Each selects the share R(t) of samples with the smallest
-loss, and its peer takes a step on their mean cross-entropy (Co-teaching, Algorithm 1).
+loss, and its peer takes a step on their mean cross-entropy (Co-teaching, Algorithm 1). Other
+methods select, exchange and weigh otherwise (`_methods`).
 
 Notation
     keep_rates  R(t) of K trials over T epochs                      (K, T)
@@ -9,8 +10,8 @@ Notation
     B           samples in a mini-batch
     curve       one number per epoch and network                    (T, 2)
 
-A trial's seed gives the seeds of its first network, its second network and the order of its data:
-`SeedSequence(seed).generate_state(3, uint64)`.
+A trial's seed gives the seeds of its first network, its second network, the order of its data and
+that of clean data, if the method uses them: `SeedSequence(seed).generate_state(4, uint64)`.
 
 References:
     Han et al., "Co-teaching: Robust training of deep neural networks with extremely noisy
@@ -22,7 +23,8 @@ from __future__ import annotations
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -33,8 +35,15 @@ from torch import Tensor, nn
 from optuna_s2e._checks import check_axes, check_choice, check_int, check_shape
 from optuna_s2e._typing import FloatArray
 from optuna_s2e.coteaching._config import TrainingConfig
+from optuna_s2e.coteaching._correction import (
+    estimated_correction,
+    given_correction,
+    true_correction,
+)
+from optuna_s2e.coteaching._methods import METHODS, ForwardCorrection, find_method
 from optuna_s2e.coteaching._networks import Network, seeded_generators
 from optuna_s2e.coteaching._samples import SampleStatistics
+from optuna_s2e.coteaching._steps import Method
 from optuna_s2e.coteaching._threads import suitable_threads
 from optuna_s2e.coteaching.backends import Backend, Trainer, TrainingSetup, find_backend
 from optuna_s2e.coteaching.data import NoisyData
@@ -49,9 +58,11 @@ class Metrics(NamedTuple):
         loss: Mean cross-entropy on the validation (or test) data after the epoch.
         error: Share of wrong predictions on these data, in [0, 1].
         label_precision: Share of right labels among the samples that the network selected, in
-            [0, 1]; NaN if the clean labels are unknown.
+            [0, 1]; NaN if the clean labels are unknown, or none was selected. Samples count by
+            the weight that the method gives them.
         train_accuracy: Accuracy against the noisy labels in the training steps of the epoch.
-        train_loss: Mean loss of the samples that the network was trained on.
+        train_loss: Mean over the steps of what the network descended on: in Co-teaching the mean
+            loss of the samples that it was trained on. A step without samples counts as 0.
     """
 
     loss: FloatArray
@@ -121,6 +132,7 @@ def train_batch(
     fused_width: int | None = None,
     keep_networks: bool = False,
     watch_samples: bool = False,
+    method: str | Method = "coteaching",
 ) -> list[TrainingResult]:
     """Train K trials, each of them two networks under its own schedule.
 
@@ -168,6 +180,11 @@ def train_batch(
         watch_samples: Whether the results hold statistics of each training sample, such as how
             often it was selected. They take about 44 bytes per trial, network and sample on the
             device, and no forward pass. The training itself is the same bit for bit.
+        method: What the two networks learn from a mini-batch: a name in `METHODS`, or a method
+            with options, such as `Jocor(agreement=0.9)`. Methods that make no use of R(t) are
+            trained as with R(t) = 1. "reweight" is trained by the loop alone, and uses the
+            validation data as clean data. "f-correction" first trains Standard with the same
+            seeds, to estimate its matrix: it takes twice the time.
 
     Returns:
         K results, in the order of `seeds`. If the loss of a trial becomes non-finite or its
@@ -175,7 +192,7 @@ def train_batch(
 
     Raises:
         ValueError: If an argument is out of range, there are no test data to evaluate on, the
-            device is missing, or the backend cannot train the network.
+            device is missing, or the backend cannot train the network or the method.
 
     Example:
         >>> x, y = np.eye(4, dtype=np.float32), np.array([0, 1, 0, 1])
@@ -185,12 +202,63 @@ def train_batch(
         ((2, 2), None)
     """
     rates, checked_seeds = _checked_trials(keep_rates, seeds)
-    data = data.to(find_device(device))
+    data, found = data.to(find_device(device)), find_method(method)
+    if not found.uses_schedule:
+        rates = np.ones_like(rates)
     evaluation = _evaluation_data(data, evaluate_on)
-    setup = TrainingSetup(data, network, config or TrainingConfig(), evaluation, watch_samples)
+    setup = TrainingSetup(
+        data, network, config or TrainingConfig(), evaluation, watch_samples, found
+    )
     own_labels = data.noisy_labels if labels is None else _checked_labels(labels, rates, data)
-    run = _Run(rates, checked_seeds, own_labels, setup, on_epoch, keep_networks)
-    return run.train(find_backend(backend, setup, fused_width))
+    chosen = find_backend(backend, setup, fused_width)
+
+    def train(
+        trials: Sequence[int], own: Method, on_epoch: OnEpoch | None, keeps: bool
+    ) -> list[TrainingResult]:
+        seeds_of = [checked_seeds[k] for k in trials]
+        labels_of = own_labels if own_labels.ndim == 1 else own_labels[list(trials)]
+        under = setup._replace(method=own)
+        return _Run(rates[trials], seeds_of, labels_of, under, on_epoch, keeps).train(chosen)
+
+    trials = range(len(rates))
+    if isinstance(found, ForwardCorrection):
+        return _train_corrected(found, train, trials, setup, own_labels, on_epoch, keep_networks)
+    return train(trials, found, on_epoch, keep_networks)
+
+
+def _train_corrected(
+    method: ForwardCorrection,
+    train: Callable[[Sequence[int], Method, OnEpoch | None, bool], list[TrainingResult]],
+    trials: Sequence[int],
+    setup: TrainingSetup,
+    labels: Tensor,
+    on_epoch: OnEpoch | None,
+    keep_networks: bool,
+) -> list[TrainingResult]:
+    """Train by F-correction: its matrix is given, counted, or estimated by a first training."""
+    data = setup.data
+    if not isinstance(method.matrix, str):
+        return train(trials, given_correction(method, data), on_epoch, keep_networks)
+    estimates = method.matrix == "estimated"
+    firsts = train(trials, METHODS["standard"], None, True) if estimates else []
+    results = []
+    for k in trials:
+        if not estimates:
+            own = true_correction(method, data, labels if labels.ndim == 1 else labels[k])
+        elif (networks := firsts[k].networks) is not None:
+            own = estimated_correction(method, data, networks, setup.dtype)
+        else:  # it failed
+            curves = Metrics(*(np.full_like(curve, np.nan) for curve in firsts[k].curves))
+            results.append(replace(firsts[k], curves=curves, n_epochs=0))
+            continue
+        (result,) = train([k], own, on_epoch and partial(_of_trial, on_epoch, k), keep_networks)
+        seconds = result.seconds + (firsts[k].seconds if estimates else 0.0)
+        results.append(replace(result, seconds=seconds))
+    return results
+
+
+def _of_trial(on_epoch: OnEpoch, k: int, _: int, epoch: int, metrics: Metrics) -> bool | None:
+    return on_epoch(k, epoch, metrics)
 
 
 def find_device(device: torch.device | str) -> torch.device:

@@ -10,11 +10,9 @@ import re
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from socketserver import ThreadingMixIn
 from typing import TYPE_CHECKING, Any
-from urllib.parse import parse_qs
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 from optuna.storages import BaseStorage
@@ -22,17 +20,14 @@ from optuna.study import Study
 
 from optuna_s2e import _optuna
 from optuna_s2e._checks import check_int
+from optuna_s2e.dashboard._answers import App, NotesApart, StudyAnswers, edited
 from optuna_s2e.dashboard._artifacts import ArtifactFolder
 from optuna_s2e.storages import open_storage
-from optuna_s2e.visualization import PlainStorage
 
 if TYPE_CHECKING:
     from optuna.artifacts._protocol import ArtifactStore
 
-App = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
-
-MAX_LINES = 500  # Optuna's plot of intermediate values has a line per trial; thousands freeze it
-_STUDY_PATH = re.compile(r"/api/studies/\d+")
+_STUDY_PATH = re.compile(r"/api/studies/(\d+)")
 _PAGE_PATH = re.compile(r"/dashboard(/.*)?")
 LOOPBACK = ("127.0.0.1", "localhost", "::1", "[::1]")
 # a picture is shown, but no script in an uploaded document runs
@@ -111,9 +106,11 @@ def serve(
     if isinstance(artifact_store, str | Path):
         artifact_store = ArtifactFolder(artifact_store)
     hosts = LOOPBACK if host in LOOPBACK and password is None else None
+    looks = wsgi(NotesApart(storage), artifact_store)
     app = _guarded(
         wsgi(storage, artifact_store),
-        wsgi(PlainStorage(storage), artifact_store),
+        looks,
+        StudyAnswers(looks, storage),
         read_only,
         password,
         hosts,
@@ -156,7 +153,12 @@ class _Quiet(WSGIRequestHandler):
 
 
 def _guarded(
-    app: App, looks: App, read_only: bool, password: str | None, hosts: tuple[str, ...] | None
+    app: App,
+    looks: App,
+    study_of: StudyAnswers,
+    read_only: bool,
+    password: str | None,
+    hosts: tuple[str, ...] | None,
 ) -> App:
     """Restrict who may ask the dashboard, what may change, and what artifacts may do.
 
@@ -164,6 +166,7 @@ def _guarded(
         app: The dashboard.
         looks: The dashboard of the same storage, whose trials are as people should see them: it
             answers what only asks.
+        study_of: Answers with a study.
         read_only: Whether to refuse every change.
         password: Password of all visitors.
         hosts: The names under which it may be asked. None: any.
@@ -180,13 +183,12 @@ def _guarded(
         if read_only and changes:
             return _refuse(start, "403 Forbidden", "This dashboard is read-only.")
         path = environ.get("PATH_INFO", "")
-        if _STUDY_PATH.fullmatch(path) and not changes:
-            after = parse_qs(environ.get("QUERY_STRING", "")).get("after", ["0"])[0]
-            return _edited(looks, environ, start, partial(_readable_study, after=after))
+        if not changes and (study := _STUDY_PATH.fullmatch(path)):
+            return study_of(int(study[1]), environ, start)
         if path.startswith("/api/") and not changes:
             return looks(environ, start)
         if _PAGE_PATH.fullmatch(path):
-            return _edited(app, environ, start, _styled)
+            return edited(app, environ, start, _styled)
         if not path.startswith("/artifacts/"):
             return app(environ, start)
 
@@ -198,48 +200,8 @@ def _guarded(
     return guarded
 
 
-def _edited(
-    app: App,
-    environ: dict[str, Any],
-    start: Callable[..., Any],
-    edit: Callable[[bytes], bytes],
-) -> list[bytes]:
-    """Answer with what `edit` makes of the dashboard's answer."""
-    for name in ("HTTP_IF_MODIFIED_SINCE", "HTTP_IF_NONE_MATCH", "HTTP_RANGE"):
-        environ.pop(name, None)  # a whole answer, not what a browser has or wants of the original
-    head: list[Any] = []
-    chunks = app(environ, lambda status, headers, *rest: head.extend((status, headers)))
-    body = b"".join(chunks)
-    if hasattr(chunks, "close"):  # it is a file
-        chunks.close()
-    status, headers = head
-    if environ["REQUEST_METHOD"] == "GET" and status.startswith("200"):
-        body = edit(body)
-        headers = [(k, v) for k, v in headers if k.lower() != "content-length"]
-        headers.append(("Content-Length", str(len(body))))
-    start(status, headers)
-    return [body]
-
-
 def _styled(page: bytes) -> bytes:
     return page.replace(b"</head>", _STYLE, 1)
-
-
-def _readable_study(body: bytes, after: str) -> bytes:
-    """Order the plots of a study, whose order is random, and leave out what hides the rest.
-
-    Args:
-        body: The study as the dashboard's pages get it.
-        after: How many trials the page has already, and are not in the answer.
-    """
-    # The trials, megabytes of a long study, come before this key and are not parsed: it cannot
-    # stand in a string, where its quotation marks would be escaped.
-    cut = max(1, body.find(b'"best_trials":'))
-    rest = json.loads(b"{" + body[cut:])
-    rest["plotly_graph_objects"].sort(key=lambda plot: str(plot["id"]))
-    if int(after) + body.count(b'"trial_id":', 0, cut) > MAX_LINES:
-        rest["has_intermediate_values"] = False
-    return body[:cut] + json.dumps(rest).encode()[1:]
 
 
 def _knows(authorization: str, password: str) -> bool:

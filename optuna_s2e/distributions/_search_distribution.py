@@ -28,6 +28,7 @@ References:
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
@@ -120,7 +121,7 @@ class Family(ABC):
         """Return the basis of this block for `SearchDistribution.tangents`, (n_theta, m)."""
 
     def project(self, theta: FloatArray, bounds: tuple[float, float]) -> FloatArray:
-        """Bring finite theta of any sign into the box [low, high] per component."""
+        """Bring finite theta (..., n_theta) of any sign into the box [low, high]."""
         return np.clip(theta, *bounds)
 
     def free(
@@ -303,7 +304,9 @@ class Categorical(Family):
 
     def sample(self, theta: FloatArray, rng: np.random.Generator, size: int) -> FloatArray:
         """Draw category indices, (size, 1)."""
-        return rng.choice(self.n, size=(size, 1), p=theta / _sum(theta)).astype(np.float64)
+        cdf = np.cumsum(theta / _sum(theta))  # as in rng.choice, without its checks
+        cdf /= cdf[-1]
+        return cdf.searchsorted(rng.random((size, 1)), side="right").astype(np.float64)
 
     def log_density(self, theta: FloatArray, X: FloatArray) -> FloatArray:
         """Return log(theta_c / S)."""
@@ -383,11 +386,11 @@ class Categorical(Family):
         that its smallest component is `low`, which does not change the probabilities.
         """
         low, high = bounds
-        floor = float(theta.max()) * (low / high)
-        if floor < np.finfo(np.float64).tiny:  # no component is positive: nothing to prefer
-            return np.full(self.n, low)
-        floored = np.maximum(theta, floor)
-        return np.clip(floored * (low / float(floored.min())), low, high)
+        floor = theta.max(axis=-1, keepdims=True) * (low / high)
+        none = floor < np.finfo(np.float64).tiny  # is positive: nothing to prefer
+        floored = np.where(none, 1.0, np.maximum(theta, floor))
+        scaled = floored * (low / floored.min(axis=-1, keepdims=True))
+        return np.asarray(np.clip(scaled, low, high))
 
     def free(
         self, theta: FloatArray, gradient: FloatArray, bounds: tuple[float, float]
@@ -566,20 +569,30 @@ class SearchDistribution:
     def score_along(self, theta: ArrayLike, X: ArrayLike, basis: FloatArray) -> FloatArray:
         """Return `score` times a basis (n_theta, m), (K, m)."""
         theta, X = self._checked_theta("theta", theta), self._checked_points(X)
-        return sum(
-            (b.family.score_along(theta[b.theta], X[:, b.columns], basis[b.theta])
-             for b in self._blocks), np.zeros((len(X), basis.shape[1])),
-        )  # fmt: skip
+        along = np.zeros((len(X), basis.shape[1]))
+        for b, own, part in self._moving(basis):
+            along[:, own] += b.family.score_along(theta[b.theta], X[:, b.columns], part)
+        return along
 
     def hessian_along(
         self, theta: ArrayLike, X: ArrayLike, weights: FloatArray, basis: FloatArray
     ) -> FloatArray:
         """Return basis' (sum of weights (K,) times `hessian`) basis, (m, m)."""
         theta, X = self._checked_theta("theta", theta), self._checked_points(X)
-        return sum(
-            (b.family.hessian_along(theta[b.theta], X[:, b.columns], weights, basis[b.theta])
-             for b in self._blocks), np.zeros((basis.shape[1], basis.shape[1])),
-        )  # fmt: skip
+        along = np.zeros((basis.shape[1], basis.shape[1]))
+        for b, own, part in self._moving(basis):
+            along[np.ix_(own, own)] += b.family.hessian_along(
+                theta[b.theta], X[:, b.columns], weights, part
+            )
+        return along
+
+    def _moving(self, basis: FloatArray) -> Iterator[tuple[_Block, IntArray, FloatArray]]:
+        """Yield each block with columns of the basis: of categories, the two that move them."""
+        every = np.arange(basis.shape[1])
+        for b in self._blocks:
+            part = basis[b.theta]
+            own = np.flatnonzero(part.any(axis=0)) if isinstance(b.family, Categorical) else every
+            yield b, own, np.ascontiguousarray(part[:, own])
 
     def kl(self, theta: ArrayLike, other: ArrayLike) -> float:
         """Return KL(p_theta || p_other) >= 0 in nats."""
@@ -605,7 +618,10 @@ class SearchDistribution:
         """
         theta = self._checked_theta("theta", theta, positive=False)
         _check_bounds(bounds)
-        return np.concatenate([b.family.project(theta[b.theta], bounds) for b in self._blocks])
+        projected = np.empty_like(theta)
+        for family, at in self._alike.items():
+            projected[at] = family.project(theta[at], bounds)
+        return projected
 
     def free(
         self, theta: ArrayLike, gradient: ArrayLike, bounds: tuple[float, float]

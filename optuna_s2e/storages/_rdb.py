@@ -165,15 +165,18 @@ def _open(
 
 def _open_beside_others(make: partial[RDBStorage]) -> RDBStorage:
     """Open a storage, also while another process makes its tables."""
-    for wait in (0.2, 0.5, 1.0, 2.0):
+    end, waits = time.monotonic() + SQLITE_TIMEOUT, iter((0.2, 0.5, 1.0, 2.0))
+    while True:
         try:
             return make()
         except (sqlalchemy.exc.DBAPIError, StorageInternalError) as error:
-            text = str(error).lower()
-            if not any(sign in text for sign in ("already exists", "unique", "duplicate")):
+            text = f"{error} {error.__cause__}".lower()
+            is_locked = "database is locked" in text and time.monotonic() < end
+            is_made = any(sign in text for sign in ("already exists", "unique", "duplicate"))
+            wait = _SQLITE_SLICE if is_locked else next(waits, None) if is_made else None
+            if wait is None:
                 raise
         time.sleep(wait)
-    return make()
 
 
 def _share_sqlite_file(engine: Engine) -> None:

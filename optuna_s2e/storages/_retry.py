@@ -232,12 +232,14 @@ class RetryingStorage(BaseStorage, _optuna.BaseHeartbeat):
             same = storage.get_study_directions(study_id) == list(directions)
             return study_id if same and not storage.get_n_trials(study_id) else None
 
-        return self._run(
+        study_id = self._run(
             lambda s: s.create_new_study(directions, name),
             writing=True,
             look_up=look_up,
             if_done=DuplicatedStudyError,
         )
+        self._newest.pop(study_id, None)  # SQLite gives the identifiers of a deleted study again
+        return study_id
 
     def delete_study(self, study_id: int) -> None:
         """Delete a study."""
@@ -254,6 +256,7 @@ class RetryingStorage(BaseStorage, _optuna.BaseHeartbeat):
             return True
 
         self._run(delete, writing=True, look_up=look_up, if_done=KeyError)
+        self._newest.pop(study_id, None)
 
     def set_study_user_attr(self, study_id: int, key: str, value: Any) -> None:
         """Set a user attribute of a study."""

@@ -63,7 +63,7 @@ class PlainStorage(BaseStorage):
 
     def __init__(self, storage: BaseStorage) -> None:
         self._storage = storage
-        self._finished: dict[int, tuple[FrozenTrial, FrozenTrial]] = {}  # as stored, as shown
+        self._shown: dict[int, tuple[FrozenTrial, FrozenTrial]] = {}  # as stored, as shown
 
     def get_study_id_from_name(self, study_name: str) -> int:
         return self._storage.get_study_id_from_name(study_name)
@@ -93,18 +93,15 @@ class PlainStorage(BaseStorage):
         states: Container[TrialState] | None = None,
     ) -> list[FrozenTrial]:
         stored = self._storage.get_all_trials(study_id, deepcopy=False, states=states)
-        trials = [self._plain(trial) for trial in stored]
+        known, shown = self._shown, {}
+        for trial in stored:
+            pair = known.get(key := _optuna.trial_id(trial))
+            if pair is None or pair[0] is not trial or not trial.state.is_finished():
+                pair = trial, _plain_trial(trial)
+            shown[key] = pair
+        self._shown = shown  # those of the last reading, so that no study stays for ever
+        trials = [trial for _, trial in shown.values()]
         return copy.deepcopy(trials) if deepcopy else trials
-
-    def _plain(self, trial: FrozenTrial) -> FrozenTrial:
-        key = _optuna.trial_id(trial)
-        known = self._finished.get(key)
-        if known is not None and known[0] is trial:
-            return known[1]
-        shown = _plain_trial(trial)
-        if trial.state.is_finished():
-            self._finished[key] = (trial, shown)
-        return shown
 
     def _refuse(self, *args: Any, **kwargs: Any) -> NoReturn:
         raise RuntimeError("This study is a view for plots. Change the study that it shows.")

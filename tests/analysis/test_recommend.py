@@ -292,10 +292,23 @@ def test_what_cannot_be_recommended_is_a_clear_error() -> None:
         recommend(study, "theta")
     study = optuna.create_study(sampler=RandomSampler(seed=0))
     study.optimize(lambda trial: 1.0, n_trials=3)
-    with pytest.raises(ValueError, match="must share a parameter"):
+    with pytest.raises(ValueError, match="no trial has a parameter with more than one") as error:
         recommend(study)
+    assert 'Use rule="best", or' in str(error.value)
     assert recommend(study, "best").expected_loss == 1.0
     assert recommend(study, "best").interval == (-math.inf, math.inf)
+
+
+def test_parameters_without_a_common_range_are_named() -> None:
+    study = optuna.create_study(study_name="e", sampler=RandomSampler(seed=0))
+    for choices in ("ab", "cd", "ef", "gh"):  # as from four studies
+        distributions = {"x": CategoricalDistribution(list(choices))}
+        study.add_trial(
+            optuna.create_trial(params={"x": choices[0]}, distributions=distributions, value=1.0)
+        )
+    with pytest.raises(ValueError, match=r"'e' .* the ranges of 'x' have nothing in common"):
+        recommend(study)
+    assert recommend(study, "best").params == {"x": study.best_params["x"]}
 
 
 def quadratic(trial: optuna.Trial, high: float = 1.0) -> float:

@@ -96,7 +96,7 @@ def test_what_cannot_be_recommended_is_said() -> None:
     study.add_trial(optuna.trial.create_trial(value=1.0))
     page = describe(Snapshot.of(study))
     assert "Best: trial 0, value 1" in page
-    assert "Recommended: none (The trials must share a parameter" in page
+    assert "no trial has a parameter with more than one value" in page
 
 
 def test_infinite_values_have_no_best_trial() -> None:

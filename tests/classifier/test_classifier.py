@@ -54,6 +54,24 @@ def test_it_predicts_true_labels_and_lists_the_wrong_ones(data, fitted):
     np.testing.assert_allclose(fitted.transition_matrix_.sum(axis=1), 1)
 
 
+def test_networks_that_have_not_seen_a_sample_predict_it(data, fitted):
+    _, y, true = data
+    assert fitted.oof_proba_.shape == (400, 2)
+    np.testing.assert_allclose(fitted.oof_proba_.sum(axis=1), 1)
+    named = fitted.classes_[fitted.oof_proba_.argmax(axis=1)]
+    assert (named == true).mean() > 0.9
+    assert (named == y).mean() < 0.85  # nothing of the wrong labels is learned by heart
+
+
+def test_of_classes_too_rare_for_folds_nothing_is_known_out_of_fold(data):
+    x, y, _ = data
+    y = np.where(np.arange(400) < 2, "maybe", y)
+    model = quick().fit(x, y)
+    assert np.isnan(model.oof_proba_[:2]).all()
+    assert np.isfinite(model.oof_proba_[2:]).all()
+    assert np.isfinite(model.label_quality_).all()
+
+
 def test_without_a_search_the_suggested_schedule_is_trained(fitted):
     expected = suggested_schedule(6, fitted.noise_rate_)
     assert fitted.schedule_ == expected
@@ -64,6 +82,7 @@ def test_a_given_noise_rate_is_not_estimated(data):
     model = quick(noise_rate=0.2, n_epochs=2).fit(data[0], data[1])
     assert model.noise_rate_ == 0.2
     assert model.transition_matrix_ is None
+    assert model.oof_proba_ is None
 
 
 def test_a_search_trains_budget_schedules_and_recommends_one(data):
@@ -215,6 +234,7 @@ def test_too_few_samples_for_an_estimate_warn_and_count_as_clean():
         (["a", "b", None, "a"] * 5, "5 of 20 are missing"),
         ([0.5, 1.5] * 10, "continuous"),
         (["a", 1] * 10, "one type"),
+        ([1, "a"] * 10, "one type"),  # the first is no string
         (["a"] * 20, "one class"),
         (["a", "b"], "inconsistent numbers of samples"),
     ],
@@ -248,3 +268,17 @@ def test_arguments_out_of_range_are_refused(data, arguments, message):
 def test_a_training_that_diverges_says_what_may_help(data):
     with pytest.raises(ValueError, match="smaller learning_rate than 1e\\+30"):
         quick(learning_rate=1e30, noise_rate=0.2).fit(data[0], data[1])
+
+
+def test_masked_entries_are_missing_ones():
+    x, y, _ = make_data(60)
+    model = quick(n_epochs=2, noise_rate=0.2).fit(x, y)
+    masked = np.ma.masked_array(x, mask=np.abs(x) > 1)
+    of_missing = model.predict_proba(masked.filled(np.nan))
+    assert np.array_equal(model.predict_proba(masked), of_missing)
+    assert not np.array_equal(of_missing, model.predict_proba(x))
+    whole = np.ma.masked_array(x, mask=False)
+    assert np.array_equal(model.predict_proba(whole), model.predict_proba(x))
+    for labels in (y, (y == "yes").astype(int)):
+        with pytest.raises(ValueError, match="15 of 60 are missing"):
+            quick().fit(x, np.ma.masked_array(labels, mask=[True, False, False, False] * 15))

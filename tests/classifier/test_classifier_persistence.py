@@ -1,6 +1,7 @@
 """Saved classifiers are the same when they are read again, and no file runs code."""
 
 import pickle
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from torch import nn  # noqa: E402
 
 from optuna_s2e import NoisyLabelClassifier  # noqa: E402
 
+DATA = Path(__file__).parents[1] / "data"
 RNG = np.random.default_rng(0)
 Y = RNG.integers(0, 3, size=90)
 X = RNG.normal(size=(90, 3)) + 2 * Y[:, None]
@@ -37,7 +39,12 @@ def test_everything_but_the_study_comes_back(tmp_path):
     assert (again.label_quality_ == model.label_quality_).all()
     assert (again.transition_matrix_ == model.transition_matrix_).all()
     assert again.noise_rate_ == model.noise_rate_
+    low, high = again.noise_interval_
+    assert (low, high) == model.noise_interval_
+    assert 0 <= low <= model.noise_rate_ <= high <= 1
     assert again.schedule_ == model.schedule_
+    assert (again.oof_proba_ == model.oof_proba_).all()
+    assert again.find_label_errors(n=9).equals(model.find_label_errors(n=9))
     assert again.study_ is None
     with pytest.raises(ValueError, match="expecting 3 features"):
         again.predict(X[:, :2])
@@ -62,6 +69,22 @@ def test_classes_that_are_objects(tmp_path):
     model = fit(X, np.array(["a", "b", "c"], dtype=object)[Y], noise_rate=0.1)
     model.save(tmp_path / "model.npz")
     assert NoisyLabelClassifier.load(tmp_path / "model.npz").classes_.tolist() == ["a", "b", "c"]
+
+
+def test_a_file_without_out_of_fold_probabilities_is_read_as_it_was(tmp_path):
+    """It was written before they were kept: the history and the matrix judge alone."""
+    model = NoisyLabelClassifier.load(DATA / "classifier_v1.npz", network=linear)
+    found = model.predict_proba([[0.0, 0.0], [4.0, 4.0]])
+    np.testing.assert_allclose(
+        found, [[0.230052, 0.374578, 0.39537], [0.184329, 0.464769, 0.350902]], atol=1e-5
+    )
+    quality = [0.41114028, 0.45713590, 0.43941217, 0.76022375]
+    np.testing.assert_allclose(model.label_quality_[:4], quality, atol=1e-6)
+    assert model.find_label_errors(n=3)["index"].tolist() == [9, 28, 29]
+    assert model.oof_proba_ is None
+    model.save(tmp_path / "again.npz")
+    again = NoisyLabelClassifier.load(tmp_path / "again.npz", network=linear)
+    assert (again.label_quality_ == model.label_quality_).all()
 
 
 def test_names_of_columns_come_back(tmp_path):

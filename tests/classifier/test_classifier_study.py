@@ -1,8 +1,6 @@
 """A search in a storage: killed fits go on, other data are refused, budgets."""
 
-import subprocess
-import sys
-import time
+import signal
 
 import numpy as np
 import optuna
@@ -12,8 +10,10 @@ pytest.importorskip("torch")
 pytest.importorskip("sklearn")
 
 from optuna.trial import TrialState
+from processes import Process, wait_until
 
-from optuna_s2e import NoisyLabelClassifier, open_storage
+from optuna_s2e import NoisyLabelClassifier, ScheduleSpace, open_storage
+from optuna_s2e._attributes import CLASSIFIER_KEY, read_noise
 from optuna_s2e.classifier._study import Budget
 
 RNG = np.random.default_rng(0)
@@ -36,6 +36,8 @@ def test_a_fit_is_found_again_and_its_budget_extended(url):
     again = fit(storage=url)
     assert again.study_.study_name == first.study_.study_name
     assert len(again.study_.trials) == 3
+    assert again.noise_interval_ == first.noise_interval_ == fit().noise_interval_
+    assert fit(noise_rate=0.1).noise_interval_ is None
     assert (again.predict_proba(X) == first.predict_proba(X)).all()
     params = [trial.params for trial in first.study_.trials]
     longer = fit(storage=url, budget=5).study_.trials
@@ -43,31 +45,29 @@ def test_a_fit_is_found_again_and_its_budget_extended(url):
     assert [trial.params for trial in longer[:3]] == params
 
 
-def test_a_killed_fit_goes_on_to_the_same_numbers(url, tmp_path):
-    np.savez(tmp_path / "data.npz", x=X, y=Y)
-    code = (
-        "import sys, numpy as np\n"
-        "from optuna_s2e import NoisyLabelClassifier\n"
-        "d = np.load(sys.argv[1])\n"
-        "NoisyLabelClassifier(budget=48, n_epochs=2, batch_size=32, device='cpu', "
-        "random_state=0, storage=sys.argv[2], study_name='s').fit(d['x'], d['y'])\n"
-    )
-    process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "data.npz"), url])
-    n_done, until = 0, time.monotonic() + 200
-    while n_done < 6 and time.monotonic() < until:
-        time.sleep(0.1)
+def fit_for_long(url):
+    fit(storage=url, study_name="s", budget=1000)
+
+
+def test_a_killed_fit_goes_on_to_the_same_numbers(url, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    process = Process(fit_for_long, url)
+
+    def n_complete():
         try:
-            study = optuna.load_study(study_name="s", storage=open_storage(url, create=False))
-            n_done = len(study.get_trials(states=[TrialState.COMPLETE]))
+            storage = open_storage(url, create=False)
+            study = optuna.load_study(study_name="s", storage=storage)
         except (ConnectionError, KeyError):
-            continue
-    assert process.poll() is None
-    process.kill()
-    process.wait()
-    assert 6 <= len(study.get_trials(states=[TrialState.COMPLETE])) < 48
-    resumed, straight = fit(storage=url, study_name="s", budget=48), fit(budget=48)
-    assert [t.value for t in resumed.study_.get_trials(states=[TrialState.COMPLETE])] == [
-        t.value for t in straight.study_.trials
+            return 0
+        return len(study.get_trials(deepcopy=False, states=[TrialState.COMPLETE]))
+
+    wait_until(lambda: n_complete() >= 6, process)
+    assert process.stop(signal.SIGKILL)[0] == -signal.SIGKILL
+    budget = n_complete() + 3
+    resumed, straight = fit(storage=url, study_name="s", budget=budget), fit(budget=budget)
+    complete = resumed.study_.get_trials(states=[TrialState.COMPLETE])
+    assert [(t.params, t.value) for t in complete] == [
+        (t.params, t.value) for t in straight.study_.trials
     ]
     assert (resumed.predict_proba(X) == straight.predict_proba(X)).all()
 
@@ -83,6 +83,28 @@ def test_other_data_and_other_arguments_are_refused_under_the_same_name(url):
     with pytest.raises(ValueError, match="another random_state"):
         fit(storage=url, study_name="s", random_state=1)
     assert len(fit(storage=url, n_epochs=3).study_.trials) == 3  # a study of its own
+
+
+def test_the_study_records_the_noise_as_every_search_does(url):
+    model = fit(storage=url)
+    noise = read_noise(model.study_.user_attrs)
+    assert noise.noise_rate == round(model.noise_rate_, 4)
+    assert noise.transition_matrix == np.round(model.transition_matrix_, 4).tolist()
+    assert not noise.used_clean_labels
+    space = ScheduleSpace(2, noise_rate=noise.noise_rate)
+    assert model.study_.trials[0].distributions["R.tau"] == space.distributions["R.tau"]
+    again = fit(storage=url)
+    assert (again.label_quality_ == model.label_quality_).all()
+    assert (again.oof_proba_ == model.oof_proba_).all()
+    assert "s2e:noise" not in fit(noise_rate=0.2).study_.user_attrs  # nothing was estimated
+
+
+def test_a_study_of_another_release_is_refused(url):
+    model = fit(storage=url, study_name="s")
+    held = model.study_.user_attrs[CLASSIFIER_KEY]
+    model.study_.set_user_attr(CLASSIFIER_KEY, {**held, "v": 1, "noise": {"rate": 0.3}})
+    with pytest.raises(ValueError, match="'s' was written by another release of optuna_s2e"):
+        fit(storage=url, study_name="s")
 
 
 def test_a_fit_without_a_seed_goes_on_with_that_of_its_study(url):

@@ -79,3 +79,35 @@ def only_line(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
     assert error.startswith(f"s2e {argv[0]}: error: ")
     assert error.count("\n") == 1
     return error.strip()
+
+
+def write_table(path: str, n: int = 60, *, flipped: int = 0, separator: str = ",") -> Path:
+    """Write a table of a number, a category and a class; every `flipped`th label is wrong."""
+    rng = np.random.default_rng(0)
+    lines = [separator.join(["size", "colour", "kind"])]
+    for i in range(n):
+        label = i % 2 != bool(flipped and i % flipped == 0)
+        size = rng.normal() / 2 + 3 * (i % 2)
+        cells = [f"{size:.3f}", ["red", "blue", "green"][i % 3], "cat" if label else "dog"]
+        lines.append(separator.join(cells))
+    Path(path).write_text("\n".join(lines) + "\n")
+    return Path(path)
+
+
+def write_image(
+    path: str, level: int = 0, *, size: tuple[int, int] = (5, 6), mode: str = "L"
+) -> None:
+    """Write an image of width and height `size`, the darker half of grey `level`."""
+    from PIL import Image
+
+    pixels = np.full((size[1], size[0]), 255, dtype=np.uint8)
+    pixels[: size[1] // 2] = level
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).convert(mode).save(path)
+
+
+def write_classes(folder: str, n: int = 16, size: tuple[int, int] = (5, 6)) -> None:
+    """Write a folder with a folder of images for each of two classes."""
+    for i in range(n):
+        name, level = ("dark", 20 + i) if i % 2 else ("light", 200 + i)
+        write_image(f"{folder}/{name}/{i:02d}.png", level, size=size)

@@ -3,6 +3,7 @@ import io
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,6 +19,16 @@ def _in_a_folder_with_data(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     np.savez(DATA, **make_arrays())
+
+
+@pytest.fixture
+def pictures_stay_empty(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For tests of other things: matplotlib takes longer than all trainings of an evaluation."""
+
+    def touch(figure: Any, path: Path, **_: Any) -> None:
+        path.touch()
+
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", touch)
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,7 @@ from processes import Command, wait_until
 from optuna_s2e import Schedule, recommend
 from optuna_s2e._attributes import OBJECTIVE_KEY
 from optuna_s2e.cli import main
-from optuna_s2e.coteaching import CoteachingObjective, load_data
+from optuna_s2e.coteaching import CoteachingObjective, load_data, train_batch
 
 NOISE = ["--noise-rate", "0.3"]
 
@@ -37,6 +37,7 @@ def test_evaluation_prints_a_table_and_writes_its_files(
     assert Schedule.load("report/schedule.json") == recommend(study()).schedule
 
 
+@pytest.mark.usefixtures("pictures_stay_empty")
 @pytest.mark.parametrize(
     ("noise", "why"),
     [
@@ -64,6 +65,7 @@ def test_coteaching_is_left_out_without_a_noise_rate_that_it_can_take(
     assert re.search(r"^Co-teaching  ", capsys.readouterr().out, re.MULTILINE)
 
 
+@pytest.mark.usefixtures("pictures_stay_empty")
 def test_json_is_one_document(searched: Searched, capsys: pytest.CaptureFixture[str]) -> None:
     capsys.readouterr()
     assert main(["evaluate", "--repeats", "1", "--json"]) == 0  # 50 % symmetric noise
@@ -85,6 +87,60 @@ def test_json_is_one_document(searched: Searched, capsys: pytest.CaptureFixture[
     assert f"{100 * accuracy:.2f}" in printed.err  # the table, for people
 
 
+def test_all_methods_are_compared_in_table_json_and_picture(
+    searched: Searched, capsys: pytest.CaptureFixture[str]
+) -> None:
+    capsys.readouterr()
+    assert main(["evaluate", "--repeats", "1", "--methods", "all", *NOISE]) == 0
+    out = capsys.readouterr().out
+    report = json.loads(Path("s/evaluation.json").read_text())["methods"]
+    titles = {
+        "Standard", "Standard, early stopping", "Decoupling", "F-correction",
+        "F-correction, true T", "MentorNet", "MentorNet, searched R(t)", "Co-teaching",
+        "Co-teaching+", "Co-teaching+, searched R(t)", "Reweight", "JoCoR",
+        "JoCoR, searched R(t)", "BARE", "Suggested", "Searched (S2E)",
+    }  # fmt: skip
+    assert len(report) == len(titles)
+    lines = [line[:32].rstrip() for line in out.splitlines()]
+    for title in titles:
+        assert any(re.match(rf"{re.escape(title)}  ", line + "  ") for line in lines), title
+    assert report["jocor"]["method"] == report["jocor/searched"]["method"] == "jocor"
+    assert report["jocor"]["keep_rates"] == report["coteaching"]["keep_rates"]
+    assert report["jocor/searched"]["keep_rates"] == report["searched"]["keep_rates"]
+    assert report["early-stopping"]["method"] == "early-stopping"
+    assert report["standard"]["method"] == "standard"
+    assert report["searched"]["method"] == report["suggested"]["method"] == "coteaching"
+    objective = CoteachingObjective.from_settings(study().user_attrs[OBJECTIVE_KEY])
+    for row in ("jocor/searched", "bare", "f-correction", "reweight"):
+        (result,) = train_batch(
+            [report[row]["keep_rates"]], report[row]["seeds"], data=objective.data,
+            config=objective.config, evaluate_on="test", method=row.split("/")[0],
+        )  # fmt: skip
+        accuracy = 1 - result.curves.error.mean(axis=1)
+        np.testing.assert_allclose(report[row]["test_accuracy"][0], accuracy, atol=1e-5)
+    assert Path("s/evaluation.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_list_of_methods_and_those_that_cannot_be_compared(
+    searched: Searched, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = only_line(capsys, "evaluate", "--methods", "jocor,s2e")
+    assert "--methods must be one of 'standard', 'coteaching'" in line
+    assert "'s2e'" in line
+    assert "'all' alone" in only_line(capsys, "evaluate", "--methods", "jocor,all")
+    assert main(search(1, "--epochs", "2", "--noise", "none", "--method", "jocor", name="j")) == 0
+    capsys.readouterr()
+    assert main(["evaluate", "--study-name", "j", "--repeats", "1", "--methods", "bare, mentornet",
+                 "--json"]) == 0  # fmt: skip
+    printed = capsys.readouterr()
+    document = json.loads(printed.out)
+    assert set(document["left_out"]) == {"coteaching", "mentornet", "jocor"}
+    assert "MentorNet is left out: its schedule needs a noise rate." in printed.err
+    assert set(document["methods"]) == {"standard", "bare", "mentornet/searched", "searched"}
+    assert document["methods"]["searched"]["method"] == "jocor"
+    assert re.search(r"^Searched \(S2E\) \(JoCoR\) ", printed.err, re.MULTILINE)
+
+
 # --- what is kept ----------------------------------------------------------------------------
 
 
@@ -99,6 +155,7 @@ def test_the_folder_is_tried_before_anything_is_trained(
     assert "--out must be writable, but got 's': File exists." in only_line(capsys, "evaluate")
 
 
+@pytest.mark.usefixtures("pictures_stay_empty")
 @pytest.mark.parametrize("name", ["..", "../up", "n" * 300, "a/b", "/abs", ".hidden", "-x"])
 def test_results_of_any_study_name_are_in_a_folder_here(name: str, tmp_path: Path) -> None:
     inside = tmp_path / "inside"
@@ -118,6 +175,7 @@ def test_results_of_any_study_name_are_in_a_folder_here(name: str, tmp_path: Pat
     assert (folder / "evaluation.json").is_file()
 
 
+@pytest.mark.usefixtures("pictures_stay_empty")
 def test_a_second_evaluation_trains_nothing_and_more_repeats_train_the_rest(
     searched: Searched, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -145,6 +203,7 @@ def test_a_second_evaluation_trains_nothing_and_more_repeats_train_the_rest(
     assert len(rows()) == n + 4
 
 
+@pytest.mark.usefixtures("pictures_stay_empty")
 @pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGKILL])
 def test_a_stopped_evaluation_goes_on_where_it_was(sign: signal.Signals) -> None:
     n_epochs = 200  # a tenth of a second

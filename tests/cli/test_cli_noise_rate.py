@@ -65,6 +65,7 @@ def test_a_search_estimates_once_and_all_others_go_by_that(
     assert document["noise"]["transition_matrix"] == attr["transition_matrix"]
 
 
+@pytest.mark.usefixtures("pictures_stay_empty")
 def test_an_evaluation_compares_at_the_estimated_rate(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(search(1)) == 0
     study().set_user_attr(NOISE_KEY, {**study().user_attrs[NOISE_KEY], "noise_rate": 0.25})

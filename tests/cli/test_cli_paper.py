@@ -24,6 +24,7 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     np.savez(DATA, **make_arrays())
 
 
+@pytest.mark.usefixtures("pictures_stay_empty")
 def test_paper_sets_its_whole_setup_and_trains_the_best_schedule_anew(
     capsys: pytest.CaptureFixture[str],
 ) -> None:

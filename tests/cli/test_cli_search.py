@@ -107,6 +107,24 @@ def test_study_of_another_objective_is_refused(
     assert "must minimise one objective" in only_line(capsys, *search(20, name="up"))
 
 
+def test_a_study_remembers_its_method(
+    searched: Searched, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = only_line(capsys, *search(20, "--method", "jocor"))
+    assert "--method is 'jocor', there 'coteaching'. Use another --study-name" in line
+    line = only_line(capsys, *search(1, "--method", "s2e", name="other"))
+    assert "--method must be one of 'standard', 'coteaching', " in line
+    assert main(search(1, "--epochs", "2", "--method", "jocor", name="j")) == 0
+    assert study("j").user_attrs[OBJECTIVE_KEY]["method"] == "jocor"
+    assert main(["worker", "--study-name", "j", "--trials", "2", "--no-dashboard"]) == 0
+    assert len(study("j").trials) == 2
+    objective = CoteachingObjective.from_settings(study("j").user_attrs[OBJECTIVE_KEY])
+    for trial in study("j").trials:
+        assert objective(trial) == trial.value
+    line = only_line(capsys, *search(20, "--epochs", "2", name="j"))
+    assert "--method is 'coteaching', there 'jocor'" in line
+
+
 def test_a_data_file_that_has_changed_is_refused_by_all_who_train(
     searched: Searched, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -155,7 +173,7 @@ def test_worker_that_only_fails_gives_up_and_its_study_takes_new_settings(
     assert "10 trials in a row have failed" in line
     assert [t.state.name for t in study().trials] == ["FAIL"] * 11
 
-    mended = ["--space", "table1", "--population-size", "4", "--metric", "validation_loss"]
+    mended = ["--space", "table1", "--population-size", "2", "--metric", "validation_loss"]
     capsys.readouterr()
     assert main(search(2, *mended)) == 0
     out = capsys.readouterr().out
@@ -169,7 +187,7 @@ def test_worker_that_only_fails_gives_up_and_its_study_takes_new_settings(
     line = only_line(capsys, *search(50, "--learning-rate", "0.1"))
     assert "--learning-rate is 0.1, there 0.001" in line
     assert main(["worker", "--no-dashboard", "--trials", "3"]) == 0
-    assert main(search(9, *mended)) == 0
+    assert main(search(5, *mended)) == 0
     told, computed = generations(study()), replay(study())
     assert len(told) == 3
     assert all(np.array_equal(a.theta, b.theta) for a, b in zip(told, computed, strict=True))
@@ -215,6 +233,7 @@ def test_own_labels_are_searched_as_they_are(capsys: pytest.CaptureFixture[str])
     assert "error: --noise must be 'symmetric' or 'pair' if a noise rate" in line
 
 
+@pytest.mark.usefixtures("pictures_stay_empty")
 def test_noise_that_is_added_is_printed_with_its_default(
     searched: Searched, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -226,7 +245,8 @@ def test_noise_that_is_added_is_printed_with_its_default(
     ):
         assert main(command) == 0
         assert named in capsys.readouterr().out.splitlines()
-    assert main(["search", "--epochs", "2", "--trials", "1", "--no-dashboard"]) == 0
+    digits = ["search", "--epochs", "2", "--trials", "1", "--no-dashboard"]
+    assert main([*digits, "--no-noise-rate-estimate"]) == 0
     assert capsys.readouterr().out.splitlines()[0] == (
         "Data: digits; 50 % symmetric noise is added to the training labels. Add none with "
         "--noise none."

@@ -19,7 +19,7 @@ from optuna_s2e.coteaching import (
     train_batch,
 )
 from optuna_s2e.label_noise import transition_matrix
-from optuna_s2e.schedules import coteaching_schedule
+from optuna_s2e.schedules import coteaching_schedule, standard_schedule
 
 
 def _statistics(margin, predicted, rival, since=3, trained=0.25):
@@ -35,8 +35,13 @@ def _statistics(margin, predicted, rival, since=3, trained=0.25):
     )  # fmt: skip
 
 
-def _estimate(noise_rate, matrix, deviations):
-    known = {"noise_rate": noise_rate, "transition_matrix": matrix, "deviations": deviations}
+def _estimate(noise_rate, matrix, deviations, probabilities=None):
+    if probabilities is None:
+        probabilities = np.full((4, len(matrix)), np.nan)
+    known = {
+        "noise_rate": noise_rate, "transition_matrix": np.array(matrix), "deviations": deviations,
+        "probabilities": np.array(probabilities),
+    }  # fmt: skip
     return NoiseEstimate(**dict.fromkeys(f.name for f in fields(NoiseEstimate)) | known)
 
 
@@ -90,9 +95,92 @@ def test_what_may_be_chance_in_an_estimate_is_left_out():
     np.testing.assert_allclose(quality(0.0), label_quality(seen, GIVEN, noise=pair))
     even = transition_matrix("symmetric", 0.4, 3)
     np.testing.assert_allclose(quality(0.3), label_quality(seen, GIVEN, noise=even))
-    # off the diagonal, the matrix is 0.2 off the even one: half of that variance is chance
+    # the matrix is 0.2 off the even one in six entries; the errors of all nine have twice the
+    # variance of the deviations, and with these that is half of the whole
     half = label_quality(seen, GIVEN, noise=(pair + even) / 2)
-    np.testing.assert_allclose(quality(np.sqrt(0.5) * 0.2), half)
+    np.testing.assert_allclose(quality(np.sqrt(0.5 * 6 * 0.04 / 9 / 2)), half)
+
+
+def test_noise_rates_of_classes_that_differ_by_chance_are_alike():
+    matrix = np.array([[0.7, 0.15, 0.15], [0.25, 0.5, 0.25], [0.2, 0.2, 0.6]])
+    found = label_quality(STATISTICS, GIVEN, noise=_estimate(0.4, matrix, np.full((3, 3), 0.1)))
+    even = transition_matrix("symmetric", 0.4, 3)
+    np.testing.assert_allclose(found, label_quality(STATISTICS, GIVEN, noise=even))
+
+
+Q = np.array([[0.2, 0.7, 0.1], [0.6, 0.3, 0.1], [0.1, 0.1, 0.8], [0.3, 0.2, 0.5]])
+MATRIX = np.array([[0.6, 0.4, 0.0], [0.0, 0.6, 0.4], [0.4, 0.0, 0.6]])
+
+
+def test_without_a_history_the_quality_is_that_out_of_fold():
+    """By Bayes: q_y P[y, y] / sum_i q_i P[i, y]."""
+    quality = label_quality([], GIVEN, noise=_estimate(0.4, MATRIX, np.zeros((3, 3)), Q))
+    p = 0.98 * MATRIX + 0.02 / 3
+    expected = [
+        q[y] * p[y, y] / sum(q[i] * p[i, y] for i in range(3))
+        for q, y in zip(Q, GIVEN, strict=True)
+    ]
+    np.testing.assert_allclose(quality, expected)
+
+
+def test_each_sample_is_judged_by_what_is_known_of_it():
+    half_known = np.where([[True], [False], [True], [False]], Q, np.nan)
+    estimate = _estimate(0.4, MATRIX, np.zeros((3, 3)), half_known)
+    seen = replace(STATISTICS, mean_margin=STATISTICS.mean_margin.copy(), rival=STATISTICS.rival)
+    seen.mean_margin[2:] = np.nan
+    quality = label_quality(seen, GIVEN, noise=estimate)
+    assert quality[1] == label_quality(STATISTICS, GIVEN, noise=MATRIX)[1]
+    assert quality[2] == label_quality([], GIVEN, noise=estimate)[2]
+    assert quality[3] == 1.0
+    pytest.importorskip("pandas")
+    assert 3 not in list_label_errors(seen, GIVEN, noise=estimate, n=4)["index"].tolist()
+
+
+def _two_classes(scale, n=20_000):
+    """Return labels, f and h of two witnesses whose errors are independent, and what is right.
+
+    Both are normal around +2 and -2 with variance 4, so their log-odds are 1 times their value.
+    """
+    rng = np.random.default_rng(0)
+    right = rng.random(n) < 0.6
+    f, h = np.where(right, 2.0, -2.0) + 2.0 * rng.normal(size=(2, n))
+    return right, expit(f + np.log(0.6 / 0.4)), scale * h
+
+
+@pytest.mark.parametrize("scale", [0.1, 1.0, 30.0])
+def test_the_history_is_scaled_to_half_of_its_log_odds(scale):
+    right, f, h = _two_classes(scale)
+    labels = np.zeros(len(right), dtype=int)
+    seen = _statistics(np.stack([h, h], axis=1), [[0, 0]] * len(h), [[1, 1]] * len(h))
+    estimate = _estimate(0.4, np.full((2, 2), 0.5), np.zeros((2, 2)), np.stack([f, 1 - f], axis=1))
+    quality = label_quality(seen, labels, noise=estimate)
+    np.testing.assert_allclose(quality, expit(np.log(f / (1 - f)) + 0.5 * h / scale), atol=0.02)
+    alone = average_precision_score(~right, -f)
+    assert average_precision_score(~right, -quality) > alone + 0.02
+
+
+def test_a_history_that_knows_nothing_changes_little():
+    right, f, h = _two_classes(1.0)
+    h = np.random.default_rng(1).permutation(h)
+    labels = np.zeros(len(right), dtype=int)
+    seen = _statistics(np.stack([h, h], axis=1), [[0, 0]] * len(h), [[1, 1]] * len(h))
+    estimate = _estimate(0.4, np.full((2, 2), 0.5), np.zeros((2, 2)), np.stack([f, 1 - f], axis=1))
+    np.testing.assert_allclose(label_quality(seen, labels, noise=estimate), f, atol=0.02)
+
+
+def test_the_list_tells_what_networks_say_out_of_fold():
+    pytest.importorskip("pandas")
+    estimate = _estimate(0.4, np.full((3, 3), 1 / 3), np.zeros((3, 3)), Q)
+    errors = list_label_errors([], GIVEN, noise=estimate, classes=["cat", "dog", "owl"], n=2)
+    assert errors["index"].tolist() == [2, 0]
+    assert errors["suggested_label"].tolist() == ["owl", "dog"]
+    out_of_fold = "networks that were not trained on it give the label {} %"
+    assert errors["evidence"].tolist() == [out_of_fold.format(n) for n in (10, 20)]
+    errors = list_label_errors(STATISTICS, GIVEN, noise=estimate, n=1)
+    assert errors["evidence"].tolist() == [
+        "both networks say 1 from epoch 7 on; trained on in 25 % of the epochs; "
+        + out_of_fold.format(20)
+    ]
 
 
 def test_an_estimate_says_how_many_are_listed():
@@ -182,6 +270,10 @@ def test_samples_that_were_never_seen_are_not_listed():
         ({"classes": ["a"], "n": 1}, "classes must name all 3 classes of the labels, but got 1"),
         ({"statistics": [], "n": 1}, "statistics must hold those of at least one training"),
         (
+            {"noise": _estimate(0.4, MATRIX, np.zeros((3, 3)), Q[:3]), "n": 1},
+            "probabilities must have shape (N, C) = (4, 3), but got (3, 3)",
+        ),
+        (
             {"statistics": [STATISTICS, _statistics([[1.0, 1]], [[0, 0]], [[1, 1]])], "n": 1},
             "mean_margin must have shape (N, 2) = (4, 2), but got (1, 2)",
         ),
@@ -231,6 +323,32 @@ def test_find_label_errors_trains_estimates_and_lists():
     assert errors.equals(again)
 
 
+def test_find_label_errors_selects_only_where_no_clean_label_tells_the_noise():
+    pytest.importorskip("pandas")
+    data = load_data("digits", noise="pair", noise_rate=0.45, seed=1)
+    given = data.noisy_labels.numpy()
+    for clean in (True, False):
+        estimate = estimate_noise(data, n_epochs=2, clean_validation=clean, device="cpu")
+        found = find_label_errors(data, noise=estimate, n_epochs=6, n=len(given), device="cpu")
+        schedule = standard_schedule(6)
+        if not clean:
+            schedule = coteaching_schedule(6, min(0.95, 1.2 * estimate.noise_rate), 3, 1.5)
+        (result,) = train_batch(
+            [schedule.keep_rates], [0], data=data, device="cpu", watch_samples=True
+        )
+        expected = list_label_errors(result.samples, given, noise=estimate, n=len(given))
+        assert found.equals(expected)
+
+
+@pytest.mark.parametrize("n_pairs", [0, 1])
+def test_pair_noise_of_nearly_half_is_found_with_clean_labels(n_pairs):
+    pytest.importorskip("pandas")
+    data = load_data("digits", noise="pair", noise_rate=0.45, seed=1)
+    wrong = (data.noisy_labels != data.clean_labels).numpy()
+    errors = find_label_errors(data, n=int(wrong.sum()), n_pairs=n_pairs, device="cpu")
+    assert wrong[errors["index"]].mean() > 0.95  # 0.69 by the history of a pair that selects
+
+
 def test_find_label_errors_takes_a_schedule_a_number_and_several_pairs():
     pytest.importorskip("pandas")
     data = load_data("digits", noise="pair", noise_rate=0.3, seed=1)
@@ -246,7 +364,9 @@ def test_find_label_errors_takes_a_schedule_a_number_and_several_pairs():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"n_pairs": 0}, "n_pairs must be an int of at least 1, but got 0"),
+        ({"n_pairs": -1}, "n_pairs must be an int of at least 0, but got -1"),
+        ({"n_pairs": 0, "noise": 0.3}, "n_pairs must be at least 1 if noise is a number"),
+        ({"n_epochs": 1}, "n_epochs must be an int of at least 2, but got 1"),
         ({"n": 1, "threshold": 0.1}, "exactly one of n, noise_rate and threshold must be given"),
         ({"n": 10_000}, "n must be an int in [0, 997], but got 10000"),
         ({"noise": -0.1}, "noise must be a number in [0, 1], but got -0.1"),

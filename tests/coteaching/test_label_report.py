@@ -76,6 +76,19 @@ def test_csv_and_json_hold_the_list(tmp_path):
     assert json.loads((folder / "label-errors.json").read_text()) == _errors().to_dict("records")
 
 
+def test_samples_are_called_by_their_names(tmp_path):
+    names = [f"{ANGRY}/{i}.png" for i in range(5)]
+    page = _save(tmp_path, names=names)
+    folder = tmp_path / "new" / "list"
+    found = pd.read_csv(folder / "label-errors.csv")["index"].tolist()
+    assert found == [names[i] for i in _errors()["index"]]
+    assert json.loads((folder / "label-errors.json").read_text())[0]["index"] == names[4]
+    assert {*names} <= {*page.texts}
+    assert "Sample 4" not in page.texts
+    with pytest.raises(ValueError, match=r"names must hold all samples .* but holds 4"):
+        _save(tmp_path, names=names[:4])
+
+
 def test_labels_of_bytes_become_text(tmp_path):
     errors = _errors(1).assign(given_label=[b"caf\xc3\xa9"], suggested_label=[7])
     page = _save(tmp_path, errors)
@@ -141,6 +154,14 @@ def test_rows_of_a_data_frame_are_shown(tmp_path):
     assert columns == [f"column {i}" for i in range(8)]
     at = page.texts.index("column 3")
     assert page.texts[at + 1] == "7"  # of sample 4
+
+
+def test_values_of_a_table_are_short(tmp_path):
+    values = [0.123456, np.nan, 12345678.0, None, pd.NA, "red"]
+    frame = pd.DataFrame({f"column {i}": [value] * 5 for i, value in enumerate(values)})
+    page = _save(tmp_path, _errors(1), inputs=frame)
+    shown = [page.texts[page.texts.index(f"column {i}") + 1] for i in range(6)]
+    assert shown == ["0.1235", "missing", "12345678", "missing", "missing", "red"]
 
 
 def test_vectors_show_no_pictures(tmp_path):

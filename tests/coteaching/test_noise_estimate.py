@@ -180,6 +180,47 @@ def test_probabilities_are_of_networks_that_have_not_seen_the_sample() -> None:
     assert (named == data.noisy_labels.numpy()).mean() < 0.7
 
 
+def test_clean_labels_calibrate_the_probabilities() -> None:
+    """They name the true class as often as they say."""
+    data = load_data("digits", noise="symmetric", noise_rate=0.4, seed=0)
+    assert data.clean_labels is not None
+    true, surely = data.clean_labels.numpy(), {}
+    for clean in (True, False):
+        found = estimate_noise(data, n_epochs=6, device="cpu", clean_validation=clean)
+        p = found.probabilities
+        surely[clean] = p.max(axis=1).mean() - (p.argmax(axis=1) == true).mean()
+    assert abs(surely[True]) < 0.05
+    assert surely[False] < -0.2  # networks that learn wrong labels doubt too much
+
+
+class _Counting(nn.Module):
+    """A linear network that counts the samples that it is evaluated on."""
+
+    n_evaluated = 0
+
+    def __init__(self, n_inputs: int, n_classes: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(n_inputs, n_classes)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        _Counting.n_evaluated += 0 if self.training else len(x)
+        out: torch.Tensor = self.linear(x)
+        return out
+
+
+@pytest.mark.filterwarnings("ignore:Where they are surest")
+def test_trainings_are_not_measured_on_data_that_nobody_looks_at() -> None:
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(400, 2)).astype(np.float32)
+    y = (x[:, 0] > 0).astype(np.int64)
+    data = NoisyData.from_arrays(x[:200], y[:200], x[200:], y[200:])
+    _Counting.n_evaluated = 0
+    estimate_noise(data, network=lambda shape, n: _Counting(shape[0], n), n_epochs=6, device="cpu")
+    # each of 12 networks predicts one part and a third of the other
+    predictions = 12 * (200 + 200 / 3)
+    assert predictions <= _Counting.n_evaluated < 2 * predictions
+
+
 def test_too_few_samples_for_the_folds_are_refused() -> None:
     x, y = np.eye(4, dtype=np.float32), np.array([0, 1])
     data = NoisyData.from_arrays(x[:2], y, x[2:], y)

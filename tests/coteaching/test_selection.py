@@ -44,5 +44,15 @@ def test_label_precision_counts_clean_labels_over_all_mini_batches():
     expected = [
         np.mean([is_clean[s, i] for s in range(4) for i in selected[s, net]]) for net in (0, 1)
     ]
-    precision = selection.label_precision(torch.from_numpy(is_clean), torch.from_numpy(selected))
+    kept = torch.from_numpy(selected)
+    precision = selection.label_precision(torch.from_numpy(is_clean), kept, torch.ones(4, 2, 3))
     np.testing.assert_allclose(precision, expected, rtol=1e-15)
+
+
+def test_label_precision_counts_samples_by_their_weights():
+    is_clean = torch.tensor([[True, False], [True, True]])
+    kept = torch.tensor([[[0, 1], [1, 0]], [[0, 1], [0, 1]]])
+    weights = torch.tensor([[[0.25, 0.75], [1.0, 0.0]], [[0.0, 0.0], [0.5, 0.5]]])
+    found = selection.label_precision(is_clean, kept, weights)
+    assert found.tolist() == [0.25, 0.5]
+    assert selection.label_precision(is_clean, kept, torch.zeros(2, 2, 2)).isnan().all()

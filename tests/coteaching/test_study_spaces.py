@@ -200,9 +200,8 @@ def test_wrong_arguments_are_refused_before_anything_is_trained(
 
 
 def _objective(data: NoisyData, **options: Any) -> CoteachingObjective:
-    return CoteachingObjective(
-        data, n_epochs=4, device="cpu", noise_rate="estimate", **{"seed": 0, **options}
-    )
+    given = {"noise_rate": "estimate", "seed": 0, **options}
+    return CoteachingObjective(data, n_epochs=4, device="cpu", **given)
 
 
 def _ranges(study: optuna.Study) -> set[Any]:
@@ -223,6 +222,19 @@ def test_all_trials_of_a_study_search_the_space_of_its_estimate(tiny: NoisyData)
     assert space.middle is not None
     assert study.trials[0].params == space.middle.params
     assert _objective(tiny, seed=5).prepare_study(study) == space
+
+
+def test_an_estimate_that_is_given_is_recorded_and_none_is_made(tiny: NoisyData) -> None:
+    study = optuna.create_study(sampler=S2ESampler(population_size=2, seed=0))
+    objective = _objective(tiny, noise_rate=_estimate(0.31234567), seed=5)
+    assert objective.noise_rate == "estimate"
+    study.optimize(objective, n_trials=1)
+    noise = read_noise(study.user_attrs)
+    assert noise is not None
+    assert (noise.noise_rate, noise.seed) == (0.3123, None)
+    assert _ranges(study) == {ScheduleSpace(4, noise_rate=0.3123).distributions["R.tau"]}
+    study.optimize(_objective(tiny, noise_rate=_estimate(0.6)), n_trials=1)  # comes too late
+    assert read_noise(study.user_attrs) == noise
 
 
 def test_batches_have_the_noise_estimated_first(tiny: NoisyData) -> None:

@@ -1,5 +1,4 @@
 import os
-import shutil
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,13 +6,9 @@ from typing import Any
 
 import optuna
 import pytest
+from chromium import FLAGS, find_chromium
 
 from optuna_s2e import S2ESampler, open_storage
-
-FLAGS = [
-    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-    "--disable-background-networking", "--disable-component-update", "--disable-sync",
-]  # fmt: skip
 
 
 @pytest.fixture(scope="session")
@@ -25,15 +20,23 @@ def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def study(tmp_path: Path, empty_database: Path) -> optuna.Study:
-    source, own = sqlite3.connect(empty_database), sqlite3.connect(tmp_path / "s2e.db")
-    source.backup(own)
-    source.close()
-    own.close()
+def study(request: pytest.FixtureRequest, tmp_path: Path, empty_database: Path) -> optuna.Study:
+    """The study "s", in a journal: it writes JSON as a database does, in a third of the time.
+
+    `IN_SQLITE` puts it into the file "s2e.db", where `s2e` looks for it.
+    """
+    if getattr(request, "param", None) == "sqlite":
+        url = f"sqlite:///{tmp_path}/s2e.db"
+        source, own = sqlite3.connect(empty_database), sqlite3.connect(tmp_path / "s2e.db")
+        source.backup(own)
+        source.close()
+        own.close()
+    else:
+        url = f"journal:///{tmp_path}/s2e.log"
+        optuna.create_study(study_name="first", storage=open_storage(url))
+        optuna.delete_study(study_name="first", storage=open_storage(url))  # "s" is number 1
     return optuna.create_study(
-        study_name="s",
-        storage=open_storage(f"sqlite:///{tmp_path}/s2e.db"),
-        sampler=S2ESampler(population_size=4, seed=0),
+        study_name="s", storage=open_storage(url), sampler=S2ESampler(population_size=4, seed=0)
     )
 
 
@@ -45,8 +48,7 @@ def chromium() -> Iterator[Any]:  # not "browser": pytest-playwright, if install
         from playwright.sync_api import sync_playwright
     except ImportError:
         missing("playwright is not installed: pip install playwright")
-    names = ("chromium", "chromium-browser", "google-chrome")
-    found = os.environ.get("S2E_CHROMIUM") or next(filter(None, map(shutil.which, names)), None)
+    found = find_chromium()
     if found is None:
         missing("no Chromium (Debian: apt-get install chromium; or set S2E_CHROMIUM to one)")
     with sync_playwright() as playwright:

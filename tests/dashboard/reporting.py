@@ -7,10 +7,13 @@ from typing import Any
 from urllib.request import Request, urlopen
 
 import optuna
+import pytest
 
 from optuna_s2e import ScheduleSpace
 from optuna_s2e.dashboard import DashboardReporter
 
+# for tests of what SQLite and paths of databases mean to the pages
+IN_SQLITE = pytest.mark.parametrize("study", ["sqlite"], indirect=True)
 PLOTS = {"s2e_1_schedules", "s2e_2_theta", "s2e_3_generations", "s2e_4_curves"}
 
 Objective = Callable[[optuna.Trial], float]

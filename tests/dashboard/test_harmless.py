@@ -14,7 +14,7 @@ import pytest
 from optuna.trial import TrialState
 from optuna_dashboard import get_note, save_note
 from processes import Process
-from reporting import PLOTS, call, detail, make_objective, plots, search_with, unwrapped
+from reporting import IN_SQLITE, PLOTS, call, detail, make_objective, plots, search_with, unwrapped
 from sqlalchemy import event
 from sqlalchemy.pool import Pool
 
@@ -60,6 +60,7 @@ def test_a_full_disk_costs_one_warning(study: optuna.Study, tmp_path: Path) -> N
     assert len(study.get_trials(states=[TrialState.COMPLETE])) == 12
 
 
+@IN_SQLITE
 def test_a_study_without_its_pictures_can_be_deleted(study: optuna.Study, tmp_path: Path) -> None:
     assert search_with(study, DashboardReporter(tmp_path / "pictures"), n_trials=2) == []
     for file in (tmp_path / "pictures").iterdir():
@@ -111,6 +112,7 @@ def test_a_trial_failed_by_a_click_costs_no_warning(study: optuna.Study, tmp_pat
     assert search_with(study, reporter) == []
 
 
+@IN_SQLITE
 def test_a_study_renamed_by_a_click_is_painted_again(study: optuna.Study, tmp_path: Path) -> None:
     reporter = DashboardReporter(tmp_path / "pictures")
     save_note(study, "Mine.")
@@ -173,14 +175,17 @@ def in_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("in_empty_folder")
 def test_s2e_search_draws_by_default_and_not_on_request(tmp_path: Path) -> None:
-    argv = ["search", "--epochs", "3", "--trials", "2"]
+    argv = ["search", "--epochs", "3", "--no-noise-rate-estimate", "--trials", "2"]
     assert main([*argv, "--study-name", "shown"]) == 0
     assert main([*argv, "--study-name", "plain", "--no-dashboard"]) == 0
     storage = open_storage("sqlite:///s2e.db")
     shown, plain = (optuna.load_study(study_name=n, storage=storage) for n in ("shown", "plain"))
     assert len(list((tmp_path / "s2e.db.artifacts").iterdir())) == 2
     assert "2 of 2 trials · finished" in get_note(shown)
-    command = f"s2e search --epochs 3 --trials 4 --study-name shown --storage sqlite:///{tmp_path}/s2e.db"
+    command = (
+        "s2e search --epochs 3 --no-noise-rate-estimate --trials 4 --study-name shown "
+        f"--storage sqlite:///{tmp_path}/s2e.db"
+    )
     assert f"\n{command}\n" in unwrapped(get_note(shown))
     assert "\ns2e evaluate --storage" in get_note(shown)
     assert "s2e worker" not in get_note(shown)  # it has ended
@@ -195,7 +200,8 @@ def test_s2e_search_draws_by_default_and_not_on_request(tmp_path: Path) -> None:
 @pytest.mark.parametrize("click", ["fail", "rename"])
 def test_s2e_search_survives_clicks(click: str, capsys: pytest.CaptureFixture[str]) -> None:
     """Someone fails a running trial, or renames the study, on the dashboard's pages."""
-    argv = ["search", "--epochs", "5", "--trials", "2", "--study-name", "s"]
+    argv = ["search", "--epochs", "5", "--no-noise-rate-estimate", "--trials", "2"]
+    argv += ["--study-name", "s"]
     clicked: list[int] = []
 
     def visit(*_: Any) -> None:

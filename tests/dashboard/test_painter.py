@@ -6,7 +6,7 @@ import optuna
 import pytest
 from optuna.samplers import RandomSampler
 from optuna_dashboard import get_note
-from reporting import PLOTS, call, detail, make_objective, plots
+from reporting import IN_SQLITE, PLOTS, call, detail, make_objective, plots
 
 from optuna_s2e import ScheduleSpace, open_storage
 from optuna_s2e.dashboard import DashboardReporter, Painter, serve
@@ -52,6 +52,7 @@ def test_what_a_reporter_has_painted_is_not_painted_again(
     assert get_note(study) == note
 
 
+@IN_SQLITE
 def test_a_renamed_study_gets_its_plots_back(study: optuna.Study) -> None:
     study.optimize(objective, n_trials=4)
     Painter(study._storage).look()

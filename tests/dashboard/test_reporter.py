@@ -17,7 +17,7 @@ import pytest
 from observed_storages import CountingStorage
 from optuna.trial import TrialState
 from optuna_dashboard import get_note
-from reporting import PLOTS, call, detail, make_objective, plots, search_with, unwrapped
+from reporting import IN_SQLITE, PLOTS, call, detail, make_objective, plots, search_with, unwrapped
 
 from optuna_s2e import S2ESampler, Schedule, ScheduleSpace, optimize_batch, suggested_schedule
 from optuna_s2e._attributes import CURVES_KEY
@@ -31,6 +31,7 @@ def user_attrs(answer: Any, number: int) -> dict[str, Any]:
     return {a["key"]: json.loads(a["value"]) for a in attrs}
 
 
+@IN_SQLITE
 @pytest.mark.parametrize("kind", SPACES)
 def test_a_search_fills_the_pages(study: optuna.Study, tmp_path: Path, kind: str) -> None:
     reporter = DashboardReporter(tmp_path / "pictures", n_trials=10)

@@ -22,7 +22,7 @@ from optuna.artifacts import upload_artifact
 from optuna.artifacts.exceptions import ArtifactNotFound
 from optuna.trial import FixedTrial
 from processes import PATIENCE, Command, wait_until
-from reporting import call, make_objective
+from reporting import IN_SQLITE, call, make_objective
 
 from optuna_s2e import ScheduleSpace, suggest_simplex
 from optuna_s2e.cli._main import main
@@ -107,7 +107,7 @@ def test_weights_are_shown_as_weights_and_exported_and_renamed_as_they_are_store
 
 
 def test_a_line_per_trial_is_drawn_for_the_first_500_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("optuna_s2e.dashboard._server.MAX_LINES", 4)
+    monkeypatch.setattr("optuna_s2e.dashboard._answers.MAX_LINES", 4)
 
     def objective(trial: optuna.Trial) -> float:
         trial.report(0.5, 0)
@@ -241,6 +241,7 @@ def test_links_are_not_followed(tmp_path: Path) -> None:
     assert list(folder.path.iterdir()) == []
 
 
+@IN_SQLITE
 def test_the_folder_is_found_again(study: optuna.Study, tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path}/s2e.db"
     assert default_artifact_dir(url) == tmp_path / "s2e.db.artifacts"
@@ -269,6 +270,7 @@ def launched(folder: Path, *argv: str, **env: str) -> Iterator[tuple[str, list[s
         assert server.stop(signal.SIGINT)[0] == 130
 
 
+@IN_SQLITE
 def test_s2e_dashboard_serves_refreshes_asks_for_its_password_and_opens_a_browser(
     study: optuna.Study, tmp_path: Path
 ) -> None:
@@ -308,6 +310,7 @@ def test_s2e_dashboard_serves_refreshes_asks_for_its_password_and_opens_a_browse
         assert opened.read_text().strip() == base
 
 
+@IN_SQLITE
 def test_s2e_dashboard_on_a_taken_port_is_one_line(
     study: optuna.Study, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -320,6 +323,7 @@ def test_s2e_dashboard_on_a_taken_port_is_one_line(
     assert "\n" not in line
 
 
+@IN_SQLITE
 def test_s2e_dashboard_shows_the_plots_of_a_study_that_had_no_reporter(
     study: optuna.Study, tmp_path: Path
 ) -> None:

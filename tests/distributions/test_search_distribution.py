@@ -418,3 +418,26 @@ def test_errors_name_the_argument_the_condition_and_the_value(call, message):
 def test_categorical_refuses_what_is_no_index(index):
     with pytest.raises(ValueError, match=r"must be an index in 0\.\.2, but got values in \["):
         SearchDistribution((Categorical(3),)).score(np.ones(3), [[1.0], [index]])
+
+
+def test_the_directions_of_a_block_of_many_cost_as_those_of_one(monkeypatch):
+    """With the columns of all blocks for each, the work would grow with their square."""
+    numbers = {}
+    for name in ("score_along", "hessian_along"):
+        original = getattr(Categorical, name)
+
+        def counted(self, *args, original=original, name=name):
+            numbers[name] = numbers.get(name, 0) + args[-1].size  # of the basis
+            return original(self, *args)
+
+        monkeypatch.setattr(Categorical, name, counted)
+    for n_blocks in (1, 40):
+        numbers.clear()
+        many = SearchDistribution((Categorical(5),) * n_blocks)
+        theta, points = some_theta(many), some_points(many, 30)
+        gradient = np.random.default_rng(2).normal(size=many.n_theta)
+        basis, _ = many.tangents(theta, gradient, np.ones(many.n_theta, dtype=bool))
+        along = many.score_along(theta, points, basis)
+        np.testing.assert_allclose(along, many.score(theta, points) @ basis, atol=1e-12)
+        many.hessian_along(theta, points, np.ones(30), basis)
+        assert numbers == {"score_along": 10 * n_blocks, "hessian_along": 10 * n_blocks}

@@ -72,10 +72,31 @@ def run(steps: list[tuple[str, int]], watch: Any) -> optuna.Study:
     return workers[0]
 
 
+def every_completed_draw_enters_one_update(study: optuna.Study) -> None:
+    told, computed = generations(study), replay(study)
+    for a, b in zip(told, computed, strict=True):
+        assert np.array_equal(a.theta, b.theta)
+        assert np.all((a.theta >= 1) & (a.theta <= 100))
+        assert len(a.members) == (K if a.index else 0)
+    members = [n for g in told for n in g.members]
+    assert len(members) == len(set(members))
+    complete = [t for t in study.get_trials(deepcopy=False) if t.state == TrialState.COMPLETE]
+    drawn = {t.number for t in complete if FIXED_PARAMS_KEY not in t.system_attrs}
+    assert set(members) <= drawn
+    # one more ask per K completions drains the pool: nothing completed is left behind
+    for _ in range(len(drawn) // K + 1):
+        study.tell(study.ask(), state=TrialState.FAIL)  # suggests nothing, draws nothing
+        suggest(study.ask())
+    members = [n for g in generations(study) for n in g.members]
+    assert len(drawn - set(members)) < K
+
+
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @settings(max_examples=100, deadline=None, derandomize=True, phases=PHASES)
 @given(steps)
-def test_ledger_that_follows_knows_what_a_new_one_reads(steps: list[tuple[str, int]]) -> None:
+def test_ledger_that_follows_knows_what_a_new_one_reads_and_no_draw_counts_twice_or_never(
+    steps: list[tuple[str, int]],
+) -> None:
     following = Ledger(Rules())
 
     def compare(study: optuna.Study) -> None:
@@ -94,7 +115,7 @@ def test_ledger_that_follows_knows_what_a_new_one_reads(steps: list[tuple[str, i
             assert a.chain.openers == b.chain.openers
             assert a.chain.members == b.chain.members
 
-    run(steps, compare)
+    every_completed_draw_enters_one_update(run(steps, compare))
 
 
 @pytest.mark.parametrize("batch", [False, True])
@@ -120,29 +141,6 @@ def test_a_trial_whose_parameters_are_fixed_while_it_runs_is_no_draw_any_more(ba
     watch(following)
     watch(Ledger(Rules()))
     assert seen == [([0], [0] if batch else []), ([], []), ([], [])]
-
-
-@pytest.mark.filterwarnings("ignore::UserWarning")
-@settings(max_examples=100, deadline=None, derandomize=True, phases=PHASES)
-@given(steps)
-def test_every_completed_draw_enters_one_update_at_most(steps: list[tuple[str, int]]) -> None:
-    study = run(steps, lambda study: None)
-    told, computed = generations(study), replay(study)
-    for a, b in zip(told, computed, strict=True):
-        assert np.array_equal(a.theta, b.theta)
-        assert np.all((a.theta >= 1) & (a.theta <= 100))
-        assert len(a.members) == (K if a.index else 0)
-    members = [n for g in told for n in g.members]
-    assert len(members) == len(set(members))
-    complete = [t for t in study.get_trials(deepcopy=False) if t.state == TrialState.COMPLETE]
-    drawn = {t.number for t in complete if FIXED_PARAMS_KEY not in t.system_attrs}
-    assert set(members) <= drawn
-    # one more ask per K completions drains the pool: nothing completed is left behind
-    for _ in range(len(drawn) // K + 1):
-        study.tell(study.ask(), state=TrialState.FAIL)  # suggests nothing, draws nothing
-        suggest(study.ask())
-    members = [n for g in generations(study) for n in g.members]
-    assert len(drawn - set(members)) < K
 
 
 def test_reading_many_generations_takes_work_in_proportion() -> None:

@@ -41,6 +41,7 @@ def busy(trial: Trial) -> float:
     kind = trial.user_attrs["seed"] % 4
     sign_in()
     if kind == 0:
+        os.nice(19)  # it keeps no other test from its core
         end = time.monotonic() + FOREVER
         while time.monotonic() < end:
             pass

@@ -70,7 +70,7 @@ def start_worker(*options: str, end: str = "never") -> Command:
 
 def test_worker_joins_a_search_with_what_came_with_it(capsys: pytest.CaptureFixture[str]) -> None:
     search = ["--epochs", "4", "--study-name", "s", "--population-size", "3", "--seed", "5",
-              "--no-dashboard"]  # fmt: skip
+              "--no-dashboard", "--no-noise-rate-estimate"]  # fmt: skip
     assert main(["search", *search, "--trials", "4"]) == 0
     assert main(["worker", "--study-name", "s", "--trials", "8", "--no-dashboard"]) == 0
     assert "Complete: 4 trials" in capsys.readouterr().out
@@ -264,7 +264,8 @@ def test_errors_name_the_remedy(capsys: pytest.CaptureFixture[str]) -> None:
     assert "--grace must be" in failing(capsys, "worker", "--grace", "-1")
     assert "10 trials in a row have failed" in failing(capsys, *own, "own_objectives:failing")
     assert len(study.trials) == 10
-    main(["search", "--epochs", "2", "--trials", "1", "--study-name", "t", "--no-dashboard"])
+    main(["search", "--epochs", "2", "--trials", "1", "--study-name", "t", "--no-dashboard",
+          "--no-noise-rate-estimate"])  # fmt: skip
     line = failing(capsys, *own, "own_objectives:quick", "--study-name", "t")
     assert "leave out --objective" in line
 

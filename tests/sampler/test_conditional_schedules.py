@@ -84,12 +84,12 @@ def test_every_completed_draw_counts_one_by_one_and_in_batches(
     objective: Objective, estimator: str
 ) -> None:
     one, many = (make_study(estimator=estimator) for _ in range(2))
-    one.optimize(objective, n_trials=4 * K)
-    optimize_batch(many, objective, 4 * K)
+    one.optimize(objective, n_trials=3 * K)
+    optimize_batch(many, objective, 3 * K)
     assert params(one) == params(many)
     found = generations(one)
-    assert [n for g in found for n in g.members] == list(range(3 * K))
-    assert sorted(n for g in found for n in g.trials) == list(range(4 * K))
+    assert [n for g in found for n in g.members] == list(range(2 * K))
+    assert sorted(n for g in found for n in g.trials) == list(range(3 * K))
     assert found[0].theta.size == SIZES[objective]
     assert_replays(one)
     for rule in ("smoothed", "theta", "best"):

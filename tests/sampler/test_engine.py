@@ -316,7 +316,7 @@ def test_sql_per_trial_is_bounded_and_does_not_grow(tmp_path: Path) -> None:
     for sampler in (RandomSampler(seed=0), S2ESampler(population_size=K, seed=0)):
         name = type(sampler).__name__
         study = optuna.create_study(storage=f"sqlite:///{tmp_path}/{name}.db", sampler=sampler)
-        for n_before in (2 * K + 1, 10 * K + 1):
+        for n_before in (2 * K + 1, 5 * K + 1):
             study.optimize(quadratic, n_trials=n_before - len(study.trials))
             statements = statements_of_one_trial(study)
             counts.setdefault(name, []).append((len(statements), statements.count("COMMIT")))

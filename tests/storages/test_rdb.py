@@ -69,6 +69,20 @@ def test_a_reader_is_not_held_up_by_a_writer(tmp_path: Path) -> None:
     writer.close()
 
 
+def test_a_new_sqlite_file_that_another_process_locks_for_its_tables_is_waited_for(
+    tmp_path: Path,
+) -> None:
+    open_storage(f"sqlite:///{tmp_path}/first.db")  # what is imported takes longer than the lock
+    other = sqlite3.connect(tmp_path / "s.db", isolation_level=None, check_same_thread=False)
+    other.execute("BEGIN EXCLUSIVE")
+    release = threading.Timer(5 * _rdb._SQLITE_SLICE, other.execute, ["COMMIT"])
+    release.start()
+    storage = open_storage(f"sqlite:///{tmp_path}/s.db", patience=0)
+    release.join()
+    other.close()
+    assert optuna.create_study(storage=storage).trials == []
+
+
 @pytest.mark.parametrize("timeout", [60.0, 0.0])  # in one operation, or tried again
 def test_sqlite_that_is_locked_for_long_is_waited_for(
     timeout: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -143,3 +143,20 @@ def test_a_study_goes_on_where_this_process_was_when_it_opened_it(
     study.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=4, n_jobs=2)
     assert len(optuna.load_study(study_name="s", storage=f"sqlite:///{here}/s.db").trials) == 4
     assert os.listdir(there) == []
+
+
+@pytest.mark.parametrize("by", ["this process", "another"])
+@pytest.mark.parametrize("scheme", ["sqlite", "journal"])
+def test_a_study_may_be_made_again_with_the_storage_that_is_open(
+    by: str, scheme: str, tmp_path: Path
+) -> None:
+    url = f"{scheme}:///{tmp_path}/s.db"
+    study = make_study(url)
+    storage, sampler = study._storage, study.sampler
+    study.optimize(lambda t: t.suggest_float("x", 0, 1), n_trials=3)
+    of = storage if by == "this process" else open_storage(url)
+    optuna.delete_study(study_name="s", storage=of)
+    again = optuna.create_study(study_name="s", storage=storage, sampler=sampler)
+    again.optimize(lambda t: t.suggest_float("x", 0, 1), n_trials=2)
+    assert [t.state for t in again.trials] == [TrialState.COMPLETE] * 2
+    assert [t.number for t in again.trials] == [0, 1]

@@ -5,13 +5,16 @@ import sys
 import asynchronous
 import estimators
 import functions
+import landscapes
 import numpy as np
 import optuna
+import picks
 import pytest
 import runs
 import search_algorithms
 import tasks
 
+FEW = search_algorithms.FEW_TRAININGS
 NAMES = ["breast cancer sym-35", "synthetic-5 sym-50"]
 
 
@@ -32,6 +35,10 @@ def test_differences_are_paired_by_seed_and_ours_minus_theirs():
     del results[f"{NAMES[1]}|TPE|1"]  # a cell counts up to its first gap, and one pair is none
     (first,) = search_algorithms.differences(results, NAMES, "TPE", 3)
     np.testing.assert_allclose(first, -0.05)
+    for seed in range(2):  # another pick of ours, beside the same of theirs
+        results[f"{NAMES[0]}|{FEW}|{seed}"] = {"test_error": {"mean": 0.2, "smoothed": 9.0}}
+    (few,) = search_algorithms.differences(results, NAMES, "TPE", 3, FEW, "mean")
+    np.testing.assert_allclose(few, [0.15, 0.05])
 
 
 def test_best_known_is_the_lowest_expected_of_any_algorithm_per_seed():
@@ -115,6 +122,35 @@ def test_every_trial_of_the_budget_is_begun_and_told(lookup, monkeypatch, n_work
     found = asynchronous.search(asynchronous.TASKS[0], "natural", n_workers, 0)
     assert len(told) == asynchronous.N_TRIALS
     assert found["generations"] == 1 + (asynchronous.N_TRIALS - n_workers) // 6
+
+
+def made_searched(noise: float) -> picks.Searched:
+    """Return a search of 18 in which the loss is a distance from a schedule, and noise."""
+    name = next(n for n in landscapes.names("tune") if landscapes.TASKS[n].n_epochs == 40)
+    table, rng = landscapes.lookup(name), np.random.default_rng(0)
+    rates = table.keep_rates[rng.choice(256, 18, replace=False)]
+    losses = np.sqrt(np.mean((rates - rates[3]) ** 2, axis=1)) + noise * rng.normal(size=18)
+    return picks.Searched(rates, losses, np.full(40, 0.5), table)
+
+
+def test_probability_to_be_the_best_is_that_of_the_models_joint_posterior() -> None:
+    searched = made_searched(0.1)
+    assert searched.is_best.sum() == pytest.approx(1)
+    assert searched.is_best.argmax() in np.argsort(searched.f)[:3]
+    assert made_searched(1e-6).is_best[3] > 0.9
+
+
+def test_every_idea_picks_a_schedule_and_a_share_of_the_middle_is_that_of_the_noise() -> None:
+    searched = made_searched(0.0)
+    for pick in picks.IDEAS.values():
+        rates = pick(searched)
+        assert rates.shape == (40,)
+        assert ((rates > 0) & (rates <= 1 + 1e-12)).all()
+    np.testing.assert_allclose(picks.IDEAS["smoothed"](searched), searched.rates[3])
+    noise = made_searched(100.0)
+    s = noise.gp.noise_share
+    expected = (1 - s**2) * noise.mean(0.3) + s**2 * 0.5
+    np.testing.assert_allclose(picks.IDEAS[picks.AHEAD](noise), expected)
 
 
 @pytest.mark.parametrize("study", [search_algorithms, estimators, asynchronous])

@@ -1,6 +1,8 @@
 """What Optuna's own plots see of a study: weights, and nothing that is constant."""
 
+import gc
 import json
+import weakref
 
 import numpy as np
 import optuna
@@ -8,7 +10,7 @@ import pytest
 from optuna.samplers import RandomSampler
 
 from optuna_s2e import S2ESampler, Schedule, ScheduleSpace, open_storage, suggest_simplex
-from optuna_s2e.visualization import for_optuna_plots
+from optuna_s2e.visualization import PlainStorage, for_optuna_plots
 
 EQ1 = {"R.tau", "R.tk", "R.c"}
 PLOTS = ("contour", "parallel_coordinate", "rank", "slice")
@@ -166,3 +168,20 @@ def test_nothing_is_written_through_the_view(eq1):
     assert [t.params for t in eq1.trials] == before
     view.trials[0].params.clear()  # Optuna gives copies, and so does the view
     assert set(view.trials[0].params) == EQ1
+
+
+def test_the_view_keeps_the_trials_of_the_study_that_was_read_last_only():
+    storage = optuna.storages.InMemoryStorage()
+    studies = [optuna.create_study(storage=storage) for _ in range(3)]
+    for study in studies:
+        study.optimize(schedule_objective("eq1"), n_trials=4)
+    view = PlainStorage(storage)
+    kept = []
+    for study in studies:
+        first = view.get_all_trials(study._study_id, deepcopy=False)
+        again = view.get_all_trials(study._study_id, deepcopy=False)
+        assert all(a is b for a, b in zip(first, again, strict=True))  # not made anew
+        kept.append(weakref.ref(first[0]))
+    del first, again
+    gc.collect()
+    assert [of() is not None for of in kept] == [False, False, True]

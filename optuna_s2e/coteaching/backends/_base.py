@@ -20,8 +20,10 @@ from torch.nn.parameter import is_lazy
 
 from optuna_s2e._typing import FloatArray
 from optuna_s2e.coteaching._config import DTYPES, TrainingConfig
+from optuna_s2e.coteaching._methods import METHODS
 from optuna_s2e.coteaching._networks import Network, make_network
 from optuna_s2e.coteaching._samples import SampleStatistics, SampleWatch
+from optuna_s2e.coteaching._steps import Method
 from optuna_s2e.coteaching.data import NoisyData
 
 # Products of a step of one network with its weights: the MLP of MNIST has 3e7, "cnn2" at most 4e8
@@ -38,6 +40,7 @@ class TrainingSetup(NamedTuple):
         config: Optimiser, learning rates and mini-batches.
         evaluation: Inputs (N, ...) and labels (N,) that every epoch is evaluated on.
         watch_samples: Whether the trainers watch each training sample.
+        method: What the two networks learn from a mini-batch.
     """
 
     data: NoisyData
@@ -45,6 +48,7 @@ class TrainingSetup(NamedTuple):
     config: TrainingConfig
     evaluation: tuple[Tensor, Tensor]
     watch_samples: bool = False
+    method: Method = METHODS["coteaching"]
 
     @property
     def dtype(self) -> torch.dtype:
@@ -127,16 +131,17 @@ class Trainer(Protocol):
 
 
 class TrialSeeds(NamedTuple):
-    """The independent seeds of a trial's two networks and of the order of its data."""
+    """The independent seeds of a trial's two networks, the order of its data and of clean data."""
 
     first: int
     second: int
     order: int
+    clean: int
 
 
 def trial_seeds(seed: int) -> TrialSeeds:
-    """Return the three seeds that follow from the seed of a trial."""
-    return TrialSeeds(*map(int, np.random.SeedSequence(seed).generate_state(3, np.uint64)))
+    """Return the four seeds that follow from the seed of a trial."""
+    return TrialSeeds(*map(int, np.random.SeedSequence(seed).generate_state(4, np.uint64)))
 
 
 def make_networks(setup: TrainingSetup, seed: int) -> tuple[nn.Module, nn.Module]:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from optuna_s2e._checks import check_choice, check_int
 from optuna_s2e.coteaching._networks import check_inputs, make_network
+from optuna_s2e.coteaching._steps import Method
 from optuna_s2e.coteaching.backends._base import Trainer, TrainingSetup, UnsuitableNetwork
 from optuna_s2e.coteaching.backends._cuda_graph import CudaGraphSteps
 from optuna_s2e.coteaching.backends._fused import FusedTrainer
@@ -20,6 +21,7 @@ from optuna_s2e.coteaching.backends._fused_mlp import FusedMlpTrainer, mlp_sizes
 from optuna_s2e.coteaching.backends._fused_vmap import FusedVmapTrainer, is_mappable
 from optuna_s2e.coteaching.backends._loop import LoopTrainer
 from optuna_s2e.coteaching.backends._loop_kept_rows import KeptRowsTrainer, has_rules
+from optuna_s2e.coteaching.backends._loop_reweight import ReweightTrainer
 
 BACKENDS = ("auto", "loop", "rows", "fused", "graphs")
 
@@ -53,6 +55,14 @@ class Backend(NamedTuple):
     trainer: MakeTrainer
     width: int
 
+    @property
+    def name(self) -> str:
+        """Its name, one of `BACKENDS` other than "auto"."""
+        if isinstance(self.trainer, partial):
+            return "graphs"
+        names = {LoopTrainer: "loop", KeptRowsTrainer: "rows"}
+        return next((name for kind, name in names.items() if self.trainer is kind), "fused")
+
     def make_trainer(self, setup: TrainingSetup, seeds: Sequence[int], labels: Tensor) -> Trainer:
         """Make the trainer of a group; a trial whose networks it cannot train goes to the loop.
 
@@ -77,18 +87,21 @@ def find_backend(name: str, setup: TrainingSetup, width: int | None) -> Backend:
 
     Args:
         name: Name of the backend, as `backend` of `train_batch`.
-        setup: Data, network and config of the call.
+        setup: Data, network, config and method of the call.
         width: Trials side by side, as `fused_width` of `train_batch`.
 
     Raises:
-        ValueError: If there is no such backend, it cannot train the network, the width is below
-            1, or a network of the papers would see integers.
+        ValueError: If there is no such backend, it cannot train the network or the method, the
+            width is below 1, or a network of the papers would see integers.
     """
     check_choice("backend", name, BACKENDS)
     width = width if width is None else check_int("fused_width", width, 1)
     check_inputs(setup.network, setup.data.x.dtype)
     if name == "graphs" and setup.data.x.device.type != "cuda":
         raise ValueError("backend 'graphs' needs a CUDA device. Take 'auto' or 'fused'.")
+    check_method(name, setup.method)
+    if not setup.method.is_pointwise:
+        return Backend(ReweightTrainer, 1)
     if name == "loop":
         return Backend(LoopTrainer, 1)
     probe = _make_probe(setup)
@@ -102,6 +115,28 @@ def find_backend(name: str, setup: TrainingSetup, width: int | None) -> Backend:
         f"backend {name!r} needs a network that {_NEEDS[name]}. "
         "Take 'auto' or 'loop' for any other."
     )
+
+
+def check_method(name: str, method: Method) -> None:
+    """Refuse a backend that cannot train a method.
+
+    Args:
+        name: Name of the backend.
+        method: The method.
+
+    Raises:
+        ValueError: If it cannot.
+    """
+    needs = None
+    if name not in ("auto", "loop") and not method.is_pointwise:
+        needs = "whose steps follow from logits alone"
+    elif name == "rows" and not method.is_small_loss:
+        needs = "that trains on the mean of small losses"
+    if needs is not None:
+        raise ValueError(
+            f"backend {name!r} needs a method {needs}, but got {method.name!r}. "
+            "Take 'auto' or 'loop'."
+        )
 
 
 def _suitable(
@@ -121,7 +156,8 @@ def _suitable(
     if name == "auto" and on_cpu and n_products <= _SMALL_CNN:
         return _fused(name, FusedCnnTrainer, width or 1)
     if name == "rows" or (name == "auto" and on_cpu):
-        return Backend(KeptRowsTrainer, 1) if has_rules(probe) and one_dtype else None
+        fits = has_rules(probe) and one_dtype and setup.method.is_small_loss
+        return Backend(KeptRowsTrainer, 1) if fits else None
     if is_fusible(probe):
         return _fused(name, FusedCnnTrainer, width or _WIDTH)
     # measured on CPUs: faster for very small networks in large groups, slower for all others

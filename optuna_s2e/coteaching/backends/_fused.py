@@ -11,7 +11,8 @@ Notation
     weights         weights of the kept samples in the mean loss: 1 / n_k, 0 beyond n_k (M, n)
 
 All trials of a group have the same shapes, although their n_k differ. The host never waits for
-the device within an epoch.
+the device within an epoch. A method that is no mean of small losses gives a weight to each of the
+B samples (`_steps`); then all are kept.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from optuna_s2e._typing import FloatArray
 from optuna_s2e.coteaching import _selection as selection
 from optuna_s2e.coteaching._config import set_learning_rate
 from optuna_s2e.coteaching._samples import SampleStatistics, margin_and_rival
+from optuna_s2e.coteaching._steps import counts_kept
 from optuna_s2e.coteaching.backends._base import (
     DataOrders,
     TrainingSetup,
@@ -77,6 +79,7 @@ class FusedTrainer(ABC):
         self._n_trials = len(seeds)
         self._orders = DataOrders(setup, seeds)
         self._watch = setup.make_watch(self._n_trials)
+        self._epoch = 0
         networks = [net for seed in seeds for net in make_networks(setup, seed)]
         self.is_small = setup.is_small(networks[0])
         parameters = [id(p) for net in networks for p in net.parameters()]
@@ -137,32 +140,53 @@ class FusedTrainer(ABC):
             self._train_step,
             ((*step, *self._draw_masks()) for step in zip(order, targets, strict=True)),
         )
-        losses, is_right, kept, *seen = map(torch.stack, zip(*steps, strict=True))
+        losses, is_right, kept, weights, *seen = map(torch.stack, zip(*steps, strict=True))
         if self._watch is not None:
-            self._watch.add_epoch(order, targets, is_right, kept, self._weights > 0, losses, *seen)
-        weights = self._weights.to(self._sum_dtype)
+            self._watch.add_epoch(order, targets, is_right, kept, weights > 0, *seen)
+        weights = weights.to(self._sum_dtype)
         used = (losses.gather(2, kept).to(self._sum_dtype) * weights).sum(dim=2).mean(dim=0)
         right = is_right.to(self._sum_dtype).mean(dim=(0, 2))
-        return torch.stack([self._label_precision(order, y, kept), right, used]).view(3, -1, 2)
+        precision = self._label_precision(order, y, kept, weights)
+        return torch.stack([precision, right, used]).view(3, -1, 2)
 
     def _train_step(self, index: Tensor, y: Tensor, *masks: Tensor) -> Tensors:
-        """Step all networks; return losses, whether predictions are `y`, and kept positions.
+        """Step all networks.
 
-        What else is seen of each sample follows, if that is watched.
+        Returns:
+            Losses and whether predictions are `y`, (M, B) each, kept positions and their weights,
+            (M, n) each. What is seen of each sample follows, if that is watched.
         """
         logits = self._forward(self._inputs(index), masks)
-        losses = _cross_entropy(logits, y)
-        kept = self._select(losses.detach())
-        means = (losses.gather(1, kept) * self._weights).sum(dim=1)
+        losses, kept, weights = self._choose(logits, y)
+        means = (losses.gather(1, kept) * weights).sum(dim=1)
         self._optimizer.zero_grad()
         means.sum().backward()  # type: ignore[no-untyped-call]
         self._optimizer.step()
-        is_right = logits.detach().max(dim=1).indices == y
-        return losses.detach(), is_right, kept, *self._seen(logits.detach(), y)
+        logits = logits.detach()
+        is_right = logits.max(dim=1).indices == y
+        return losses.detach(), is_right, kept, weights, *self._seen(logits, y)
+
+    def _choose(self, logits: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return losses, (M, B), kept positions and their weights, (M, n) each.
+
+        Args:
+            logits: Logits, (M, C, B).
+            y: Noisy labels, (M, B).
+        """
+        if self._method.is_small_loss:
+            losses = _cross_entropy(logits, y)
+            return losses, self._select(losses.detach()), self._weights
+        by_trial = logits.view(-1, 2, *logits.shape[1:]).transpose(2, 3)
+        step = self._method.step(by_trial, y[::2], self._counts)
+        # the loss of a sample that is not used may be infinite
+        losses = step.losses.where(step.weights > 0, 0.0).flatten(0, 1)
+        return losses, self._everyone, step.weights.flatten(0, 1)
 
     def _seen(self, logits: Tensor, y: Tensor) -> Tensors:
-        """Return margins and rivals of a step, (M, B) each, if samples are watched."""
-        return () if self._watch is None else margin_and_rival(logits, y, dim=1)
+        """Return losses, margins and rivals of a step, (M, B) each, if samples are watched."""
+        if self._watch is None:
+            return ()
+        return _cross_entropy(logits, y), *margin_and_rival(logits, y, dim=1)
 
     @torch.no_grad()
     def evaluate(self) -> Tensor:
@@ -227,8 +251,15 @@ class FusedTrainer(ABC):
         return logits.to(self._setup.dtype)
 
     def _plan_selection(self, keep_rates: FloatArray) -> None:
-        """Prepare the selection of n_k of B samples, the same in all steps of an epoch."""
+        """Prepare the selection, the same in all steps of an epoch."""
+        self._method = self._setup.method.at(self._epoch)
+        self._epoch += 1
         device = self._x.device
+        if not self._method.is_small_loss:
+            size = self._setup.batch_size
+            self._counts = torch.from_numpy(counts_kept(keep_rates, size)).to(device)
+            self._everyone = torch.arange(size, device=device).expand(2 * self._n_trials, -1)
+            return
         n_k = torch.from_numpy(n_kept(keep_rates, self._setup.batch_size)).to(device)
         n_k = n_k.repeat_interleave(2)[:, None]
         ranks = torch.arange(self._n_rows(keep_rates), device=device).expand(len(n_k), -1)
@@ -238,19 +269,23 @@ class FusedTrainer(ABC):
         self._weights = ((ranks < n_k).to(self._sum_dtype) / n_k).to(self._setup.dtype)
 
     def _select(self, losses: Tensor) -> Tensor:
-        """Return the positions that each network is trained on, (M, n): its peer selected them."""
-        selected = losses.argsort(dim=1, stable=True).view(self._n_trials, 2, -1)
-        return selection.exchange(selected).flatten(0, 1).gather(1, self._ranks)
+        """Return the positions of small losses that each network is trained on, (M, n)."""
+        selected = losses.argsort(dim=1, stable=True)
+        if self._method.exchanges:
+            by_trial = selected.view(self._n_trials, 2, -1)
+            selected = selection.exchange(by_trial).flatten(0, 1)
+        return selected.gather(1, self._ranks)
 
-    def _label_precision(self, order: Tensor, y: Tensor, kept: Tensor) -> Tensor:
-        """Return the share of right labels among each network's own selections, (M,)."""
+    def _label_precision(self, order: Tensor, y: Tensor, kept: Tensor, weights: Tensor) -> Tensor:
+        """Return the share of right labels among what each network selected, (M,)."""
         clean = self._setup.data.clean_labels
         if clean is None:
             return torch.full((kept.shape[1],), torch.nan, dtype=self._sum_dtype, device=y.device)
         is_clean = (y == clean[order]).repeat_interleave(2, dim=1)  # (S, M, B)
-        own = selection.exchange(kept.view(len(kept), -1, 2, kept.shape[2])).view_as(kept)
-        weights = self._weights.to(self._sum_dtype)
-        return (is_clean.gather(2, own) * weights).sum(dim=2).mean(dim=0)
+        found = (is_clean.gather(2, kept) * weights).sum(dim=2).mean(dim=0)
+        if not self._method.is_small_loss:  # else each step has weight 1
+            found = found / weights.sum(dim=2).mean(dim=0)
+        return found.view(-1, 2).flip(1).flatten() if self._method.exchanges else found
 
 
 def _cross_entropy(logits: Tensor, y: Tensor) -> Tensor:

@@ -88,15 +88,10 @@ class FusedMlpTrainer(FusedTrainer):
     @torch.no_grad()
     def _train_step(self, index: Tensor, y: Tensor, *masks: Tensor) -> Tensors:
         """Step all networks (see `FusedTrainer`)."""
-        x, y = self._inputs(index).flatten(2), y[:, None]
+        x = self._inputs(index).flatten(2)
         hidden, logits = self._activations(x)
-        losses = -F.log_softmax(logits, dim=1).gather(1, y).squeeze(1)
-        kept = self._select(losses)
-
-        # dloss / dlogits = (softmax - one-hot) / n_k, first for all samples, then for the kept
-        delta = F.softmax(logits, dim=1).scatter_add_(1, y, self._minus_one.expand_as(y))
+        losses, kept, weights, delta = self._last_delta(logits, y)
         rows = kept + self._first_rows
-        delta = _rows(delta.transpose(1, 2), rows).mul_(self._weights[..., None])  # (M, n, C)
         for i in reversed(range(len(hidden))):
             inputs = _rows(hidden[i], rows)
             self._set_gradients(i + 1, delta, inputs)
@@ -104,8 +99,23 @@ class FusedMlpTrainer(FusedTrainer):
             delta = torch.ops.aten.threshold_backward(delta, inputs, 0)  # ReLU's
         self._set_gradients(0, delta, _rows(x, kept + self._first_inputs))
         self._optimizer.step()
-        y = y.squeeze(1)
-        return losses, logits.max(dim=1).indices == y, kept, *self._seen(logits, y)
+        is_right = logits.max(dim=1).indices == y
+        return losses, is_right, kept, weights, *self._seen(logits, y)
+
+    def _last_delta(self, logits: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return what `_choose` does, and the gradient by the logits of the kept, (M, n, C)."""
+        if not self._method.is_small_loss:
+            with torch.enable_grad():
+                leaf = logits.detach().requires_grad_()
+                losses, kept, weights = self._choose(leaf, y)
+                (delta,) = torch.autograd.grad((losses * weights).sum(), leaf)
+            return losses.detach(), kept, weights, delta.transpose(1, 2).contiguous()
+        losses, kept, weights = self._choose(logits, y)
+        # (softmax - one-hot) / n_k, first for all samples, then for the kept
+        at = y[:, None]
+        delta = F.softmax(logits, dim=1).scatter_add_(1, at, self._minus_one.expand_as(at))
+        delta = _rows(delta.transpose(1, 2), kept + self._first_rows)
+        return losses, kept, weights, delta.mul_(weights[..., None])
 
     def _copy_to(self, network: nn.Module, m: int) -> None:
         layers = [module for module in network.children() if isinstance(module, nn.Linear)]

@@ -12,6 +12,7 @@ from optuna_s2e._typing import FloatArray
 from optuna_s2e.coteaching import _selection as selection
 from optuna_s2e.coteaching._config import set_learning_rate
 from optuna_s2e.coteaching._samples import SampleStatistics, margin_and_rival
+from optuna_s2e.coteaching._steps import counts_kept
 from optuna_s2e.coteaching.backends._base import (
     DataOrders,
     TrainingSetup,
@@ -51,6 +52,7 @@ class LoopTrainer:
         self._optimizer = setup.config.make_optimizer(list(parameters))
         self._orders = DataOrders(setup, seeds)
         self._watch = setup.make_watch(1)
+        self._epoch = 0
 
     def train_epoch(self, keep_rates: FloatArray, learning_rate: float, beta1: float) -> Tensor:
         """Train one epoch (see `Trainer`)."""
@@ -59,46 +61,71 @@ class LoopTrainer:
             net.train()
         order = self._orders.draw()[:, 0]
         labels = self._labels[order]
-        kept = int(n_kept(keep_rates, order.shape[1]).item())
+        self._plan_selection(keep_rates)
         # all steps are read once, at the end: the host never waits for the device within an epoch
-        steps = [self._train_step(*step, kept) for step in zip(order, labels, strict=True)]
-        selected, is_right, losses, *seen = map(torch.stack, zip(*steps, strict=True))
+        steps = [self._train_step(*step) for step in zip(order, labels, strict=True)]
+        kept, weights, is_right, losses, *seen = map(torch.stack, zip(*steps, strict=True))
         measured = [
-            self._label_precision(order, labels, selected),
+            self._label_precision(order, labels, kept, weights),
             is_right.to(self._setup.sum_dtype).mean(dim=(0, 2)),
             losses.to(self._setup.sum_dtype).mean(dim=0),
         ]
         self._guard.look()
         if self._watch is not None:
             both = labels[:, None].expand(-1, 2, -1)
-            self._watch.add_epoch(
-                order[:, None], both, is_right, selection.exchange(selected), None, *seen
-            )
+            self._watch.add_epoch(order[:, None], both, is_right, kept, weights > 0, *seen)
         return torch.stack(measured)[:, None]
 
-    def _train_step(self, index: Tensor, y: Tensor, kept: int) -> tuple[Tensor, ...]:
-        """Step both networks; return selections, whether predictions are `y`, and mean losses.
+    def _plan_selection(self, keep_rates: FloatArray) -> None:
+        """Prepare the selection, the same in all steps of an epoch."""
+        self._method = self._setup.method.at(self._epoch)
+        self._epoch += 1
+        size, device = self._setup.batch_size, self._labels.device
+        if self._method.is_small_loss:
+            self._n_kept = int(n_kept(keep_rates, size).item())
+            self._ones = torch.ones((2, self._n_kept), dtype=self._setup.dtype, device=device)
+        else:
+            self._counts = torch.from_numpy(counts_kept(keep_rates, size)).to(device)
+            self._everyone = torch.arange(size, device=device).expand(2, -1)
 
-        What is seen of each sample follows, if that is watched.
+    def _train_step(self, index: Tensor, y: Tensor) -> tuple[Tensor, ...]:
+        """Step both networks.
+
+        Returns:
+            Positions that each network was trained on and their weights, (2, n) each, whether
+            predictions are `y`, (2, B), and what was descended on, (2,). What is seen of each
+            sample follows, if that is watched.
         """
         logits = self._forward(self._setup.data.x.index_select(0, index))
-        losses = F.cross_entropy(logits.flatten(0, 1), torch.cat([y, y]), reduction="none")
-        losses = losses.view(2, -1)
-        selected = selection.small_loss(losses.detach(), kept)
+        kept, weights, objectives = self._choose(logits, y)
+        self._optimizer.zero_grad()
+        objectives.sum().backward()  # type: ignore[no-untyped-call]
+        self._optimizer.step()
+        logits = logits.detach()
+        is_right = logits.argmax(dim=2) == y
+        return kept, weights, is_right, objectives.detach(), *self._seen(logits, y)
+
+    def _choose(self, logits: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return positions to train on, their weights, and what to descend on."""
+        if not self._method.is_small_loss:
+            step = self._method.step(logits[None], y[None], self._counts)
+            return self._everyone, step.weights[0], step.objectives[0]
+        losses = _cross_entropies(logits, y)
+        kept = self._select(losses.detach())
         # The loss is the mean over the kept samples. Unlike the published code, it is not divided
         # by their number a second time.
-        means = selection.selected_means(losses, selection.exchange(selected))
-        self._optimizer.zero_grad()
-        means.sum().backward()  # type: ignore[no-untyped-call]
-        self._optimizer.step()
-        is_right = logits.detach().argmax(dim=2) == y
-        return selected, is_right, means.detach(), *self._seen(logits.detach(), y, losses.detach())
+        return kept, self._ones, selection.selected_means(losses, kept)
 
-    def _seen(self, logits: Tensor, y: Tensor, losses: Tensor) -> tuple[Tensor, ...]:
+    def _select(self, losses: Tensor) -> Tensor:
+        """Return the positions of small losses that each network is trained on, (2, n)."""
+        selected = selection.small_loss(losses, self._n_kept)
+        return selection.exchange(selected) if self._method.exchanges else selected
+
+    def _seen(self, logits: Tensor, y: Tensor) -> tuple[Tensor, ...]:
         """Return losses, margins and rivals of a step, (2, B) each, if samples are watched."""
         if self._watch is None:
             return ()
-        return losses, *margin_and_rival(logits, y.expand(2, -1), dim=2)
+        return _cross_entropies(logits, y), *margin_and_rival(logits, y.expand(2, -1), dim=2)
 
     @torch.no_grad()
     def evaluate(self) -> Tensor:
@@ -140,9 +167,19 @@ class LoopTrainer:
             ]
         return torch.stack(logits).to(self._setup.dtype)
 
-    def _label_precision(self, order: Tensor, labels: Tensor, selections: Tensor) -> Tensor:
+    def _label_precision(
+        self, order: Tensor, labels: Tensor, kept: Tensor, weights: Tensor
+    ) -> Tensor:
+        """Return the share of right labels among what each network selected, (2,)."""
         clean = self._setup.data.clean_labels
         if clean is None:
             return torch.full((2,), torch.nan, dtype=self._setup.sum_dtype, device=order.device)
         is_clean = labels == clean[order]
-        return selection.label_precision(is_clean, selections, self._setup.sum_dtype)
+        found = selection.label_precision(is_clean, kept, weights, self._setup.sum_dtype)
+        return found.flip(0) if self._method.exchanges else found
+
+
+def _cross_entropies(logits: Tensor, y: Tensor) -> Tensor:
+    """Return the loss of each sample under both networks, (2, B)."""
+    flat = F.cross_entropy(logits.flatten(0, 1), torch.cat([y, y]), reduction="none")
+    return flat.view(2, -1)

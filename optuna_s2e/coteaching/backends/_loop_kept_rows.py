@@ -62,19 +62,18 @@ class KeptRowsTrainer(LoopTrainer):
             raise UnsuitableNetwork("networks must consist of layers with backward rules.")
 
     @torch.no_grad()
-    def _train_step(self, index: Tensor, y: Tensor, kept: int) -> tuple[Tensor, ...]:
+    def _train_step(self, index: Tensor, y: Tensor) -> tuple[Tensor, ...]:
         x = to_input(self._setup.data.x.index_select(0, index), self._setup.dtype)
         activations = self._activations(x)
         logits = self._logits(activations)
         losses = F.cross_entropy(logits.flatten(0, 1), torch.cat([y, y]), reduction="none")
         losses = losses.view(2, -1)
-        selected = selection.small_loss(losses, kept)
-        used = selection.exchange(selected)
+        kept = self._select(losses)
         for i, net in enumerate(self._networks):
-            _set_gradients(list(net.children()), activations[i], used[i], y[used[i]])
+            _set_gradients(list(net.children()), activations[i], kept[i], y[kept[i]])
         self._optimizer.step()
-        means = selection.selected_means(losses, used)
-        return selected, logits.argmax(dim=2) == y, means, *self._seen(logits, y, losses)
+        means = selection.selected_means(losses, kept)
+        return kept, self._ones, logits.argmax(dim=2) == y, means, *self._seen(logits, y)
 
     def _forward(self, x: Tensor) -> Tensor:
         return self._logits(self._activations(to_input(x, self._setup.dtype)))

@@ -76,8 +76,8 @@ def test_networks_have_the_first_two_seeds_of_the_trial_and_the_dtype_of_the_con
     for net, seed in zip(networks, _states(7)[:2], strict=True):
         alone = make_network("mlp", (2,), 3, seed=seed).double()
         assert all(map(torch.equal, net.parameters(), alone.parameters()))
-    assert list(trial_seeds(7)) == _states(7)
-    assert len({*trial_seeds(7), *trial_seeds(8)}) == 6
+    assert list(trial_seeds(7))[:3] == _states(7)
+    assert len({*trial_seeds(7), *trial_seeds(8)}) == 8
 
 
 def test_one_module_for_both_networks_is_refused():

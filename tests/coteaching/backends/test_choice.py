@@ -109,7 +109,8 @@ def test_auto_on_another_device(network, shape, dtype, trainer, width):
     ],
 )
 def test_backends_by_name_on_a_cpu(name, network, shape, dtype, trainer, width):
-    assert find_backend(name, _make_setup(network, shape, dtype=dtype), None) == (trainer, width)
+    found = find_backend(name, _make_setup(network, shape, dtype=dtype), None)
+    assert (found, found.name) == ((trainer, width), name)
 
 
 @pytest.mark.parametrize(
@@ -141,6 +142,7 @@ def test_graphs_take_the_trainers_of_fused():
         setup = _make_setup(network, DIGITS, device="cuda")
         graphs, fused = (find_backend(name, setup, None) for name in ("graphs", "fused"))
         assert (graphs.trainer.func, graphs.width) == (trainer, fused.width)
+        assert (graphs.name, fused.name) == ("graphs", "fused")
 
 
 def test_unknown_backends_and_widths_are_named():

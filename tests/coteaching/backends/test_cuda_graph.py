@@ -14,8 +14,17 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from optuna_s2e.coteaching import NoisyData, TrainingConfig, train_batch
+from optuna_s2e.coteaching import (
+    METHODS,
+    Coteaching,
+    CoteachingPlus,
+    ForwardCorrection,
+    NoisyData,
+    TrainingConfig,
+    train_batch,
+)
 from optuna_s2e.coteaching import _training as training
+from optuna_s2e.coteaching._correction import KnownCorrection
 from optuna_s2e.coteaching.backends._base import TrainingSetup
 from optuna_s2e.coteaching.backends._choice import Backend
 from optuna_s2e.coteaching.backends._cuda_graph import CudaGraphSteps
@@ -25,6 +34,7 @@ from optuna_s2e.coteaching.backends._fused_mlp import FusedMlpTrainer
 from optuna_s2e.coteaching.backends._fused_vmap import FusedVmapTrainer
 from optuna_s2e.coteaching.backends._loop import LoopTrainer
 from optuna_s2e.coteaching.backends._loop_kept_rows import KeptRowsTrainer
+from optuna_s2e.coteaching.backends._loop_reweight import ReweightTrainer
 
 
 def _convolutions(input_shape, n_classes):
@@ -176,6 +186,37 @@ def test_a_recorded_step_trains_as_the_step_does(kind, optimizer):
     assert all(torch.isfinite(values).all() for values in eager)
     for a, b in zip(eager, replayed, strict=True):
         assert torch.equal(a, b)
+
+
+def _methods():
+    rows = torch.tensor([[0.7, 0.2, 0.1], [0.0, 1.0, 0.0], [0.3, 0.0, 0.7]])
+    known = KnownCorrection(ForwardCorrection("true"), rows)
+    options = [CoteachingPlus(warm_up=1, softmax_twice=True), Coteaching(divide_again=True), known]
+    names = ("decoupling", "bare", "jocor", "coteaching+", "mentornet")
+    return {name: METHODS[name] for name in names} | {repr(m)[:30]: m for m in options}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("method", _methods().values(), ids=_methods())
+def test_steps_of_every_pointwise_method_can_be_recorded(kind, method):
+    trainer_type, network = KINDS[kind]
+    setup = _setup(network)._replace(method=method)
+    made = trainer_type(setup, [3, 4], setup.data.noisy_labels)
+    eager = _epochs(made, NoSync)
+    steps = CudaGraphSteps(CpuGraphs())
+    replayed = _epochs(trainer_type(setup, [3, 4], setup.data.noisy_labels, run_steps=steps))
+    for a, b in zip(eager, replayed, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("name", ["bare", "jocor", "coteaching+", "reweight"])
+def test_nothing_waits_for_the_device_in_the_loop_of_a_method(name):
+    setup = _setup("cnn2")._replace(method=METHODS[name])
+    trainer_type = ReweightTrainer if name == "reweight" else LoopTrainer
+    made = trainer_type(setup, [0], setup.data.noisy_labels)
+    with NoSync():
+        made.train_epoch(RATES[:1, 1], 0.01, 0.9)
+        made.evaluate()
 
 
 def test_an_epoch_of_one_step_is_not_recorded():
