@@ -239,7 +239,8 @@ def test_the_tasks_of_the_job_array_search_together(postgres_url: str, tmp_path:
     """Each task as SLURM starts it: with bash, and its number in the environment."""
     pytest.importorskip("torch")
     script = tmp_path / "search.sbatch"
-    script.write_text(SBATCH.read_text().replace("--trials 60", "--trials 8 --epochs 4"))
+    short = "--trials 8 --epochs 4 --no-noise-rate-estimate"
+    script.write_text(SBATCH.read_text().replace("--trials 60", short))
     tasks = [
         subprocess.Popen(
             ["bash", script], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
