@@ -65,11 +65,17 @@ class Sources:
             studies: Studies with one objective, in either direction.
 
         Raises:
-            ValueError: If an argument is no study, a study has several objectives or no completed
-                trial with a finite value, or a parameter has a value that is no JSON value.
+            ValueError: If an argument is no study, there are more than `MAX_SOURCE_TRIALS`, a
+                study has several objectives or no completed trial with a finite value, or a
+                parameter has a value that is no JSON value.
         """
         if isinstance(studies, Study) or not all(isinstance(s, Study) for s in studies):
             raise ValueError(f"source_studies must be a list of studies, but got {studies!r}.")
+        if len(studies) > MAX_SOURCE_TRIALS:
+            raise ValueError(
+                f"source_studies must be at most {MAX_SOURCE_TRIALS} studies, but got "
+                f"{len(studies)}. Leave out those that are least alike."
+            )
         per_study = MAX_SOURCE_TRIALS // max(1, len(studies))
         while True:
             own = cls(
