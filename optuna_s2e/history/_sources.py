@@ -145,12 +145,8 @@ def record_sources(study: Study, own: Sources) -> Sources:
         study: The study that learns from them.
         own: What to record.
     """
-    storage, study_id = _optuna.storage_of(study), _optuna.study_id(study)
-    done = _optuna.replace_study_system_attr(storage, study_id, SOURCES_KEY, None, own.to_attr())
-    found = read_sources(_optuna.study_system_attrs(study))
-    if found is None and done is None:  # a storage without such a step
-        _optuna.set_study_system_attr(study, SOURCES_KEY, own.to_attr())
-        found = read_sources(_optuna.study_system_attrs(study))
+    held = _optuna.settle_study_system_attr(study, SOURCES_KEY, None, own.to_attr())
+    found = read_sources({SOURCES_KEY: held})
     assert found is not None  # this process has written it, or another one
     return found
 
