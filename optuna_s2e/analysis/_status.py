@@ -57,7 +57,7 @@ def verify(snapshot: Snapshot) -> Verification:
         for a, b in zip(snapshot.generations, replayed, strict=True)
         if a.index not in snapshot.as_recorded
     ]
-    n = f"{len(pairs)} generations replay"
+    n = "1 generation replays" if len(pairs) == 1 else f"{len(pairs)} generations replay"
     rest = _as_recorded(snapshot.as_recorded)
     if all(np.array_equal(a, b) for _, a, b in pairs):
         return Verification(True, f"verify: {n} bit for bit.{rest}")

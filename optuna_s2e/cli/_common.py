@@ -22,7 +22,7 @@ import optuna
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
-from optuna_s2e._attributes import read_noise
+from optuna_s2e._attributes import CLASSIFIER_KEY, read_noise
 from optuna_s2e.analysis import Recommendation, recommend
 from optuna_s2e.cli._interrupt import EXIT_CODES
 from optuna_s2e.parallel import Callback, Objective, optimize_batch, work
@@ -69,6 +69,20 @@ def load_study(args: argparse.Namespace, storage: BaseStorage | None = None) -> 
             f"{problem}: the storage {mask_url(absolute_url(args.storage))} holds {found}{more}."
         )
     return optuna.load_study(study_name=name, storage=storage)
+
+
+def check_no_classifier(study: optuna.Study) -> None:
+    """Refuse the search of a classifier, which only the same fit can go on with.
+
+    Raises:
+        ValueError: If the study is one.
+    """
+    if CLASSIFIER_KEY in study.user_attrs:
+        raise ValueError(
+            f"Study {study.study_name!r} is the search of `s2e fit` or of a NoisyLabelClassifier, "
+            "and only the same fit goes on with it. `s2e status`, `s2e export` and "
+            "`s2e dashboard` read it; `s2e search` makes a study of its own."
+        )
 
 
 class Picked(NamedTuple):
@@ -309,7 +323,7 @@ def say_stopped(args: argparse.Namespace, signal_name: str) -> int:
 
     The storage is not asked: it may be away.
     """
-    kept = "Completed trials are kept, one that was interrupted is failed"
+    kept = "Completed trials are kept, interrupted ones are failed"
     print(f"{signal_name}: stopped. {kept}. Go on: {shown(args, ['s2e', *args.argv])}")
     return EXIT_CODES[signal_name]
 

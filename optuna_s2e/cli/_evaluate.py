@@ -85,6 +85,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Train the schedules, print the table and write the files."""
     study = _common.load_study(args)
+    _common.check_no_classifier(study)
     settings = study.user_attrs.get(OBJECTIVE_KEY)
     if not isinstance(settings, dict):
         raise ValueError(

@@ -14,6 +14,7 @@ from optuna_s2e.cli._model_folder import (
     ERRORS,
     ModelFolder,
     check_errors_folder,
+    check_no_file_of_a_model,
     is_model,
     write_label_errors,
 )
@@ -70,6 +71,7 @@ def run(args: argparse.Namespace) -> int:
     told = sys.stderr if args.json else sys.stdout
     path = Path(args.data).expanduser()
     folder = args.out or (path if is_model(path) else Path("label-errors"))
+    check_no_file_of_a_model(path)
     check_errors_folder(folder)
     if is_model(path):
         document, model = ModelFolder(path).load()
@@ -91,6 +93,8 @@ def run(args: argparse.Namespace) -> int:
         )
     errors = model.find_label_errors(n=args.number, threshold=args.threshold)
     write_label_errors(errors, folder, inputs, files, f"Label errors in {name}")
+    if is_model(path) and folder.resolve() == path.resolve():
+        ModelFolder(path).write_document({**document, "n_label_errors": len(errors)})
     written = [str(folder / file) for file in ERRORS]
     if files is not None:
         errors["index"] = [files[index] for index in errors["index"]]

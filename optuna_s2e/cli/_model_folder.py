@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -84,13 +85,15 @@ class ModelFolder:
             ValueError: If it is not ours.
             OSError: If it cannot be read.
         """
+        check_no_file_of_a_model(self.path)
         try:
             document = json.loads(self.file(RESULTS).read_text(encoding="utf-8"))
             is_ours = document["format"] == FORMAT and document["version"] == VERSION
         except (FileNotFoundError, NotADirectoryError) as error:
             raise FileNotFoundError(
                 f"{str(self)!r} holds no model: {RESULTS} is missing. "
-                f"`s2e fit DATA --label COLUMN --out {self}` makes one."
+                "`s2e fit DATA --label COLUMN --out "
+                f"{'NEW_FOLDER' if self.path.exists() else shlex.quote(str(self))}` makes one."
             ) from error
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{str(self.file(RESULTS))!r} is damaged: {error}.") from error
@@ -127,9 +130,7 @@ class ModelFolder:
         """Write the model, the list of label errors and what was found."""
         with _common.naming("--out", self.path):
             self.path.mkdir(parents=True, exist_ok=True)
-            known = {"format": FORMAT, "version": VERSION, **document}
-            text = json.dumps(_common.finite(known), indent=1, allow_nan=False)
-            self.file(RESULTS).write_text(text, encoding="utf-8")
+            self.write_document(document)
             if samples.files is not None:
                 self.file(FILES).write_text(json.dumps(samples.files, indent=0), encoding="utf-8")
             model.schedule_.save(self.file(SCHEDULE))
@@ -137,6 +138,12 @@ class ModelFolder:
                 model.find_label_errors(), self.path, samples.x, samples.files, title
             )
             model.save(self.file(MODEL))
+
+    def write_document(self, document: Mapping[str, Any]) -> None:
+        """Write `fit.json`."""
+        known = {"format": FORMAT, "version": VERSION, **document}
+        text = json.dumps(_common.finite(known), indent=1, allow_nan=False)
+        self.file(RESULTS).write_text(text, encoding="utf-8")
 
     def training_inputs(self, document: Mapping[str, Any]) -> tuple[Any, list[str] | None, str]:
         """Return the training inputs and their files, and why the inputs are None if they are."""
@@ -157,6 +164,18 @@ class ModelFolder:
 def is_model(path: Path) -> bool:
     """Return whether a path is the folder of a model."""
     return (path / RESULTS).is_file()
+
+
+def check_no_file_of_a_model(path: Path) -> None:
+    """Refuse a file of the folder of a model: it is the folder that commands take.
+
+    Raises:
+        ValueError: If it is one.
+    """
+    if path.name in (MODEL, RESULTS, SCHEDULE, FILES, *ERRORS) and is_model(path.parent):
+        raise ValueError(
+            f"{str(path)!r} is a file of a model. Name its folder, {str(path.parent)!r}."
+        )
 
 
 def write_label_errors(

@@ -297,6 +297,7 @@ def _open_study(
     study = optuna.create_study(study_name=name, storage=storage, load_if_exists=True)
     if study.directions != [optuna.study.StudyDirection.MINIMIZE]:
         raise ValueError(f"Study {name!r} must minimise one objective. Use another --study-name.")
+    _common.check_no_classifier(study)
     recorded, searched = study.user_attrs.get(OBJECTIVE_KEY), None
     with suppress(ValueError):  # damaged: it is written anew
         searched = Search.read(study).settings
@@ -381,7 +382,9 @@ def _asks(noise_rate: object) -> str:
 def _print_result(study: optuna.Study, args: argparse.Namespace) -> None:
     """Print the best trial and the commands that come next."""
     trial = study.best_trial
-    values = ", ".join(f"{n} {v:.4g}" for n, v in trial.params.items() if n != "R.n_epochs")
+    values = ", ".join(
+        f"{n} {v:.4g}" for n, v in trial.params.items() if not trial.distributions[n].single()
+    )
     print(f"Best of {args.trials} trials: trial {trial.number}, {args.metric} "
           f"{trial.value:.4f} ({values})")  # fmt: skip
     picked = recommend(study)

@@ -69,6 +69,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Work on the study until it is complete or a signal comes."""
     study = _common.load_study(args, _common.open_for_work(args.storage, create=False))
+    _common.check_no_classifier(study)
     n_trials = args.trials or Search.read(study).n_trials
     reporter = _common.make_reporter(args, n_trials)
     objective = _find_objective(study, args, reporter)

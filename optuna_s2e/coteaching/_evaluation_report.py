@@ -67,10 +67,11 @@ def evaluation_table(
             f"{titles[name]:{width}}{f'{accuracy.mean():.2f}{_spread(accuracy)}':>18}"
             f"{f'{accuracy.max():.2f}, {accuracy.min():.2f}':>20}{over:>18}"
         )
-    lines.append(
-        f"Test accuracy in %, both networks, last 10 % of the epochs, {len(standard)} fresh seeds "
-        "(± standard deviation; differences ± standard error)."
-    )
+    seeds = "one fresh seed."
+    if len(standard) > 1:
+        spread = "± standard deviation; differences ± standard error"
+        seeds = f"{len(standard)} fresh seeds ({spread})."
+    lines.append(f"Test accuracy in %, both networks, last 10 % of the epochs, {seeds}")
     return "\n".join(lines)
 
 
@@ -90,7 +91,9 @@ def title_of(name: str) -> str:
 
 def _title(name: str, remarks: Mapping[str, str] | None) -> str:
     title, remark = title_of(name), (remarks or {}).get(name)
-    return f"{title} ({remark})" if remark else title
+    if not remark:
+        return title
+    return f"{title[:-1]}, {remark})" if title.endswith(")") else f"{title} ({remark})"
 
 
 def _spread(values: np.ndarray) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from optuna.trial import FrozenTrial, TrialState
 
-from optuna_s2e._attributes import COMMAND_KEY
+from optuna_s2e._attributes import CLASSIFIER_KEY, COMMAND_KEY
 from optuna_s2e.analysis import Recommendation, Snapshot, duration_text
 from optuna_s2e.dashboard._markdown import code, code_block, table
 from optuna_s2e.schedules import Schedule, ScheduleSpace, find_space
@@ -258,7 +258,10 @@ def _commands(snapshot: Snapshot, url: str | None) -> str:
     command = snapshot.attrs.get(COMMAND_KEY)
     ended = _has_ended(snapshot)
     lines = []
-    if not isinstance(command, str):
+    of_classifier = CLASSIFIER_KEY in snapshot.attrs
+    if of_classifier:
+        lines += ["# search on: the same `s2e fit`, or your script, again", ""]
+    elif not isinstance(command, str):
         more = ", for more trials" if ended else ""
         lines += [f"# search on: run your script again (load_if_exists=True){more}", ""]
     elif ended:
@@ -269,7 +272,7 @@ def _commands(snapshot: Snapshot, url: str | None) -> str:
         where = f"--storage {shlex.quote(mask_url(absolute_url(url)))}"
         which = f"{where} --study-name {shlex.quote(snapshot.name)}"
         objective = "" if isinstance(command, str) else " --objective MODULE:FUNCTION"
-        if not ended:
+        if not ended and not of_classifier:
             lines += ["# add a worker, here or elsewhere", f"s2e worker {which}{objective}", ""]
         if isinstance(command, str):
             lines += ["# compare on test data with fresh seeds", f"s2e evaluate {which}", ""]

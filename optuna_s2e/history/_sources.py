@@ -111,6 +111,11 @@ class Sources:
             np.array(studies, dtype=np.int64),
         )
 
+    def outside(self, space: SearchSpace) -> list[str]:
+        """Return the names of the studies of which no trial lies in a space."""
+        inside = set(self.draws(space).studies.tolist())
+        return [name for number, name in enumerate(self.names, start=1) if number not in inside]
+
 
 def read_sources(attrs: Mapping[str, Any]) -> Sources | None:
     """Read the sources that the system attributes of a study hold. None if there are none.

@@ -152,7 +152,7 @@ def test_thetas_of_another_releases_model_are_named_and_count_as_sound() -> None
         "release's model of the loss moved theta there, and this release takes it as recorded.",
     )
     only = verify(copied(trials[: K + 1]))
-    assert only.message.startswith("verify: 1 generations replay bit for bit. 1 could not be")
+    assert only.message.startswith("verify: 1 generation replays bit for bit. 1 could not be")
     damaged = trials[1].system_attrs | {DRAW_KEY: "x"}
     trials[1].system_attrs.update(damaged)
     assert not verify(copied(trials)).sound

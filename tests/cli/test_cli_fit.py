@@ -72,6 +72,19 @@ def test_a_search_a_model_and_a_list(capsys: pytest.CaptureFixture[str]) -> None
     assert contents("model") == written
 
 
+def test_other_commands_refuse_its_search(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*FIT, "--budget", "1"]) == 0
+    (name,) = optuna.get_all_study_names("sqlite:///s2e.db")
+    before = optuna.load_study(study_name=name, storage="sqlite:///s2e.db").trials
+    own = "commands:make_arrays"
+    search = ["search", "--data", "digits", "--epochs", "2", "--study-name", name]
+    for command in (["evaluate"], ["worker"], ["worker", "--objective", own], search):
+        line = last_line(capsys, *command)
+        assert f"Study '{name}' is the search of `s2e fit` or of a NoisyLabelClassifier" in line
+    assert optuna.load_study(study_name=name, storage="sqlite:///s2e.db").trials == before
+    assert main(["status"]) == main(["export", "--json"]) == 0
+
+
 def test_clean_labels_measure_the_accuracy(capsys: pytest.CaptureFixture[str]) -> None:
     write_table("val.csv", 40)
     assert main([*FIT, "--no-search", "--val", "val.csv", "--json"]) == 0

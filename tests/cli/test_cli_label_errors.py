@@ -58,6 +58,10 @@ def test_a_model_lists_more_or_fewer(capsys: pytest.CaptureFixture[str]) -> None
     by_rate = listed("model")
     assert main(["label-errors", "model", "--number", "3"]) == 0
     assert listed("model") == by_rate[:3]
+    capsys.readouterr()
+    assert main(["fit", "a.csv", "--label", "kind", "--no-search", "--epochs", "8",
+                 "--out", "model"]) == 0  # fmt: skip
+    assert "Label errors: 3 of 80 labels are listed in model/" in capsys.readouterr().out
     assert main(["label-errors", "model", "--number", "80", "--out", "all"]) == 0
     assert len(listed("all")) == 80
     assert main(["label-errors", "model", "--threshold", "0.5", "--out", "low"]) == 0
@@ -107,4 +111,6 @@ def test_errors_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
         (["--number", "1", "--threshold", "1"], "--number must be left out if --threshold"),
     ]:
         assert message in last_line(capsys, "label-errors", "model", *options)
+    line = last_line(capsys, "label-errors", "model/model.npz")
+    assert "'model/model.npz' is a file of a model. Name its folder, 'model'." in line
     assert "--label is needed" in last_line(capsys, "label-errors", "a.csv")

@@ -106,6 +106,10 @@ def test_errors_name_what_is_missing(capsys: pytest.CaptureFixture[str]) -> None
     for model in ("none", "a.csv"):
         line = last_line(capsys, "predict", model, "new.csv")
         assert f"'{model}' holds no model: fit.json is missing" in line
+        assert f"--out {'none' if model == 'none' else 'NEW_FOLDER'}` makes one" in line
+    for file in ("model.npz", "fit.json", "label-errors.csv"):
+        line = last_line(capsys, "predict", f"model/{file}", "new.csv")
+        assert f"'model/{file}' is a file of a model. Name its folder, 'model'." in line
 
 
 def test_a_damaged_model_is_told(capsys: pytest.CaptureFixture[str]) -> None:

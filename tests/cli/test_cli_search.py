@@ -38,7 +38,7 @@ def test_search_of_the_digits_prints_its_result_and_what_comes_next(
 ) -> None:
     assert main(["search", "--epochs", "2", "--trials", "2"]) == 0
     out = capsys.readouterr().out
-    assert re.search(r"Best of 2 trials: trial [01], validation_error 0\.\d{4} \(R\.", out)
+    assert re.search(r"Best of 2 trials: trial [01], validation_error 0\.\d{4} \(R\.tau ", out)
     best, picked = (
         study("digits-symmetric-0.5").best_trial,
         recommend(study("digits-symmetric-0.5")),
@@ -337,7 +337,7 @@ def test_stopped_search_goes_on_with_the_same_command(
     code, out = stop_early(Command(*search(500)), sign, TRAINS_ONE)
     if sign == signal.SIGINT:
         assert code == 130
-        said = "Completed trials are kept, one that was interrupted is failed. Go on: "
+        said = "Completed trials are kept, interrupted ones are failed. Go on: "
         command = shlex.join(["s2e", *search(500)])
         assert out.splitlines()[-1] == f"SIGINT: stopped. {said}{command}"
     else:

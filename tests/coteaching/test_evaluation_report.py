@@ -53,15 +53,17 @@ def test_one_seed_has_no_deviation():
     table = evaluation_table(
         {"standard": _make_evaluation([0.6]), "coteaching": _make_evaluation([0.7])}
     )
-    assert "±" not in "".join(table.splitlines()[:-1])
+    assert "±" not in table
+    assert table.endswith("epochs, one fresh seed.")
     assert _rows(table)["Co-teaching"][1:] == ["70.00", "70.00,", "70.00", "+10.00"]
 
 
 def test_remarks_follow_the_titles_in_the_table_and_in_the_file(tmp_path):
     schedules = {**fixed_schedules(4, 0.45), "searched": Schedule(np.array([1, 0.9, 0.8, 0.7]))}
     evaluations = {name: _make_evaluation([0.6, 0.7]) for name in schedules}
-    remarks = {"coteaching": "estimated rate .45"}
+    remarks = {"coteaching": "estimated rate .45", "searched": "JoCoR"}
     lines = evaluation_table(evaluations, remarks).splitlines()
+    assert lines[4].startswith("Searched (S2E, JoCoR)  ")
     assert lines[2].startswith("Co-teaching (estimated rate .45)  ")
     assert lines[3].startswith("Suggested  ")
     columns = [line.index("65.00") for line in lines[1:-1]]
@@ -69,7 +71,7 @@ def test_remarks_follow_the_titles_in_the_table_and_in_the_file(tmp_path):
     options = {"settings": SETTINGS, "study_name": "s", "remarks": remarks}
     methods = save_evaluation(tmp_path, schedules, evaluations, **options)["methods"]
     assert [methods[name]["remark"] for name in schedules] == [
-        None, "estimated rate .45", None, None,
+        None, "estimated rate .45", None, "JoCoR",
     ]  # fmt: skip
 
 

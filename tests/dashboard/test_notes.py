@@ -9,7 +9,13 @@ from optuna_dashboard import get_note, save_note
 from reporting import make_objective
 
 from optuna_s2e import S2ESampler, ScheduleSpace, open_storage, recommend
-from optuna_s2e._attributes import COMMAND_KEY, N_TRIALS_KEY, NOISE_KEY, RecordedNoise
+from optuna_s2e._attributes import (
+    CLASSIFIER_KEY,
+    COMMAND_KEY,
+    N_TRIALS_KEY,
+    NOISE_KEY,
+    RecordedNoise,
+)
 from optuna_s2e.analysis import Snapshot
 from optuna_s2e.dashboard import DashboardReporter
 from optuna_s2e.dashboard._markdown import BEGIN, END, code, code_block, merge, table
@@ -114,6 +120,16 @@ def test_only_an_unfinished_search_is_resumed(
     assert ("finished" in page.splitlines()[0]) == finished
     assert ("resume" in page) == (not finished and command is not None)
     assert ("s2e worker" in page) == (not finished)
+
+
+def test_the_search_of_a_classifier_names_no_command_that_refuses_it(study: optuna.Study) -> None:
+    study.set_user_attr(CLASSIFIER_KEY, {"v": 2})
+    study.set_user_attr(N_TRIALS_KEY, 12)
+    study.optimize(schedule_value, n_trials=2)
+    page = status_page(study)
+    assert "# search on: the same `s2e fit`, or your script, again" in page.splitlines()
+    assert "s2e export" in page
+    assert not any(f"s2e {name} " in page for name in ("search", "worker", "evaluate"))
 
 
 def test_the_status_page_says_how_many_labels_are_wrong(study: optuna.Study) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +119,21 @@ def test_other_sources_are_named_and_not_used() -> None:
     with pytest.warns(UserWarning, match=r"goes on with .* \['earlier'\]; \['other'\] are not"):
         study.optimize(bowl(0.05), n_trials=6)
     assert_replays(study)
+
+
+def test_sources_of_another_space_are_named() -> None:
+    fits = searched(schedule_objective(20, "eq1"), 8, 0, "fits")
+    other = searched(schedule_objective(20, "table1"), 8, 0, "table1")
+    beyond = searched(lambda trial: trial.suggest_float("x", 2, 3), 8, 0, "beyond")
+    for sources, named in [([other], ["table1"]), ([fits, beyond, other], ["beyond", "table1"])]:
+        with pytest.warns(UserWarning, match="learns nothing from") as caught:
+            searched(schedule_objective(20, "eq1"), 14, 1, source_studies=sources)
+        assert [str(w.message).partition(": ")[0] for w in caught] == [
+            f"Study 'study' learns nothing from the source studies {named}"
+        ]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        searched(schedule_objective(20, "eq1"), 8, 1, source_studies=[fits])
 
 
 def test_they_do_nothing_for_estimators_without_a_model() -> None:
