@@ -64,6 +64,7 @@ TOP_LINK = re.compile(r"\]\((?:\.\./)*(CHANGELOG|CONTRIBUTING|SECURITY|README)\.
 # Python has no docstrings for constants and aliases.
 CONSTANTS = {
     "optuna_s2e.coteaching.DATA_SETS": "The names that `load_data` knows.",
+    "optuna_s2e.coteaching.METHODS": "The methods that have a name, with their default options.",
     "optuna_s2e.coteaching.NETWORKS": "The networks that have a name, as functions of "
     "(input_shape, n_classes).",
     "optuna_s2e.distributions.Family": "One factor of p_theta: `Beta`, `Dirichlet` or "

@@ -349,6 +349,21 @@ def replace_study_system_attr(
     return None
 
 
+def settle_study_system_attr(study: Study, key: str, held: Any, own: Any) -> Any:
+    """Set a system attribute that all who share a study agree on; return what counts.
+
+    Args:
+        study: The study.
+        key: The attribute.
+        held: The value that the caller has read, as JSON; None if there is none.
+        own: The value that it gets, unless another process was faster.
+    """
+    done = replace_study_system_attr(storage_of(study), study_id(study), key, held, own)
+    if done is None and study_system_attrs(study).get(key) == held:  # no such step in this storage
+        set_study_system_attr(study, key, own)
+    return study_system_attrs(study).get(key)
+
+
 def _replace(storage: BaseStorage, study_id: int, key: str, old: Any, new: Any) -> bool:
     if storage.get_study_system_attrs(study_id).get(key) != old:
         return False

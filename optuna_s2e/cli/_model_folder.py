@@ -206,7 +206,10 @@ def check_replaceable(option: str, path: Path, header: str) -> None:
     if path.is_file():
         with path.open(encoding="utf-8", errors="replace") as file:
             first = file.readline().rstrip("\r\n")
-    if not header or not (first == header or first.startswith(f"{header},probability of ")):
+    is_ours = first == header or first.startswith(  # the name of a class may need the quotation
+        (f"{header},probability of ", f'{header},"probability of ')
+    )
+    if not header or not is_ours:
         raise ValueError(
             f"{option} must not replace files of your own, but {str(path)!r} is there and was "
             "not written by this command. Name another one."

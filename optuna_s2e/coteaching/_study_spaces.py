@@ -100,8 +100,8 @@ class StudySpaces:
         """Make an estimate, unless there is one; return the one that counts."""
         held = _optuna.study_system_attrs(study).get(NOISE_KEY)
         if read_noise({NOISE_KEY: held}) is None:  # missing or damaged
-            _record(study, held, self._estimate(progress), self._seed)
-            held = _optuna.study_system_attrs(study).get(NOISE_KEY)
+            own = _to_attr(self._estimate(progress), self._seed)
+            held = _optuna.settle_study_system_attr(study, NOISE_KEY, held, own)
         try:
             study.set_user_attr(NOISE_KEY, held)
         except RuntimeError as error:  # of a trial away from its storage
@@ -124,16 +124,12 @@ def _checked(noise_rate: float | str | None) -> float | str | None:
     return check_number("noise_rate", noise_rate, 0, 1)
 
 
-def _record(study: Study, held: Any, estimate: NoiseEstimate, seed: int | None) -> None:
-    """Record an estimate in place of what the study holds, unless another was faster."""
-    own = RecordedNoise(
+def _to_attr(estimate: NoiseEstimate, seed: int | None) -> dict[str, Any]:
+    """Return what a study records of an estimate, as JSON values."""
+    return RecordedNoise(
         estimate.noise_rate,
         estimate.interval,
         estimate.transition_matrix.tolist(),
         estimate.used_clean_labels,
         seed,
     ).to_attr()
-    storage, study_id = _optuna.storage_of(study), _optuna.study_id(study)
-    done = _optuna.replace_study_system_attr(storage, study_id, NOISE_KEY, held, own)
-    if done is None and _optuna.study_system_attrs(study).get(NOISE_KEY) == held:
-        _optuna.set_study_system_attr(study, NOISE_KEY, own)  # a storage without such a step

@@ -128,14 +128,18 @@ class Ledger:
         self._failed: list[int] = []
         self._last_finished: FrozenTrial | None = None
 
-    def read(self, trials: Sequence[FrozenTrial]) -> Ledger:
-        """Read all trials of the study, ordered by number, and return the ledger."""
+    def is_continued_by(self, trials: Sequence[FrozenTrial]) -> bool:
+        """Say whether trials are of the study that was read, and not of one made anew."""
         last = self._last_finished
-        if last is not None and not (
+        return last is None or (
             len(trials) >= self._n_seen
             and (trials[last.number] is last or trials[last.number] == last)
-        ):
-            self._reset()  # another study under the same identifier
+        )
+
+    def read(self, trials: Sequence[FrozenTrial]) -> Ledger:
+        """Read all trials of the study, ordered by number, and return the ledger."""
+        if not self.is_continued_by(trials):
+            self._reset()
         fresh = sorted(self._unfinished) + list(range(self._n_seen, len(trials)))
         self.trials, self._n_seen = trials, len(trials)
         for number in fresh:

@@ -65,11 +65,17 @@ class Sources:
             studies: Studies with one objective, in either direction.
 
         Raises:
-            ValueError: If an argument is no study, a study has several objectives or no completed
-                trial with a finite value, or a parameter has a value that is no JSON value.
+            ValueError: If an argument is no study, there are more than `MAX_SOURCE_TRIALS`, a
+                study has several objectives or no completed trial with a finite value, or a
+                parameter has a value that is no JSON value.
         """
         if isinstance(studies, Study) or not all(isinstance(s, Study) for s in studies):
             raise ValueError(f"source_studies must be a list of studies, but got {studies!r}.")
+        if len(studies) > MAX_SOURCE_TRIALS:
+            raise ValueError(
+                f"source_studies must be at most {MAX_SOURCE_TRIALS} studies, but got "
+                f"{len(studies)}. Leave out those that are least alike."
+            )
         per_study = MAX_SOURCE_TRIALS // max(1, len(studies))
         while True:
             own = cls(
@@ -139,12 +145,8 @@ def record_sources(study: Study, own: Sources) -> Sources:
         study: The study that learns from them.
         own: What to record.
     """
-    storage, study_id = _optuna.storage_of(study), _optuna.study_id(study)
-    done = _optuna.replace_study_system_attr(storage, study_id, SOURCES_KEY, None, own.to_attr())
-    found = read_sources(_optuna.study_system_attrs(study))
-    if found is None and done is None:  # a storage without such a step
-        _optuna.set_study_system_attr(study, SOURCES_KEY, own.to_attr())
-        found = read_sources(_optuna.study_system_attrs(study))
+    held = _optuna.settle_study_system_attr(study, SOURCES_KEY, None, own.to_attr())
+    found = read_sources({SOURCES_KEY: held})
     assert found is not None  # this process has written it, or another one
     return found
 

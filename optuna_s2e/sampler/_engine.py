@@ -59,7 +59,7 @@ class _Known:
     """What was read of a study. All of it can be read again."""
 
     ledger: Ledger
-    sources_settled: bool = False  # whether the ledger's sources are those for good
+    sources_settled: bool = False  # whether theta moved by the ledger's sources
     model_of: int | None = None  # opener of the generation that the model belongs to
     model: Model | None = None
 
@@ -189,7 +189,7 @@ class Engine:
             ValueError: If the study has several objectives, or another schedule space.
         """
         with self._lock:
-            ledger = self._known(study).ledger.read(_optuna.all_trials(study))
+            ledger = self._read(study)
             if self._sources is not None:
                 self._settle_sources(study)
             if ledger.later_release is not None:
@@ -221,7 +221,7 @@ class Engine:
             ValueError: If so.
         """
         with self._lock:
-            ledger = self._known(study).ledger.read(_optuna.all_trials(study))
+            ledger = self._read(study)
             if ledger.later_release is not None:
                 raise ValueError(_later_release(study, ledger.later_release))
             state = ledger.state(self.population_size, adopt=self._adopt)
@@ -250,15 +250,23 @@ class Engine:
                     f"Study {study.study_name!r} goes on with the source studies that it began "
                     f"with, {list(found.names)}; {list(self._sources.names)} are not used.",
                 )
-        known.ledger.sources, known.sources_settled = found, True
+        known.ledger.sources, known.sources_settled = found, bool(known.ledger.openers)
+
+    def _read(self, study: Study) -> Ledger:
+        """Read what is new in a study, and forget what was known of one that it replaces."""
+        rules, trials = Rules.of(study, self._consider_pruned), _optuna.all_trials(study)
+        studies = self._studies.setdefault(_optuna.storage_of(study), {})
+        known = studies.get(_optuna.study_id(study))
+        if (
+            known is None
+            or known.ledger.rules != rules
+            or not known.ledger.is_continued_by(trials)
+        ):
+            known = studies[_optuna.study_id(study)] = _Known(Ledger(rules))
+        return known.ledger.read(trials)
 
     def _known(self, study: Study) -> _Known:
-        studies = self._studies.setdefault(_optuna.storage_of(study), {})
-        rules = Rules.of(study, self._consider_pruned)
-        known = studies.get(_optuna.study_id(study))
-        if known is None or known.ledger.rules != rules:  # other rules: a study made anew
-            known = studies[_optuna.study_id(study)] = _Known(Ledger(rules))
-        return known
+        return self._studies[_optuna.storage_of(study)][_optuna.study_id(study)]
 
     def _settings_to_record(
         self, study: Study, ledger: Ledger, chain: Chain | None

@@ -87,7 +87,8 @@ class Model:
         if tasks is not None:
             kept, losses = _alike(z, losses, tasks, numbered.astype(np.float64))
             z, x, active, losses, tasks = z[kept], x[kept], active[kept], losses[kept], tasks[kept]
-        conditions = find_conditions(space, x, active)
+        whole = _of_tasks_with_all(active, tasks)
+        conditions = find_conditions(space, x[whole], active[whole])
         y = clip_and_standardize(losses).y
         scales = ard_scales(z, y, feature_groups(space), numbered)
         weights = np.where(numbered, scales**2, 0.0)
@@ -130,6 +131,17 @@ class Model:
         return self.gp.mean(own)
 
 
+def _of_tasks_with_all(active: BoolArray, tasks: IntArray | None) -> BoolArray:
+    """Return which draws say where parameters are active, (N,).
+
+    A task in which no draw has a parameter did not search it, and says nothing of its condition.
+    """
+    if tasks is None:
+        return np.ones(len(active), dtype=bool)
+    partial = [t for t in np.unique(tasks) if t and not active[tasks == t].any(axis=0).all()]
+    return ~np.isin(tasks, partial)
+
+
 def _alike(
     z: FloatArray, losses: FloatArray, tasks: IntArray, weights: FloatArray
 ) -> tuple[BoolArray, FloatArray]:
@@ -146,11 +158,13 @@ def _alike(
     for task in np.unique(tasks[~own]):
         of_task = tasks == task
         gp = fit(z[of_task], losses[of_task], weights)
-        expected = gp.mean(z[own])
+        unit = gp.unit  # so that no square overflows
+        expected = gp.mean(z[own]) / unit
         shape = expected - expected.mean()
         if y @ shape > LEAST_AGREEMENT * np.linalg.norm(shape):
-            spread = float(np.hypot(expected.std(), gp.noise_deviation))
-            least = LEAST_SPREAD * clip_and_standardize(losses[of_task]).deviation
+            spread = float(np.hypot(expected.std(), gp.noise_deviation / unit))
+            least = LEAST_SPREAD * clip_and_standardize(losses[of_task]).deviation / unit
+            mapped[of_task] /= unit
             mapped[of_task] -= expected.mean()
             mapped[of_task] *= deviation / max(spread, least)
             mapped[of_task] += mean

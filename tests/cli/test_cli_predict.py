@@ -80,6 +80,17 @@ def test_files_of_the_user_are_never_replaced(capsys: pytest.CaptureFixture[str]
     assert Path("new.csv").read_text() == NEW
 
 
+def test_predictions_of_classes_with_quotation_marks_are_replaced() -> None:
+    Path("q.csv").write_text(Path("a.csv").read_text().replace("cat", '"a ""cat"""'))
+    fit = ["fit", "q.csv", "--label", "kind", "--no-search", "--epochs", "2", "--out", "quoted"]
+    assert main(fit) == 0
+    for _ in range(2):
+        assert main(["predict", "quoted", "new.csv", "--out", "p.csv", "--proba"]) == 0
+    (header, *rows) = csv.reader(Path("p.csv").read_text().splitlines())
+    assert header[3:] == ['probability of a "cat"', "probability of dog"]
+    assert len(rows) == 3
+
+
 def test_errors_name_what_is_missing(capsys: pytest.CaptureFixture[str]) -> None:
     Path("less.csv").write_text("size\n1\n")
     Path("words.csv").write_text("size,colour\n1,red\nlong,red\n")

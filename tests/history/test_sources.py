@@ -70,6 +70,7 @@ def test_the_attribute_is_as_short_as_every_database_needs() -> None:
         (lambda: [optuna.create_study(directions=["minimize"] * 2)], "not multi-objective"),
         (lambda: a_study([1.0]), "must be a list of studies, but got <optuna"),
         (lambda: ["sqlite:///a.db"], "must be a list of studies, but got .'sqlite"),
+        (lambda: [a_study([1.0])] * 101, "must be at most 100 studies, but got 101"),
     ],
 )
 def test_what_cannot_teach_is_refused(make: Any, message: str) -> None:

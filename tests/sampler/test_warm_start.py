@@ -12,6 +12,8 @@ import pytest
 from searches import assert_replays, schedule_objective
 
 from optuna_s2e import S2ESampler, generations, open_storage, recommend
+from optuna_s2e._attributes import SOURCES_KEY
+from optuna_s2e.history import Sources, read_sources
 
 N_PARAMETERS = 6
 CENTRE = np.linspace(0.2, 0.8, N_PARAMETERS)
@@ -70,6 +72,34 @@ def test_the_study_keeps_what_it_learns_from(tmp_path: Path) -> None:
         to_storage=(to := open_storage(f"{url}2")),
     )
     assert_replays(optuna.load_study(study_name="study", storage=to))
+
+
+@pytest.mark.parametrize("n_trials", [0, 9])
+def test_a_study_made_anew_under_the_same_identifier_keeps_them_too(
+    tmp_path: Path, n_trials: int
+) -> None:
+    storage = open_storage(f"sqlite:///{tmp_path}/s.db")
+    sampler = S2ESampler(seed=1, source_studies=[searched(bowl(0.0), 8, 0, "earlier")])
+    first = optuna.create_study(study_name="s", storage=storage, sampler=sampler)
+    first.optimize(bowl(0.05), n_trials=n_trials)
+    first.ask()
+    optuna.delete_study(study_name="s", storage=storage)
+    study = optuna.create_study(study_name="s", storage=storage, sampler=sampler)
+    assert study._study_id == first._study_id
+    study.optimize(bowl(0.05), n_trials=13)
+    assert read_sources(storage.get_study_system_attrs(study._study_id)) is not None
+    assert_replays(study)
+
+
+def test_workers_that_record_at_once_learn_from_the_same() -> None:
+    """Some storages cannot compare and write in one step: the last one who writes counts."""
+    earlier, other = (searched(bowl(0.0), 8, seed, "earlier") for seed in (0, 1))
+    study = searched(bowl(0.05), 3, 1, source_studies=[earlier])
+    attr = Sources.of([other]).to_attr()
+    study._storage.set_study_system_attr(study._study_id, SOURCES_KEY, attr)
+    study.optimize(bowl(0.05), n_trials=10)
+    assert len(generations(study)) == 3
+    assert_replays(study)
 
 
 def test_theta_that_moved_without_them_takes_on_none() -> None:

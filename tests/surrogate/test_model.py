@@ -109,3 +109,38 @@ def test_a_task_that_says_the_contrary_is_not_believed() -> None:
     alone = Model.fit(space, x[:12], active=x[:12] > 0, losses=losses[:12])
     np.testing.assert_array_equal(model.gp.features, alone.gp.features)
     np.testing.assert_array_equal(model.gp.mean_at_draws, alone.gp.mean_at_draws)
+
+
+@pytest.mark.parametrize("scale", [2.0**-900, 2.0**900])
+def test_tasks_are_compared_in_any_unit(scale: float) -> None:
+    space = SearchSpace.of({"a": FloatDistribution(0, 1)})
+    x = np.concatenate([np.linspace(0.02, 0.98, 12), np.linspace(0.03, 0.97, 25)])[:, None]
+    tasks = np.repeat([0, 1], [12, 25])
+    losses = (x[:, 0] - 0.3) ** 2 + 0.05 * np.sin(40 * x[:, 0])
+    scaled = np.where(tasks == 0, losses, scale * losses)
+    model, same = (
+        Model.fit(space, x, active=x > 0, losses=own, tasks=tasks) for own in (losses, scaled)
+    )
+    assert len(same.x) == len(x)
+    np.testing.assert_array_equal(same.mean_at_draws, model.mean_at_draws)
+
+
+def test_a_task_that_did_not_search_a_parameter_says_nothing_of_its_condition() -> None:
+    """Here all draws of the task happen to lie below the own ones."""
+    space = SearchSpace.of({name: FloatDistribution(0, 1) for name in "abc"})
+    rng = np.random.default_rng(0)
+    x, tasks = rng.uniform(0.01, 0.99, (24, 3)), np.repeat([0, 1], 12)
+    x[:, 0] = np.where(tasks == 0, 0.2 + 0.8 * x[:, 0], 0.2 * x[:, 0])
+    active = np.ones(x.shape, dtype=bool)
+    active[12:, 1] = False
+    model = Model.fit(space, x, active=active, losses=x[:, 2], tasks=tasks)
+    assert len(model.x) == 24
+    assert model.conditions.active(rng.uniform(size=(50, 3))).all()
+
+
+def test_a_task_that_searched_all_parameters_says_where_they_are_active() -> None:
+    x = np.array([[0.1, 0], [0.5, 0], [0.9, 0], [0.2, 0], [0.7, 0], [0.3, 1], [0.6, 1]])
+    tasks, active = np.repeat([0, 1], [3, 4]), np.column_stack([x[:, 1] == 0, x[:, 1] >= 0])
+    model = Model.fit(BRANCHES, x, active=active, losses=x[:, 0], tasks=tasks)
+    assert len(model.x) == 7
+    assert model.conditions.active(np.array([[0.5, 1.0]])).tolist() == [[False, True]]
