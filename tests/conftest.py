@@ -7,11 +7,13 @@ import pytest
 
 # what takes longest, longest first: what begins last ends soon
 LONG_FILES = [
-    "test_cli_search.py", "test_browser.py", "test_cli_evaluate.py", "test_batch_kills.py",
+    "test_launch.py", "test_cli_search.py", "test_browser.py", "test_cli_evaluate.py",
+    "test_batch_kills.py",
     "test_docs.py", "test_surrogate_search.py", "test_noise_estimate.py", "test_every_storage.py",
     "test_processes.py", "test_process.py", "test_recommend.py", "test_security.py",
     "test_harmless.py", "test_worker.py", "test_sampler.py", "test_engine.py",
-    "test_reporter.py", "test_faults.py", "test_training.py", "test_batch_machine.py",
+    "test_reporter.py", "test_optunahub.py", "test_faults.py",
+    "test_training.py", "test_batch_machine.py",
     "test_classifier_study.py", "test_cli_interrupt.py", "test_figures.py",
     "test_conditional_schedules.py", "test_fused_mlp.py", "test_lease.py", "test_cli_main.py",
     "test_cli_noise_rate.py", "test_ledger.py", "test_fused_vmap.py", "test_driver.py",
