@@ -1,4 +1,5 @@
-from collections.abc import Iterator
+import gc
+from collections.abc import Generator, Iterator
 from functools import cache
 
 import optuna
@@ -6,16 +7,31 @@ import pytest
 
 # what takes longest, longest first: what begins last ends soon
 LONG_FILES = [
-    "test_cli_search.py", "test_browser.py", "test_cli_evaluate.py", "test_batch_kills.py",
-    "test_surrogate_search.py", "test_noise_estimate.py", "test_every_storage.py",
+    "test_launch.py", "test_cli_search.py", "test_browser.py", "test_cli_evaluate.py",
+    "test_batch_kills.py",
+    "test_docs.py", "test_surrogate_search.py", "test_noise_estimate.py", "test_every_storage.py",
     "test_processes.py", "test_process.py", "test_recommend.py", "test_security.py",
     "test_harmless.py", "test_worker.py", "test_sampler.py", "test_engine.py",
-    "test_reporter.py", "test_faults.py", "test_training.py", "test_batch_machine.py",
+    "test_reporter.py", "test_optunahub.py", "test_faults.py",
+    "test_training.py", "test_batch_machine.py",
     "test_classifier_study.py", "test_cli_interrupt.py", "test_figures.py",
     "test_conditional_schedules.py", "test_fused_mlp.py", "test_lease.py", "test_cli_main.py",
     "test_cli_noise_rate.py", "test_ledger.py", "test_fused_vmap.py", "test_driver.py",
-    "test_label_errors.py", "test_readme.py", "test_optimize_batch.py", "test_state_machine.py",
+    "test_label_errors.py", "test_training_methods.py", "test_warm_start.py", "test_cli_fit.py",
+    "test_readme.py", "test_optimize_batch.py", "test_state_machine.py",
 ]  # fmt: skip
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Import all that the tests need without looking for garbage, and never look there again."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.collect()
+        gc.freeze()
+        gc.enable()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

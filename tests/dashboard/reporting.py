@@ -3,6 +3,7 @@
 import json
 import warnings
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any
 from urllib.request import Request, urlopen
 
@@ -17,6 +18,11 @@ IN_SQLITE = pytest.mark.parametrize("study", ["sqlite"], indirect=True)
 PLOTS = {"s2e_1_schedules", "s2e_2_theta", "s2e_3_generations", "s2e_4_curves"}
 
 Objective = Callable[[optuna.Trial], float]
+
+
+def forget_trials(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let optuna-dashboard, which remembers trials for some seconds, read them at each request."""
+    monkeypatch.setattr("optuna_dashboard._storage.timedelta", lambda seconds: timedelta(0))
 
 
 def make_objective(

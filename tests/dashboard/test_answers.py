@@ -3,7 +3,6 @@
 import io
 import json
 import sys
-import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -11,6 +10,7 @@ import optuna
 import pytest
 from optuna.storages import BaseStorage
 from optuna_dashboard import _serializer, save_note, wsgi
+from reporting import IN_SQLITE, forget_trials
 
 from optuna_s2e import _optuna
 from optuna_s2e.dashboard._answers import NotesApart, StudyAnswers
@@ -101,7 +101,10 @@ def test_a_later_note_is_shown(study: optuna.Study) -> None:
         assert ask("")["trials"][1]["note"]["body"] == text
 
 
-def test_a_study_that_was_made_again_has_its_own_trials(study: optuna.Study) -> None:
+@IN_SQLITE
+def test_a_study_that_was_made_again_has_its_own_trials(
+    study: optuna.Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
     storage = study._storage
     study.optimize(objective, n_trials=2)
     ask = ours(storage)
@@ -111,6 +114,6 @@ def test_a_study_that_was_made_again_has_its_own_trials(study: optuna.Study) -> 
     assert again._study_id == 1  # SQLite gives the identifier again
     again.optimize(objective, n_trials=2)
     ask("")
-    time.sleep(2.1)  # optuna-dashboard remembers the trials for two seconds
+    forget_trials(monkeypatch)
     shown = [t["params"][0]["param_internal_value"] for t in ask("")["trials"]]
     assert shown == [t.params["x"] for t in again.trials]

@@ -22,7 +22,7 @@ from optuna.artifacts import upload_artifact
 from optuna.artifacts.exceptions import ArtifactNotFound
 from optuna.trial import FixedTrial
 from processes import PATIENCE, Command, wait_until
-from reporting import IN_SQLITE, call, make_objective
+from reporting import IN_SQLITE, call, forget_trials, make_objective
 
 from optuna_s2e import ScheduleSpace, suggest_simplex
 from optuna_s2e.cli._main import main
@@ -118,7 +118,7 @@ def test_a_line_per_trial_is_drawn_for_the_first_500_only(monkeypatch: pytest.Mo
     with serve(study) as base:
         path = f"/api/studies/{study._study_id}"
         assert json.loads(urlopen(api(base, path)).read())["has_intermediate_values"]
-        time.sleep(2.1)  # the dashboard remembers the trials for two seconds
+        forget_trials(monkeypatch)
         study.optimize(objective, n_trials=1)
         for after in ("", "?after=3", "?after=5"):
             answer = json.loads(urlopen(api(base, path + after)).read())

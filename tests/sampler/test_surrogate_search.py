@@ -146,9 +146,9 @@ def test_search_where_few_of_many_parameters_matter() -> None:
         return float(np.mean([t.value for t in study.trials[-12:]]))
 
     ours, theirs = (
-        [last_mean(make(seed=seed)) for seed in range(5)] for make in (S2ESampler, TPESampler)
+        [last_mean(make(seed=seed)) for seed in range(3)] for make in (S2ESampler, TPESampler)
     )
-    assert np.median(ours) < np.median(theirs) / 3  # without ARD: twice theirs
+    assert max(ours) < min(theirs) / 3  # without ARD: twice theirs
 
 
 def plateau(trial: optuna.Trial) -> float:
@@ -174,7 +174,7 @@ def test_losses_that_tie_are_searched_better_than_at_random(objective: Any) -> N
         study.optimize(objective, n_trials=36)
         return float(np.mean([t.value for t in study.trials[18:]]))
 
-    seeds = range(8)
+    seeds = range(4)
     ours = [late(S2ESampler(seed=s)) for s in seeds]
     random = [late(RandomSampler(seed=s)) for s in seeds]
     assert np.mean(ours) < np.mean(random) / 3
@@ -207,8 +207,8 @@ def test_among_thousands_of_choices_good_ones_are_found_again() -> None:
         study.optimize(among_thousands, n_trials=48)
         return float(np.mean([t.value for t in study.trials[24:]]))
 
-    ours = [late(S2ESampler(seed=s)) for s in range(4)]
-    random = [late(RandomSampler(seed=s)) for s in range(4)]
+    ours = [late(S2ESampler(seed=s)) for s in range(2)]
+    random = [late(RandomSampler(seed=s)) for s in range(2)]
     assert max(ours) < min(random) / 1.5
 
 

@@ -38,8 +38,8 @@ def searched(
 
 def test_a_similar_task_saves_trainings_and_a_contrary_one_costs_none() -> None:
     gains, harms = [], []
-    for seed in range(4):
-        earlier = searched(bowl(0.0, offset=5.0, scale=3.0), 40, seed, "earlier")
+    for seed in range(3):
+        earlier = searched(bowl(0.0, offset=5.0, scale=3.0), 24, seed, "earlier")
         contrary = searched(bowl(0.0, scale=-1.0), 40, seed, "contrary")
         cold, warm, misled = (
             searched(bowl(0.05), 18, 100 + seed, source_studies=sources)

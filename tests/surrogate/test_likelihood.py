@@ -42,9 +42,10 @@ def density(z: np.ndarray, y: np.ndarray, v: np.ndarray) -> float:
     wide[:-1, :-1] = (1 - expit(v[-1])) * (1 + r + r**2 / 3) * np.exp(-r)
     wide[:-1, :-1] += expit(v[-1]) * np.eye(len(y))
 
+    cloud = stats.multivariate_normal(np.zeros(n), wide)
+
     def minus(log_variance: float) -> float:  # of N(seen | 0, variance * wide)
-        cloud = stats.multivariate_normal(np.zeros(n), np.exp(log_variance) * wide)
-        return -float(cloud.logpdf(seen))
+        return n * log_variance / 2 - float(cloud.logpdf(seen * np.exp(-log_variance / 2)))
 
     found = optimize.minimize_scalar(minus, bounds=(-10, 10), method="bounded")
     prior = stats.norm(0.0, 1.5).logpdf(v[-2]) + stats.cauchy(0.0, 0.5).logpdf(v[:-2]).sum()
