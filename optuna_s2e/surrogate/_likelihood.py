@@ -13,8 +13,10 @@ Notation
 
 The covariance of two observations is k = (1 - s) m(r) + s [same draw], times the variance of an
 observation, with :math:`r^2 = \sum_j e^{2 a_j} D_j / l^2`. The variance has a closed form. The
-prior on log l is normal around the median distance between draws, that on logit s is flat.
-Independent Cauchy priors on a_j leave most parameters alike and let some stand out.
+prior on log l is normal around the median distance between draws. Independent Cauchy priors on a_j
+leave most parameters alike and let some stand out. The prior on logit s is flat where all count
+alike. Where relevances are learned it is normal and wide: otherwise pure noise explains the losses
+as well as a few parameters that matter.
 
 With a = 0, all parameters count alike. (l, s) is then the point of a grid where the posterior
 density is largest; it is the same on a processor that rounds differently. Automatic relevance
@@ -46,6 +48,7 @@ LOG_LENGTHS = np.log(np.geomspace(0.1, 6.0, 9))  # grid, in units of the median 
 LOGITS = logit([0.003, 0.03, 0.1, 0.2, 0.35, 0.5, 0.7, 0.9])  # grid
 LENGTH_WIDTH = 1.5  # prior standard deviation of log l
 PRIOR_WIDTH = 0.5  # scale of the Cauchy prior on a_j
+NOISE_MODE, NOISE_WIDTH = -2.0, 2.5  # prior of logit s where relevances are learned
 LARGEST = 4.0  # bound of |a_j|
 NEEDED = 3.0  # log odds against a = 0
 MAX_POINTS = 100  # draws from which ARD learns
@@ -88,15 +91,17 @@ class LogPosterior:
     Args:
         squares: D_j of each pair of draws, as `pair_squares` returns them, (G, P).
         y: Standardised losses, (N,).
+        noise_width: Standard deviation of the normal prior on logit s, around `NOISE_MODE`.
 
     Attributes:
         unit: Median squared distance of draws that differ, or 1. l is in units of its root.
     """
 
-    def __init__(self, squares: FloatArray, y: FloatArray) -> None:
+    def __init__(self, squares: FloatArray, y: FloatArray, noise_width: float = np.inf) -> None:
         total = squares.sum(axis=0)
         self.unit = float(np.median(total[total > 0.0])) if (total > 0.0).any() else 1.0
         self._squares, self._y = squares / self.unit, y
+        self._noise_width = noise_width
 
     def solve(self, v: FloatArray, at: _Correlations | None = None) -> Solved:
         """Return the density, and the covariance of the losses in a form that solves.
@@ -114,6 +119,7 @@ class LogPosterior:
         variance = (float(half @ half) + 1.0) / (n + 1)
         likelihood = np.log(np.diag(cholesky)).sum() + 0.5 * (n + 1) * np.log(variance)
         prior = 0.5 * (log_length / LENGTH_WIDTH) ** 2 + np.log1p((a / PRIOR_WIDTH) ** 2).sum()
+        prior += 0.5 * ((v[-1] - NOISE_MODE) / self._noise_width) ** 2
         return Solved(float(likelihood + prior), cholesky, half, variance, r, correlation)
 
     def _correlate(self, v: FloatArray) -> _Correlations:
@@ -132,6 +138,7 @@ class LogPosterior:
         by_square = (-5.0 / 6.0 * (1.0 - s)) * by_k * (1.0 + q) * np.exp(-q)
         by_a = 2.0 * np.exp(2.0 * (v[:-2] - v[-2])) * (self._squares @ by_square)
         by_logit = -s * (1.0 - s) * (by_k @ correlation)
+        by_logit += (v[-1] - NOISE_MODE) / self._noise_width**2
         by_length = v[-2] / LENGTH_WIDTH**2 - by_a.sum()
         by_a += 2.0 * odd / (1.0 + odd**2) / PRIOR_WIDTH
         return value, np.array([*by_a, by_length, by_logit])
@@ -181,7 +188,7 @@ def ard_scales(
         pair_squares(features[np.ix_(used, groups == j)], weights[groups == j])
         for j in range(n_groups)
     ]
-    posterior = LogPosterior(np.array(squares), y[used])
+    posterior = LogPosterior(np.array(squares), y[used], NOISE_WIDTH)
     density, alike = _climb(posterior, posterior.best_of_grid(), 0.0)
     density_apart, apart = _climb(posterior, alike, LARGEST)
     if density - density_apart < NEEDED:
