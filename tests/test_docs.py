@@ -53,6 +53,7 @@ def test_a_page_does_what_it_says(
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:size_average and reduce args:UserWarning")  # of cleanlab
+@pytest.mark.filterwarnings("ignore:__array_wrap__ must accept:DeprecationWarning")  # of cleanlab
 @pytest.mark.parametrize("section", SECTIONS, ids=lambda text: text.splitlines()[0][3:])
 def test_a_trainer_follows_the_schedule(
     section: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

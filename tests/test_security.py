@@ -65,7 +65,7 @@ def test_no_module_can_execute_what_it_reads(path: Path) -> None:
             assert ast.unparse(call.args[0]).startswith("pickle.dumps(")
         if name.endswith("import_module"):  # what the command line names, nothing else
             named = ast.unparse(call.args[0])
-            own = ("f'{__name__}.{room}'", "f'{__name__}.{name}'", "f'optuna_s2e.cli._{command}'")
+            own = ("f'{__name__}.{room}'", "f'{__name__}.{name}'", "f'optuna_s2e.cli._{module}'")
             known = named in own or named.startswith(("'", "f'torchvision."))
             assert path.name == "_worker.py" or known
 

@@ -124,7 +124,8 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def _module(command: str) -> Any:
-    return import_module(f"optuna_s2e.cli._{command.replace('-', '_')}")
+    module = command.replace("-", "_")
+    return import_module(f"optuna_s2e.cli._{module}")
 
 
 _WORDS = {

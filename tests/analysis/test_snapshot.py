@@ -103,9 +103,9 @@ def test_views_of_a_growing_study_agree(recorded: list[FrozenTrial], n_before: i
     assert f"Study 's': {n} complete" in page
     assert sum(row.n_trials for row in snapshot.generation_rows) == n
     assert sum(row.n_complete for row in snapshot.generation_rows) == n
-    assert (
-        verified.message == f"verify: {len(snapshot.generations)} generations replay bit for bit."
-    )
+    replayed = len(snapshot.generations)
+    said = "1 generation replays" if replayed == 1 else f"{replayed} generations replay"
+    assert verified.message == f"verify: {said} bit for bit."
     points = drawn[2]["data"][0]
     assert sorted(points["customdata"]) == list(range(n))
     assert max(points["x"]) <= snapshot.generations[-1].index

@@ -138,7 +138,7 @@ def test_a_list_of_methods_and_those_that_cannot_be_compared(
     assert "MentorNet is left out: its schedule needs a noise rate." in printed.err
     assert set(document["methods"]) == {"standard", "bare", "mentornet/searched", "searched"}
     assert document["methods"]["searched"]["method"] == "jocor"
-    assert re.search(r"^Searched \(S2E\) \(JoCoR\) ", printed.err, re.MULTILINE)
+    assert re.search(r"^Searched \(S2E, JoCoR\) ", printed.err, re.MULTILINE)
 
 
 # --- what is kept ----------------------------------------------------------------------------
