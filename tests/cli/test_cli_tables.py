@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from optuna_s2e.cli._tables import TableFile, import_pandas, numbers_the_rows, refuse_dates
+from optuna_s2e.cli._tables import TableFile, numbers_the_rows, refuse_dates
 
 CONTENT = "size,colour,kind\n1.5,red,cat\n,blue,NA\n2,,dog\n"
 
@@ -35,7 +35,7 @@ def read(content: str | bytes, label: str = "kind", **options: bool) -> pd.DataF
         CONTENT.encode("utf-16"),
         b"sep=;\r\n" + CONTENT.replace(",", ";").encode(),
         CONTENT.replace("size,", "size ,").replace("kind", "kind ").encode(),
-        gzip.compress(CONTENT.encode()),
+        gzip.compress(CONTENT.encode(), mtime=0),
         CONTENT.replace("\n", ",\n").replace("kind,", "kind").encode(),  # lines end with a comma
         CONTENT.replace("\n", ",\n").encode(),
         (b'"size" "colour" "kind"\n"a" 1.5 "red" "cat"\n"b" NA "blue" "NA"\n'  # as R writes it
@@ -144,4 +144,4 @@ def test_rows_are_numbered_by_steps_of_one() -> None:
 def test_without_pandas_the_install_command_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pandas", None)
     with pytest.raises(ImportError, match=r'pip install "optuna-s2e\[coteaching\]"'):
-        import_pandas()
+        TableFile(Path("a.csv"), b"a,b\n1,2\n")
