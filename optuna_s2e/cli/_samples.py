@@ -16,13 +16,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 import numpy as np
 import numpy.typing as npt
 
+from optuna_s2e._npz import read_npz
+from optuna_s2e._pandas import import_pandas
 from optuna_s2e.cli._images import LARGE, SUGGESTED, ImageShape, Listing, list_images, read_images
-from optuna_s2e.cli._tables import (
-    TableFile,
-    import_pandas,
-    numbers_the_rows,
-    refuse_dates,
-)
+from optuna_s2e.cli._tables import NEEDING, TableFile, numbers_the_rows, refuse_dates
 
 if TYPE_CHECKING:
     import argparse
@@ -282,7 +279,7 @@ def _numbered(n: int) -> list[str]:
 
 
 def _is_category(values: pd.Series) -> bool:
-    is_declared = isinstance(values.dtype, import_pandas().CategoricalDtype)
+    is_declared = isinstance(values.dtype, import_pandas(NEEDING).CategoricalDtype)
     return is_declared or any(isinstance(value, str) for value in values.tolist())
 
 
@@ -364,17 +361,8 @@ def _read_arrays(path: Path) -> Samples:
     content = path.read_bytes()
     if not content.startswith(b"PK"):
         raise ValueError(f"{str(path)!r} must be a .npz file, but is none.")
-    try:
-        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
-            arrays = {name.removeprefix("train_"): file[name] for name in file.files}
-    except OSError:
-        raise
-    except Exception as error:  # NumPy has a dozen kinds for damaged files
-        remedy = " Save names as array.astype(str)." if "Object arrays" in str(error) else ""
-        why = " ".join(str(error).split()).rstrip(".")
-        raise ValueError(
-            f"{str(path)!r} is no .npz file of plain arrays: {why}.{remedy}"
-        ) from error
+    read = read_npz(path, content=content).arrays
+    arrays = {name.removeprefix("train_"): array for name, array in read.items()}
     held = _some(sorted(arrays)) or "nothing"
     if "x" not in arrays:
         raise ValueError(f"{str(path)!r} must hold x, but holds {held}.")

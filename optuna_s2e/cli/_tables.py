@@ -16,13 +16,15 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
+
+from optuna_s2e._pandas import import_pandas
 
 if TYPE_CHECKING:
     import pandas as pd
 
 BINARY = (".parquet", ".pq", ".feather")  # that pandas reads with pyarrow
+NEEDING = "Tables need"
 MAX_NAMES = 20  # of columns that a message lists
 
 _SAMPLE = 2**16  # characters that the separator is found by
@@ -150,7 +152,7 @@ class TableFile:
             return content.decode("cp1252", errors="replace")
 
     def _parse(self, **options: Any) -> pd.DataFrame:
-        pandas = import_pandas()
+        pandas = import_pandas(NEEDING)
         given: dict[str, Any] = {
             "sep": self._separator,
             "header": 0 if self._header else None,
@@ -170,7 +172,7 @@ class TableFile:
                 f"{str(self.path)!r} cannot be read as a table: its first line names {n} columns, "
                 f"and the others hold {n + frame.index.nlevels}."
             )
-        if not frame.index.equals(import_pandas().RangeIndex(len(frame))):
+        if not frame.index.equals(import_pandas(NEEDING).RangeIndex(len(frame))):
             if (frame.iloc[:, -1].isin(_MISSING) | frame.iloc[:, -1].isna()).all():
                 with warnings.catch_warnings(action="ignore"):  # lines end with a separator
                     return self._parse(index_col=False, **options)
@@ -182,7 +184,7 @@ class TableFile:
         return frame
 
     def _read_binary(self) -> pd.DataFrame:
-        pandas = import_pandas()
+        pandas = import_pandas(NEEDING)
         read = pandas.read_feather if self.path.suffix == ".feather" else pandas.read_parquet
         try:
             with self._as_value_error():
@@ -231,22 +233,6 @@ def numbers_the_rows(values: pd.Series) -> bool:
     return bool((values.diff().iloc[1:] == 1).all())
 
 
-def import_pandas() -> ModuleType:
-    """Return pandas.
-
-    Raises:
-        ImportError: If it is missing.
-    """
-    try:
-        import pandas
-    except ModuleNotFoundError as error:
-        raise ImportError(
-            "Tables need pandas, which cannot be imported. "
-            'Install it with: pip install "optuna-s2e[coteaching]"'
-        ) from error
-    return pandas  # type: ignore[no-any-return]
-
-
 def _find_separator(text: str) -> str:
     r"""Return the separator that most of the first lines agree on, a comma if there is none."""
     lines = text[:_SAMPLE].splitlines()
@@ -277,7 +263,7 @@ def _with_decimal_commas(frame: pd.DataFrame, kept: Collection[str | None]) -> p
         texts = frame[name].dropna()
         if len(texts) and all(_DECIMAL_COMMA.fullmatch(str(text).strip()) for text in texts):
             as_points = frame[name].astype("str").str.replace(",", ".")
-            frame[name] = import_pandas().to_numeric(as_points.where(frame[name].notna()))
+            frame[name] = import_pandas(NEEDING).to_numeric(as_points.where(frame[name].notna()))
     return frame
 
 

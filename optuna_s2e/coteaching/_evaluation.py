@@ -261,14 +261,10 @@ class _Entry:
 
     def __init__(self, keep_rates: FloatArray, method: str | Method | None) -> None:
         self._stops = method == EARLY_STOPPING
-        self._method = METHODS["coteaching"]
-        if not self._stops:
-            self._method = find_method(method or "coteaching")
-        is_standard = self._stops or self._method == METHODS["standard"]
-        if is_standard:  # the same training: nothing is trained twice
-            self._method = METHODS["coteaching"]
-        is_ignored = is_standard or not self._method.uses_schedule
-        self._keep_rates = np.ones_like(keep_rates) if is_ignored else keep_rates
+        found = METHODS["standard"] if self._stops else find_method(method or "coteaching")
+        self._keep_rates = keep_rates if found.uses_schedule else np.ones_like(keep_rates)
+        # Standard is Co-teaching with R(t) = 1: the same training is not done twice
+        self._method = METHODS["coteaching"] if found == METHODS["standard"] else found
 
     def trainings(self, seed: int) -> list[Training]:
         """Return the trainings that a row is made of."""

@@ -29,7 +29,6 @@ References:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -40,6 +39,7 @@ from scipy.special import expit, logit
 
 from optuna_s2e._blas import one_blas_thread
 from optuna_s2e._checks import check_int, check_number, check_shape
+from optuna_s2e._pandas import import_pandas
 from optuna_s2e._typing import FloatArray, IntArray
 from optuna_s2e.coteaching._config import TrainingConfig
 from optuna_s2e.coteaching._networks import Network
@@ -57,6 +57,7 @@ _DOUBT = 2.0  # variance of an estimated matrix's errors, in that of its bootstr
 # see the networks' own errors
 _SHARED = 0.5  # weight of the history's log-odds: both witnesses err at the same hard samples
 _SUREST = 1e-12
+_NEEDING = "A list of label errors needs"
 
 Statistics = SampleStatistics | Sequence[SampleStatistics]
 Noise = NoiseEstimate | npt.ArrayLike
@@ -153,7 +154,7 @@ def list_label_errors(
     worst = np.argsort(seen.quality, kind="stable")[:n]
     worst = worst[seen.is_known[worst]]
     suggested = seen.suggested(worst)
-    return _pandas().DataFrame({
+    return import_pandas(_NEEDING).DataFrame({
         "index": worst,
         "given_label": [names[label] for label in seen.given[worst]],
         "suggested_label": [names[label] for label in suggested],
@@ -224,7 +225,7 @@ def find_label_errors(
         >>> bool(wrong[errors["index"]].mean() > 0.9)
         True
     """
-    _pandas()  # before the training
+    import_pandas(_NEEDING)  # before the training
     n_epochs = schedule.n_epochs if schedule else check_int("n_epochs", n_epochs, 2)
     seed, n_pairs = check_int("seed", seed, 0), check_int("n_pairs", n_pairs, 0)
     if n is not None or threshold is not None:  # before the training, too
@@ -297,12 +298,16 @@ class _Witnesses:
         self._posterior: FloatArray | None = None
         if q is not None and matrix is not None:
             self._posterior = _posterior(q, self.given, matrix)
-        self.quality = _together(self._history, self._of_given())
+        # out-of-fold probabilities of the given labels, f; NaN if unknown
+        self._of_given = np.full(n_samples, np.nan)
+        if self._posterior is not None:
+            self._of_given = self._posterior[np.arange(n_samples), self.given]
+        self.quality = _together(self._history, self._of_given)
 
     @property
     def is_known(self) -> npt.NDArray[np.bool_]:
         """Whether any network says anything of each sample, (N,)."""
-        return np.asarray(np.isfinite(self._history) | np.isfinite(self._of_given()))
+        return np.asarray(np.isfinite(self._history) | np.isfinite(self._of_given))
 
     def _log_odds(self, matrix: FloatArray | None) -> FloatArray:
         """Return what the history says, h, (N,)."""
@@ -313,12 +318,6 @@ class _Witnesses:
         seen = np.isfinite(log_odds)
         total = np.where(seen, log_odds, 0.0).sum(axis=1)
         return np.where(seen.any(axis=1), total / np.maximum(seen.sum(axis=1), 1), np.nan)
-
-    def _of_given(self) -> FloatArray:
-        """Return the out-of-fold probability of the given labels, f, (N,); NaN if unknown."""
-        if self._posterior is None:
-            return np.full(len(self.given), np.nan)
-        return np.take_along_axis(self._posterior, self.given[:, None], axis=1)[:, 0]
 
     def suggested(self, samples: IntArray) -> IntArray:
         """Return the class other than the given label that most networks prefer.
@@ -345,7 +344,7 @@ class _Witnesses:
                 self._story(i, label, name),
                 f"trained on in {100 * np.nanmean(self.trained[i]):.0f} % of the epochs",
             ]
-        f = self._of_given()[i]
+        f = self._of_given[i]
         if not np.isnan(f):
             parts.append(f"networks that were not trained on it give the label {100 * f:.0f} %")
         return "; ".join(parts)
@@ -447,14 +446,3 @@ def _how_many(
     if noise_rate is not None:
         return round(check_number("noise_rate", noise_rate, 0.0, 1.0) * len(quality))
     return int((quality < check_number("threshold", threshold)).sum())
-
-
-def _pandas() -> ModuleType:
-    try:
-        import pandas as pd
-    except ModuleNotFoundError as error:
-        raise ImportError(
-            "A list of label errors needs pandas, which cannot be imported. "
-            'Install it with: pip install "optuna-s2e[coteaching]"'
-        ) from error
-    return pd  # type: ignore[no-any-return]

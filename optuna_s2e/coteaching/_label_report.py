@@ -113,7 +113,7 @@ def _page(
         title=escape(title),
         style=_STYLE,
         summary=f"{len(errors)} labels are listed as wrong. Quality is how likely a label is to "
-        "be right, by what two networks saw of it while they were trained.",
+        "be right, by what the networks below say of its sample.",
         links="".join(links),
         sections="".join(sections),
     )
@@ -124,7 +124,7 @@ def _card(row: dict[str, Any], shown: str, name: str) -> str:
     title = escape(name) or f"Sample {row['index']}"
     return (
         f"<li>{shown}<h3>{title}</h3><p>given <b>{given}</b>, suggested "
-        f"<b>{suggested}</b></p><p>quality {row['quality']:.3f}</p>"
+        f"<b>{suggested}</b></p><p>quality {_quality(row['quality'])}</p>"
         f"<p>{escape(str(row['evidence']))}</p></li>"
     )
 
@@ -145,6 +145,11 @@ def _features(row: pd.Series) -> str:
         for name, value in row.iloc[:_MOST_FEATURES].items()
     )
     return f"<dl>{cells}</dl>"
+
+
+def _quality(quality: float) -> str:
+    """Return a quality with three digits; the worst ones are below them."""
+    return "below 0.001" if quality < 0.001 else f"{quality:.3f}"
 
 
 def _cell(value: Any) -> str:

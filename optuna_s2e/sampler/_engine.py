@@ -419,12 +419,11 @@ class Engine:
         if settings.estimator == "surrogate":
             self._settle_sources(study)
             sources = known.ledger.sources
-            outside = sources.outside(chain.space) if sources is not None else []
-            if outside:
+            if sources is not None and parent is None and (out := sources.outside(chain.space)):
                 self.warn_once(
                     f"sources outside {study.study_name}",
                     f"Study {study.study_name!r} learns nothing from the source studies "
-                    f"{outside}: none of their trials has its parameters, within its ranges.",
+                    f"{out}: none of their trials has its parameters, within its ranges.",
                 )
             model = fit_model(chain.space, parent, members, known.ledger, settings)
             if model is None:

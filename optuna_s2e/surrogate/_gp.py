@@ -54,6 +54,7 @@ class GaussianProcess:
         unit: A power of two near the losses.
         category_weights: Squared distance of two different categories, for features that are
             numbers of categories; 0 for the others, (d,).
+        log_likelihood: Log marginal likelihood of the standardised losses, up to a constant.
     """
 
     features: FloatArray
@@ -61,6 +62,7 @@ class GaussianProcess:
     noise_share: float
     unit: float
     category_weights: FloatArray
+    log_likelihood: float
     _cholesky: FloatArray
     _weights: FloatArray
     _scale: float  # prior standard deviation of an observation, standardised
@@ -71,13 +73,6 @@ class GaussianProcess:
     def noise_deviation(self) -> float:
         """Standard deviation of one observation around f, in units of the losses."""
         return float(np.sqrt(self.noise_share)) * self._scale * self._deviation * self.unit
-
-    @property
-    def log_evidence(self) -> float:
-        """Log marginal likelihood of the standardised losses at (l, s), up to a constant."""
-        n = len(self.features)
-        logs = np.log(np.diag(self._cholesky)).sum() + (n + 1) * np.log(self._scale)
-        return -float(logs)
 
     @cached_property
     def mean_at_draws(self) -> FloatArray:
@@ -223,8 +218,8 @@ def fit(
     weights = lapack.dtrtrs(solved.cholesky, solved.half, lower=True, trans=1)[0]
     length_scale, share = float(np.exp(v[-2]) * np.sqrt(posterior.unit)), float(expit(v[-1]))
     return GaussianProcess(
-        features, length_scale, share, unit, weights_of, solved.cholesky, np.asarray(weights),
-        float(np.sqrt(solved.variance)), mean / unit, deviation / unit,
+        features, length_scale, share, unit, weights_of, -solved.likelihood, solved.cholesky,
+        np.asarray(weights), float(np.sqrt(solved.variance)), mean / unit, deviation / unit,
     )  # fmt: skip
 
 

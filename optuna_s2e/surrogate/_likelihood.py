@@ -61,6 +61,7 @@ class Solved(NamedTuple):
 
     Attributes:
         value: Minus the log density.
+        likelihood: The part of it that is minus the log marginal likelihood, up to a constant.
         cholesky: Lower Cholesky factor L of k, (N, N).
         half: L^-1 y, (N,).
         variance: Estimate of the variance of an observation. Its prior is inverse gamma of one
@@ -70,6 +71,7 @@ class Solved(NamedTuple):
     """
 
     value: float
+    likelihood: float
     cholesky: FloatArray
     half: FloatArray
     variance: float
@@ -117,10 +119,11 @@ class LogPosterior:
         cholesky = linalg.cholesky(k.T, lower=True, overwrite_a=True, check_finite=False)
         half = whitened(cholesky, self._y)
         variance = (float(half @ half) + 1.0) / (n + 1)
-        likelihood = np.log(np.diag(cholesky)).sum() + 0.5 * (n + 1) * np.log(variance)
+        likelihood = float(np.log(np.diag(cholesky)).sum() + 0.5 * (n + 1) * np.log(variance))
         prior = 0.5 * (log_length / LENGTH_WIDTH) ** 2 + np.log1p((a / PRIOR_WIDTH) ** 2).sum()
         prior += 0.5 * ((v[-1] - NOISE_MODE) / self._noise_width) ** 2
-        return Solved(float(likelihood + prior), cholesky, half, variance, r, correlation)
+        value = likelihood + float(prior)
+        return Solved(value, likelihood, cholesky, half, variance, r, correlation)
 
     def _correlate(self, v: FloatArray) -> _Correlations:
         r = np.sqrt(np.exp(2.0 * (v[:-2] - v[-2])) @ self._squares)
@@ -129,7 +132,7 @@ class LogPosterior:
 
     def __call__(self, v: FloatArray) -> tuple[float, FloatArray]:
         """Return minus the log density and its gradient, (G + 2,)."""
-        value, cholesky, half, variance, r, correlation = self.solve(v)
+        value, _, cholesky, half, variance, r, correlation = self.solve(v)
         s, odd = expit(v[-1]), v[:-2] / PRIOR_WIDTH
         alpha = lapack.dtrtrs(cholesky, half, lower=True, trans=1)[0]
         inverse = lapack.dpotri(cholesky, lower=True, overwrite_c=True)[0]  # its lower triangle

@@ -101,7 +101,7 @@ class Model:
             fit(z, losses, np.append(weights, (distance * typical) ** 2))
             for distance in TASK_DISTANCES
         )
-        gp = max(fits, key=lambda gp: gp.log_evidence)  # the first, so the nearest, of equals
+        gp = max(fits, key=lambda gp: gp.log_likelihood)  # the first, so the nearest, of equals
         return cls(space, x, conditions, np.append(scales, 1.0), gp, with_tasks=True)
 
     def featurize(self, x: FloatArray, active: BoolArray | None = None) -> FloatArray:

@@ -117,7 +117,7 @@ def test_arrays_hold_inputs_labels_and_clean_ones() -> None:
         ({"x": np.ones((3, 2)), "y": np.ones(2)}, r"must have shapes \(N, ...\) and \(N,\)"),
         ({"x": np.ones((3, 2)), "y": np.ones((3, 2))}, r"but got \(3, 2\) and \(3, 2\)"),
         ({"x": np.ones(3), "y": np.ones(3)}, r"x in 'a.npz' must hold samples, but got \(3,\)"),
-        ({"x": np.array([{}]), "y": np.ones(1)}, "is no .npz file of plain arrays"),
+        ({"x": np.array([{}]), "y": np.ones(1)}, "is not a .npz file of plain arrays"),
     ],
 )
 def test_arrays_that_cannot_be_used(arrays: dict[str, np.ndarray], message: str) -> None:

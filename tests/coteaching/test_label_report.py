@@ -186,3 +186,9 @@ def test_errors_name_the_argument_and_write_nothing(tmp_path, change, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         _save(tmp_path, **change)
     assert not [*tmp_path.iterdir()]
+
+
+def test_the_worst_qualities_are_below_the_digits_that_are_shown(tmp_path):
+    texts = _save(tmp_path).texts
+    assert "quality below 0.001" in texts
+    assert "quality 0.100" in texts

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from optuna_s2e._npz import read_npz
 from optuna_s2e.coteaching._torchvision import read_images
 
 Array = npt.NDArray[Any]
@@ -104,19 +105,7 @@ def _read_digits(rng: np.random.Generator) -> Source:
 
 
 def _read_npz(path: Path) -> Source:
-    try:
-        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
-            arrays = {key: file[key] for key in file.files if key in _KEYS}
-            others = sorted(set(file.files) - _KEYS)
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f"There is no file {str(path)!r}.") from error
-    except OSError:
-        raise
-    except Exception as error:  # NumPy raises a dozen kinds for damaged files
-        remedy = " Save names as array.astype(str)." if "Object arrays" in str(error) else ""
-        raise ValueError(
-            f"{str(path)!r} is not a .npz file of plain arrays: {error}.{remedy}"
-        ) from error
+    arrays, others = read_npz(path, _KEYS)
     layout = _SPLIT_BY_FILE if "x" in arrays else _SPLIT_BY_US
     missing = [key for key in layout if key not in arrays]
     if missing:
@@ -140,5 +129,4 @@ def _read_npz(path: Path) -> Source:
         x, y, x_test, y_test = (arrays[key] for key in layout)
         return Source(x, y, x_test, y_test, clean_labels=clean_labels)
     x, y, x_val, y_val = (arrays[key] for key in layout)
-    x_test, y_test = arrays.get("x_test"), arrays.get("y_test")
-    return Source(x, y, x_test, y_test, x_val, y_val, clean_labels)
+    return Source(x, y, arrays.get("x_test"), arrays.get("y_test"), x_val, y_val, clean_labels)
