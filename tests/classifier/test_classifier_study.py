@@ -121,6 +121,17 @@ def test_trials_of_others_are_left_alone(url):
         fit(storage=url, study_name="mine")
 
 
+def test_a_search_prints_no_line_per_trial(capfd):
+    before = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.INFO)
+    try:
+        fit()
+        assert capfd.readouterr() == ("", "")
+        assert optuna.logging.get_verbosity() == optuna.logging.INFO
+    finally:
+        optuna.logging.set_verbosity(before)
+
+
 def test_a_budget_of_time_ends_the_search():
     model = fit(budget="2 s")
     assert len(model.study_.trials) >= 1
