@@ -69,6 +69,10 @@ def save(model: NoisyLabelClassifier, path: str | os.PathLike[str]) -> None:
     for i, own in enumerate(model._samples):
         content |= {f"samples {i} {name}": getattr(own, name) for name in _STATISTICS}
     target = Path(path)
+    if target.is_dir():
+        raise IsADirectoryError(f"path must be a file, but {str(path)!r} is a folder.")
+    if not target.parent.is_dir():
+        raise FileNotFoundError(f"There is no folder {str(target.parent)!r}. Make it first.")
     unfinished = target.with_name(f".{target.name}.{uuid4().hex}")
     with unfinished.open("xb") as file:  # unlike a temporary file's, its mode follows the umask
         try:

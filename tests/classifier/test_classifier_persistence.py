@@ -157,3 +157,12 @@ def test_a_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
     assert [p.name for p in tmp_path.iterdir()] == ["model.npz"]
     with pytest.raises(FileNotFoundError):
         NoisyLabelClassifier.load(tmp_path / "none.npz")
+
+
+def test_places_where_no_file_can_be_are_told(tmp_path):
+    model = fit(X, Y, noise_rate=0.1)
+    with pytest.raises(IsADirectoryError, match=r"path must be a file, but '.*' is a folder"):
+        model.save(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"There is no folder '.*none'. Make it first"):
+        model.save(tmp_path / "none" / "model.npz")
+    assert list(tmp_path.iterdir()) == []
