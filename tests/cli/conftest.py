@@ -56,8 +56,9 @@ def undisturbed(_searched_once: Searched) -> Callable[[int], list[bytes]]:
 
     def thetas(n_trials: int) -> list[bytes]:
         with contextlib.chdir(_searched_once.folder), contextlib.redirect_stdout(io.StringIO()):
-            assert main(search(n_trials, *LONG, name="long")) == 0  # goes on
-            told = generations(study("long"))
+            url = "sqlite:///long.db"
+            assert main(search(n_trials, *LONG, "--storage", url)) == 0  # goes on
+            told = generations(study(storage=url))
         return [g.theta.tobytes() for g in told if g.opener is None or g.opener < n_trials]
 
     return thetas
