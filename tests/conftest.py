@@ -11,9 +11,9 @@ import pytest
 
 # what takes longest, longest first: what begins last ends soon
 LONG_FILES = [
-    "test_launch.py", "test_cli_search.py", "test_browser.py", "test_cli_evaluate.py",
-    "test_batch_kills.py",
-    "test_docs.py", "test_surrogate_search.py", "test_noise_estimate.py", "test_every_storage.py",
+    "test_docs.py", "test_launch.py", "test_cli_search.py", "test_browser.py",
+    "test_cli_evaluate.py", "test_batch_kills.py", "test_surrogate_search.py",
+    "test_noise_estimate.py", "test_every_storage.py",
     "test_processes.py", "test_process.py", "test_recommend.py", "test_security.py",
     "test_harmless.py", "test_worker.py", "test_sampler.py", "test_engine.py",
     "test_reporter.py", "test_optunahub.py", "test_faults.py",
