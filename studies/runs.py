@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import platform
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -98,6 +99,38 @@ def parser(doc: str | None, *, seeds: int) -> argparse.ArgumentParser:
     made.add_argument("--minutes", type=float, default=1e9, help="start nothing after that time")
     made.add_argument("--report", action="store_true", help="only print the tables")
     return made
+
+
+def figure_parser(
+    doc: str | None, *, seeds: int, epochs: int, results: Path
+) -> argparse.ArgumentParser:
+    """Return the options that the figures of the paper have."""
+    made = parser(doc, seeds=seeds)
+    made.add_argument("--epochs", type=int, default=epochs, help="of each training")
+    made.add_argument("--budget", action="store_true", help="only print what the run takes")
+    made.add_argument("--smoke", action="store_true", help="everything in small; keeps nothing")
+    made.add_argument("--picture", type=Path, help="file to draw the results into")
+    made.add_argument("--results", type=Path, default=results, help="file of results")
+    return made
+
+
+def keep_nothing(args: argparse.Namespace) -> None:
+    """Let a run in small write its results, and its picture if no other is named, aside."""
+    args.results = Path(tempfile.mkdtemp()) / "smoke.json"
+    args.picture = args.picture or args.results.with_suffix(".png")
+
+
+def note_setup(path: Path, setup: dict[str, Any], **notes: Any) -> None:
+    """Write into a file of results what its runs share, and notes for those who read it.
+
+    Raises:
+        SystemExit: If it holds runs of another setup.
+    """
+    document = read(path)
+    kept = {name: document.get(name, value) for name, value in setup.items()}
+    if kept != setup:
+        raise SystemExit(f"{path} holds runs of {kept}. Name another with --results.")
+    path.write_text(json.dumps(document | setup | notes) + "\n")
 
 
 def mean_and_error(values: Sequence[float] | np.ndarray, scale: float = 100.0) -> str:

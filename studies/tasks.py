@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -186,3 +186,21 @@ TASKS: dict[str, Task] = {
         "report", _cifar10, "symmetric", 0.4, 1000, 1000, 3e-3, 30, True
     ),
 }
+
+
+def first_images(data: NoisyData, n: int | None) -> NoisyData:
+    """Keep the first n training and n test samples of loaded data, for a run that is cut.
+
+    Args:
+        data: Data with a test part.
+        n: How many. None keeps all.
+    """
+    if n is None:
+        return data
+    assert data.x_test is not None
+    assert data.y_test is not None
+    return replace(
+        data, x=data.x[:n], noisy_labels=data.noisy_labels[:n], x_test=data.x_test[:n],
+        clean_labels=None if data.clean_labels is None else data.clean_labels[:n],
+        y_test=data.y_test[:n],
+    )  # fmt: skip
