@@ -102,7 +102,7 @@ def parser(doc: str | None, *, seeds: int) -> argparse.ArgumentParser:
 
 
 def figure_parser(
-    doc: str | None, *, seeds: int, epochs: int, results: Path
+    doc: str | None, *, seeds: int, epochs: int, results: Path | None
 ) -> argparse.ArgumentParser:
     """Return the options that the figures of the paper have."""
     made = parser(doc, seeds=seeds)
@@ -110,6 +110,7 @@ def figure_parser(
     made.add_argument("--budget", action="store_true", help="only print what the run takes")
     made.add_argument("--smoke", action="store_true", help="everything in small; keeps nothing")
     made.add_argument("--picture", type=Path, help="file to draw the results into")
+    made.add_argument("--page", type=Path, help="page of the docs to write the tables into")
     made.add_argument("--results", type=Path, default=results, help="file of results")
     return made
 
@@ -123,14 +124,41 @@ def keep_nothing(args: argparse.Namespace) -> None:
 def note_setup(path: Path, setup: dict[str, Any], **notes: Any) -> None:
     """Write into a file of results what its runs share, and notes for those who read it.
 
+    What a file with results does not say is None.
+
     Raises:
         SystemExit: If it holds runs of another setup.
     """
     document = read(path)
-    kept = {name: document.get(name, value) for name, value in setup.items()}
+    kept = {name: document.get(name) for name in setup} if document["results"] else setup
     if kept != setup:
         raise SystemExit(f"{path} holds runs of {kept}. Name another with --results.")
     path.write_text(json.dumps(document | setup | notes) + "\n")
+
+
+def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return a table of a page; numbers are to the right."""
+    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def fill_page(page: Path, name: str, text: str) -> None:
+    """Put a text between the two comments of a page that bear its name."""
+    page.write_text(filled(page.read_text(), name, text))
+
+
+def filled(page: str, name: str, text: str) -> str:
+    """Return a page with a text between the two comments that bear its name.
+
+    Raises:
+        ValueError: If the page lacks one of them.
+    """
+    begin, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->\n"
+    before, opened, rest = page.partition(begin)
+    _, closed, after = rest.partition(end)
+    if not (opened and closed):
+        raise ValueError(f"The page must have the lines {begin!r} and {end!r}.")
+    return f"{before}{begin}\n{text}\n\n{end}{after}"
 
 
 def mean_and_error(values: Sequence[float] | np.ndarray, scale: float = 100.0) -> str:

@@ -189,7 +189,7 @@ TASKS: dict[str, Task] = {
 
 
 def first_images(data: NoisyData, n: int | None) -> NoisyData:
-    """Keep the first n training and n test samples of loaded data, for a run that is cut.
+    """Keep the first n training, validation and test samples, for a run that is cut.
 
     Args:
         data: Data with a test part.
@@ -197,10 +197,5 @@ def first_images(data: NoisyData, n: int | None) -> NoisyData:
     """
     if n is None:
         return data
-    assert data.x_test is not None
-    assert data.y_test is not None
-    return replace(
-        data, x=data.x[:n], noisy_labels=data.noisy_labels[:n], x_test=data.x_test[:n],
-        clean_labels=None if data.clean_labels is None else data.clean_labels[:n],
-        y_test=data.y_test[:n],
-    )  # fmt: skip
+    parts = ("x", "noisy_labels", "clean_labels", "x_val", "y_val", "x_test", "y_test")
+    return replace(data, **{part: getattr(data, part)[:n] for part in parts})
