@@ -18,7 +18,8 @@ Deviations: the paper does not say with which settings its panels differ; those 
 Run:        S2E_DATA_ROOT=~/data python studies/figure1_memorization.py --jobs 2 --minutes 60
             It resumes. --budget prints what the full run takes here. --smoke runs everything in
             small, on the digits, and keeps nothing.
-Read:       studies/results/figure1_memorization.json, --report; --picture FILE draws it
+Read:       studies/results/figure1_memorization.json, --report; --picture FILE draws it,
+            --page FILE writes the table into a page of the docs
 """
 
 from __future__ import annotations
@@ -164,18 +165,26 @@ def curves_of(results: runs.Results, case: str, schedule: str, name: str) -> np.
     return np.array([r[name] for k, r in results.items() if k.startswith(f"{case}|{schedule}|")])
 
 
-def report(document: dict[str, Any]) -> str:
-    """Return the table: best and last test accuracy, and the share of memorised wrong labels."""
-    results = document["results"]
-    lines = [
-        f"{len(results)} trainings of {document.get('n_epochs')} epochs, "
-        f"{document.get('n_images') or 'all'} images; test accuracy in %: best of any epoch > "
-        "last 10 % (wrong labels memorised), means of the seeds",
-        f"{'':28}" + "".join(f"{s:>22}" for s in SCHEDULES),
-    ]
+def heading(document: dict[str, Any]) -> str:
+    """Return what was run, and what was reduced."""
+    n_images, n_epochs = document.get("n_images"), document.get("n_epochs")
+    seeds = {key.rpartition("|")[2] for key in document["results"]}
+    cut = [f"{n_epochs} of 200 epochs"] if n_epochs != 200 else []
+    cut += [f"the first {n_images} images"] if n_images else []
+    cut += [f"{len(seeds)} of 3 seeds"] if len(seeds) < 3 else []
+    return (
+        f"{len(document['results'])} trainings. "
+        f"{'Reduced: ' + ', '.join(cut) if cut else 'Nothing is reduced'}."
+    )
+
+
+def table(document: dict[str, Any]) -> tuple[str, list[str], list[list[str]]]:
+    """Return what the table shows, its header and its rows."""
+    results, rows = document["results"], []
+    names = [s for s in SCHEDULES if any(f"|{s}|" in key for key in results)]
     for case in CASES.values():
         cells = []
-        for name in SCHEDULES:
+        for name in names:
             accuracy = 100 * curves_of(results, case, name, "test_accuracy")
             if not len(accuracy):
                 cells.append("-")
@@ -184,8 +193,26 @@ def report(document: dict[str, Any]) -> str:
             learned = 100 * curves_of(results, case, name, "memorised")[:, -1].mean()
             cells.append(f"{accuracy.max(axis=1).mean():.1f} > {last:.1f} ({learned:.0f})")
         if set(cells) != {"-"}:
-            lines.append(f"{case:28}" + "".join(f"{cell:>22}" for cell in cells))
+            rows.append([case, *cells])
+    about = (
+        "Test accuracy in %: best of any epoch > last 10 % of the epochs (share of the wrong "
+        "labels that are memorised in the end)"
+    )
+    return about, ["", *names], rows
+
+
+def report(document: dict[str, Any]) -> str:
+    """Return the table as text."""
+    about, header, rows = table(document)
+    lines = [heading(document), about]
+    lines += [f"{row[0]:28}" + "".join(f"{c:>22}" for c in row[1:]) for row in (header, *rows)]
     return "\n".join(lines)
+
+
+def markdown(document: dict[str, Any]) -> str:
+    """Return the table for a page of the docs."""
+    about, header, rows = table(document)
+    return f"{heading(document)}\n\n{about}:\n\n{runs.markdown(header, rows)}"
 
 
 def draw(document: dict[str, Any], path: Path) -> None:
@@ -208,7 +235,7 @@ def draw(document: dict[str, Any], path: Path) -> None:
                             around = np.arange(len(mean)), mean - sd, mean + sd
                             axis.fill_between(*around, color=f"C{i}", alpha=0.15, lw=0)
             axis.grid(alpha=0.3)
-            axis.set_ylim(0, 100)
+            axis.set(ylim=(0, 122), yticks=range(0, 101, 20))  # room for the legend
         row[0].set_ylabel(f"{name}\n%")
     for axis, panel in zip(axes[0], PANELS, strict=True):
         axis.set_title(panel)
@@ -266,6 +293,8 @@ def main(argv: list[str] | None = None) -> None:
         )
     document = runs.read(args.results)
     print(report(document))
+    if args.page is not None:
+        runs.fill_page(args.page, "figure 1", markdown(document))
     if args.picture is not None:
         draw(document, args.picture)
 

@@ -14,7 +14,8 @@ Deviations: a_1 .. a_4 are in [0, 1], own to each basis, and R(0) = 1 and R <= 1
 Run:        python studies/figure2_basis.py --picture docs/images/figure2-basis.png
             It resumes. --budget prints what it takes here. --smoke runs all with T = 20 and few
             draws, and keeps nothing.
-Read:       studies/results/figure2_basis.json, --report; --picture FILE draws it
+Read:       studies/results/figure2_basis.json, --report; --picture FILE draws it,
+            --page FILE writes the table into a page of the docs
 """
 
 from __future__ import annotations
@@ -90,21 +91,43 @@ def jobs() -> list[runs.Job]:
     return [(DRAWN,), *((name, space) for name in TARGETS for space in FITTED)]
 
 
+def rows_of(results: runs.Results) -> list[list[str]]:
+    """Return the distances, a row for each target."""
+    rows = []
+    for name in TARGETS:
+        found = [results.get(runs.key_of((name, space))) for space in FITTED]
+        rows.append([name, *(f"{c['rms']:.3f} / {c['largest']:.3f}" if c else "-" for c in found)])
+    return rows
+
+
+def about_draws(results: runs.Results) -> str:
+    """Return a line on the draws."""
+    shares = {k: v for k, v in results[DRAWN].items() if k != "percentiles"}
+    return "Uniform draws of Eq 4 before R is clipped: " + ", ".join(
+        f"{k} {v:g}" if k == "largest" else f"{k} {100 * v:.1f} %" for k, v in shares.items()
+    )
+
+
 def report(document: dict[str, Any]) -> str:
     """Return the distances as a table, and what the draws look like."""
     results = document["results"]
-    lines = [
-        f"T = {document.get('n_epochs')}; root mean square / largest distance at an epoch",
-        f"{'':26}" + "".join(f"{space:>16}" for space in FITTED),
+    lines = [f"T = {document.get('n_epochs')}; root mean square / largest distance at an epoch"]
+    lines += [
+        f"{row[0]:26}" + "".join(f"{cell:>16}" for cell in row[1:])
+        for row in (["", *FITTED], *rows_of(results))
     ]
-    for name in TARGETS:
-        cells = [results.get(runs.key_of((name, space))) for space in FITTED]
-        shown = [f"{c['rms']:.3f} / {c['largest']:.3f}" if c else "-" for c in cells]
-        lines.append(f"{name:26}" + "".join(f"{cell:>16}" for cell in shown))
     if DRAWN in results:
-        about = {k: v for k, v in results[DRAWN].items() if k != "percentiles"}
-        lines.append("uniform draws of Eq 4: " + ", ".join(f"{k} {v}" for k, v in about.items()))
+        lines.append(about_draws(results))
     return "\n".join(lines)
+
+
+def markdown(document: dict[str, Any]) -> str:
+    """Return the table for a page of the docs, and what the draws look like."""
+    table = runs.markdown(["nearest to", *FITTED], rows_of(document["results"]))
+    return (
+        f"T = {document['n_epochs']}; root mean square / largest distance at an epoch:\n\n{table}"
+        f"\n\n{about_draws(document['results'])}."
+    )
 
 
 def draw(document: dict[str, Any], path: Path) -> None:
@@ -177,6 +200,8 @@ def main(argv: list[str] | None = None) -> None:
         )  # fmt: skip
     document = runs.read(args.results)
     print(report(document))
+    if args.page is not None:
+        runs.fill_page(args.page, "figure 2", markdown(document))
     if args.picture is not None:
         draw(document, args.picture)
 

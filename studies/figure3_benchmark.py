@@ -266,8 +266,9 @@ def tables(document: dict[str, Any]) -> list[tuple[str, list[str], list[list[str
             about = f"{title(ours)} minus the other, points, paired by seed [95 % interval]"
             made.append((about, ["method", *settings], rows))
     rows = []
-    for setting, values in PUBLISHED.get(document.get("data", "mnist"), {}).items():
-        for method, (value, source) in values.items():
+    published = PUBLISHED.get(document.get("data", "mnist"), {})
+    for setting in settings:
+        for method, (value, source) in published.get(setting, {}).items():
             v = 100 * curves(results, setting, method, "final_accuracy")
             gap = f"{v.mean() - value:+.2f}" if len(v) else "-"
             own = accuracy(results, setting, method)
@@ -302,10 +303,11 @@ def markdown(document: dict[str, Any]) -> str:
 
 def draw(document: dict[str, Any], path: Path) -> None:
     """Draw accuracy (top) and label precision (bottom) by epoch: mean, and one deviation."""
-    results, settings = document["results"], shown(document["results"])
-    figure = Figure(figsize=(5 * len(settings), 8), layout="constrained")
+    results = document["results"]
+    settings = [s for s in SETTINGS if any(key.startswith(f"{s}|") for key in results)]
+    figure = Figure(figsize=(1 + 5 * len(settings), 8), layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.subplots(2, len(settings), sharex=True, sharey="row")
+    axes = figure.subplots(2, len(settings), sharex=True, sharey="row", squeeze=False)
     handles: dict[str, Any] = {}
     for column, setting in enumerate(settings):
         for row, name in enumerate(("test_accuracy", "label_precision")):
@@ -330,8 +332,9 @@ def draw(document: dict[str, Any], path: Path) -> None:
                 axis.set_ylabel(("test accuracy (%)", "label precision (%)")[row])
     names = [name for name in map(title, METHODS) if name in handles]
     figure.legend(
-        [handles[n] for n in names], names, loc="outside lower center", ncols=7, frameon=False
-    )
+        [handles[n] for n in names], names, loc="outside lower center", frameon=False,
+        ncols=1 + 2 * len(settings),
+    )  # fmt: skip
     figure.savefig(path, dpi=90)
 
 

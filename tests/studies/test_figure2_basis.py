@@ -55,6 +55,12 @@ def test_the_table_and_the_picture_show_what_is_done(tmp_path: Path):
     assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_the_page_shows_the_results():
+    page = Path(__file__).parents[2] / "docs" / "reproduction" / "figure2.md"
+    text = figure2.markdown(runs.read(figure2.RESULTS))
+    assert runs.filled(page.read_text(), "figure 2", text) == page.read_text()
+
+
 def test_the_smoke_run_keeps_nothing(tmp_path: Path, capsys):
     before = figure2.RESULTS.exists() and figure2.RESULTS.read_bytes()
     figure2.main(["--smoke", "--picture", str(tmp_path / "figure.png")])
