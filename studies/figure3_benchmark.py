@@ -24,7 +24,7 @@ Run:        S2E_DATA_ROOT=~/data python studies/figure3_benchmark.py --jobs 2 --
             ... --data cifar10 --images 5000 --epochs 20 --seeds 1         (reduced)
             ... --epochs 200 --settings "asymmetric 40 %" --methods standard coteaching jocor
             It resumes. --budget prints what the full run takes here. --smoke runs everything in
-            small, on the digits, and keeps nothing.
+            small, on the digits, and keeps nothing. --device cuda trains on a GPU (never tried).
 Read:       studies/results/figure3_benchmark.json (MNIST), figure3_cifar10.json, ..., --report;
             --picture FILE draws it, --page FILE writes the tables into a page of the docs
 """
@@ -146,8 +146,9 @@ def searched(method: str, objective: CoteachingObjective, n_trials: int) -> Sche
 
 
 def run(
-    job: runs.Job, *, data: str, n_epochs: int, n_trials: int, n_images: int | None = None
-) -> dict[str, Any]:
+    job: runs.Job, *, data: str, n_epochs: int, n_trials: int, n_images: int | None = None,
+    device: str = "cpu",
+) -> dict[str, Any]:  # fmt: skip
     """Train a method with a seed; return its curves on the test data."""
     setting, method, seed = str(job[0]), str(job[1]), int(job[2])
     noisy, rate = load(data, setting, n_images), kept_rate(setting)
@@ -156,7 +157,7 @@ def run(
     if method == "s2e-paper":
         space = {"kind": "table1", "metric": "validation_loss"}
     objective = CoteachingObjective(
-        noisy, network=network, n_epochs=n_epochs, seed=SEARCH_SEED + seed, device="cpu", **space
+        noisy, network=network, n_epochs=n_epochs, seed=SEARCH_SEED + seed, device=device, **space
     )
     start = time.perf_counter()
     if method in SEARCHES:
@@ -171,7 +172,7 @@ def run(
         config=objective.config,
         n_repeats=1,
         seed=seed,
-        device="cpu",
+        device=device,
     )[method]
     return {
         "seconds": round(time.perf_counter() - start, 2),
@@ -364,6 +365,7 @@ def main(argv: list[str] | None = None) -> None:
     made.add_argument("--data", choices=TITLES, default="mnist", help="data set")
     made.add_argument("--images", type=int, help="only the first N images; default: all")
     made.add_argument("--trials", type=int, default=12, help="trainings of a search")
+    made.add_argument("--device", default="cpu", help="to train on: cpu, cuda, ...")
     for name, known, default in (("settings", SETTINGS, PAPER), ("methods", METHODS, METHODS)):
         made.add_argument(
             f"--{name}", nargs="+", choices=known, default=list(default), metavar="NAME",
@@ -382,7 +384,7 @@ def main(argv: list[str] | None = None) -> None:
     }  # fmt: skip
     jobs = jobs_of(args.seeds, args.settings, args.methods)
     if args.budget:
-        print(budget(jobs, args.jobs, setup))
+        print(budget(jobs, args.jobs, setup | {"device": args.device}))
         return
     if not args.report:
         complete = (
@@ -391,8 +393,9 @@ def main(argv: list[str] | None = None) -> None:
         )
         runs.note_setup(args.results, setup, complete=complete)
         runs.run_missing(
-            args.results, jobs, partial(run, **setup), n_processes=args.jobs, minutes=args.minutes
-        )
+            args.results, jobs, partial(run, **setup, device=args.device), n_processes=args.jobs,
+            minutes=args.minutes,
+        )  # fmt: skip
     document = runs.read(args.results)
     print(report(document))
     if args.page is not None:

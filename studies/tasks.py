@@ -192,7 +192,7 @@ def first_images(data: NoisyData, n: int | None) -> NoisyData:
     """Keep the first n training, validation and test samples, for a run that is cut.
 
     Args:
-        data: Data with a test part.
+        data: Data with a test part and clean labels.
         n: How many. None keeps all.
     """
     if n is None:
