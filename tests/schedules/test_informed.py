@@ -182,8 +182,22 @@ def test_the_middle_is_the_first_trial_of_a_batch(name: str) -> None:
 
 
 @pytest.mark.parametrize("batch", [False, True])
+def test_the_middle_is_known_to_the_first_model_and_no_batch_is_broken(batch: bool) -> None:
+    study = optuna.create_study(study_name="s", sampler=S2ESampler(population_size=4, seed=0))
+    if batch:
+        optimize_batch(study, distance, 12)
+    else:
+        study.optimize(distance, 12)
+    found = generations(study)
+    assert [g.trials for g in found] == [(1, 2, 3), (4, 5, 6, 7), (8, 9, 10, 11)]
+    assert [g.members for g in found] == [(), (1, 2, 3, 0), (4, 5, 6, 7)]
+    for recorded, replayed in zip(found, replay(study), strict=True):
+        assert np.array_equal(recorded.theta, replayed.theta)
+
+
+@pytest.mark.parametrize("batch", [False, True])
 def test_the_middle_is_no_draw_and_the_search_replays(batch: bool) -> None:
-    study = optuna.create_study(sampler=S2ESampler(population_size=4, seed=0))
+    study = optuna.create_study(sampler=S2ESampler(population_size=4, seed=0, estimator="natural"))
     if batch:
         optimize_batch(study, distance, 13)
     else:
@@ -199,7 +213,9 @@ def test_the_middle_is_no_draw_and_the_search_replays(batch: bool) -> None:
 def test_theta_of_a_batch_does_not_depend_on_the_first_trial() -> None:
     thetas = []
     for fails in (False, True):
-        study = optuna.create_study(sampler=S2ESampler(population_size=4, seed=0))
+        study = optuna.create_study(
+            sampler=S2ESampler(population_size=4, seed=0, estimator="natural")
+        )
 
         def objective(trial: optuna.Trial, fails: bool = fails) -> float:
             value = distance(trial)
