@@ -145,7 +145,8 @@ def is_first_trial(trial: Trial) -> bool:
         return False
     draw = running_trial_attrs(trial).get(DRAW_KEY) or {}
     by_batch = "slot" in draw and draw["generation"] == 0
-    if by_batch and draw["settings"]["estimator"] == "surrogate":
+    settings = draw["settings"] if by_batch else {}
+    if settings.get("estimator") == "surrogate" and settings["population_size"] > 1:
         return bool(draw["slot"] == 0 and draw["attempt"] < _MAX_FIRST_TRIALS)
     if trial.number >= _MAX_FIRST_TRIALS:
         return False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bisect import insort
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 from itertools import islice
@@ -32,10 +33,12 @@ class Others:
     Attributes:
         given: Slots of a search by batches whose trial got fixed parameters. They are those of
             that trial or, if a machine lost it, of one that was enqueued in its place.
+        failed: How often the objective failed such a trial of a slot.
     """
 
     def __init__(self) -> None:
         self.given: set[int] = set()
+        self.failed: Counter[int] = Counter()
         self._completed: list[FrozenTrial] = []
         self._by_number: dict[int, FrozenTrial] = {}
 
@@ -47,10 +50,13 @@ class Others:
         if rules.counts(trial):
             insort(self._completed, trial, key=_order)
             self._by_number[trial.number] = trial
-        if FIXED_PARAMS_KEY in trial.system_attrs and not failed_by_objective(trial):
-            record = own_record(trial.system_attrs, trial)
-            if record is not None and record.slot is not None and record.generation == 0:
-                self.given.add(record.slot)
+        record = own_record(trial.system_attrs, trial)
+        if record is None or record.slot is None or record.generation > 0:
+            return
+        if failed_by_objective(trial):
+            self.failed[record.slot] += 1
+        elif FIXED_PARAMS_KEY in trial.system_attrs:
+            self.given.add(record.slot)
 
     def unknown(
         self, space: SearchSpace, openers: Iterable[Record], draws: Iterable[Draw]

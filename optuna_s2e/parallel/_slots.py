@@ -97,7 +97,10 @@ def find_batch(
     for number in given:
         if not any(d.trial.state in FILLING for d in tries.get(number, ())):
             tries.pop(number, None)
-    failures = {number: _next_attempt(draws) for number, draws in tries.items()}
+    fixed = ledger.others.failed if with_others and generation == 0 else {}
+    failures = {
+        number: max(_next_attempt(draws), fixed.get(number, 0)) for number, draws in tries.items()
+    }
     enough = max(max_attempts, min(failures.values()) + 1)  # one more, if all slots have failed
     found = {number: _settled(draws, enough) for number, draws in tries.items()}
     unsettled = [Slot(number, failures[number]) for number, d in found.items() if d is None]
