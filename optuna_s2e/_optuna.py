@@ -28,7 +28,7 @@ from optuna.study._optimize import _run_trial
 from optuna.study._tell import _tell_with_warning
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
-from optuna_s2e._attributes import FAILED_TRIAL_KEY, FIXED_PARAMS_KEY
+from optuna_s2e._attributes import DRAW_KEY, FAILED_TRIAL_KEY, FIXED_PARAMS_KEY
 
 __all__ = ["BaseHeartbeat"]
 
@@ -137,10 +137,18 @@ def is_first_trial(trial: Trial) -> bool:
     No two trials that did not fail are first: the storage numbers them. An enqueued trial is not
     first, and neither is a trial after several failures: the objective may be why they failed.
     A trial of `GridSampler` is not first either, because every point of a grid counts.
+
+    In a search by batches whose estimator learns from such a trial, it is that of slot 0, so that
+    it does not matter which trials a machine lost.
     """
-    if trial.number >= _MAX_FIRST_TRIALS or trial._fixed_params:
+    if trial._fixed_params or isinstance(trial.study.sampler, GridSampler):
         return False
-    if isinstance(trial.study.sampler, GridSampler):
+    draw = running_trial_attrs(trial).get(DRAW_KEY) or {}
+    by_batch = "slot" in draw and draw["generation"] == 0
+    settings = draw["settings"] if by_batch else {}
+    if settings.get("estimator") == "surrogate" and settings["population_size"] > 1:
+        return bool(draw["slot"] == 0 and draw["attempt"] < _MAX_FIRST_TRIALS)
+    if trial.number >= _MAX_FIRST_TRIALS:
         return False
     before = [t for t in all_trials(trial.study) if t.number < trial.number]
     return [t.state for t in before] == [TrialState.FAIL] * trial.number

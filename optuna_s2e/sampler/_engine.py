@@ -203,7 +203,12 @@ class Engine:
                     f"in {dict(newest)}. Use another study name, or pass "
                     'on_config_change="adopt" to start anew at theta = 1.'
                 )
-            state = ledger.state(self.population_size, tags=tags, adopt=self._adopt)
+            state = ledger.state(
+                self.population_size,
+                tags=tags,
+                adopt=self._adopt,
+                with_others=self.estimator == "surrogate",
+            )
         if state.left_behind is not None:
             self.warn_once(
                 f"left behind {study.study_name}",
@@ -365,7 +370,7 @@ class Engine:
             parent = ledger.openers[head.parent] if head.parent is not None else None
             members = [ledger.draws[n] for n in head.members if n in ledger.draws]
             in_force = split_settings(head.settings or {})[0]
-            self._fit_model(study, head.trial, chain, parent, members, in_force)
+            self._fit_model(study, head.trial, chain, parent, members, in_force, head.also)
         return Record(number, head.generation, opener=head.trial)
 
     def _open(
@@ -379,7 +384,9 @@ class Engine:
         """Move theta; return the record of the trial that opens the generation; x is missing."""
         known = self._known(study)
         ledger, parent, in_force = known.ledger, chain.head, split_settings(settings)[0]
-        self._fit_model(study, number, chain, parent, members, in_force)
+        others = ledger.unknown(chain) if in_force.estimator == "surrogate" else []
+        also = tuple(t.number for t in others)
+        self._fit_model(study, number, chain, parent, members, in_force, also)
         thetas = partial(recorded_theta, ledger)
         update = next_theta(chain.space, parent, members, ledger, thetas, in_force, known.model)
         if not all(d.trial.value is None or math.isfinite(d.trial.value) for d in members):
@@ -400,9 +407,10 @@ class Engine:
             opener=number,
             parent=parent.trial if parent is not None else None,
             members=tuple(d.record.trial for d in members),
+            also=also,
             theta=tuple(update.theta.tolist()),
             space=chain.space.fingerprint,
-            model=model_version(in_force),
+            model=model_version(in_force, bool(also) or any(r.also for r in chain.openers)),
         )
 
     def _fit_model(
@@ -413,6 +421,7 @@ class Engine:
         parent: Record | None,
         members: Sequence[Draw],
         settings: UpdateSettings,
+        also: Sequence[int],
     ) -> None:
         """Know the model behind a generation; None if its draws follow none."""
         known, model = self._known(study), None
@@ -425,7 +434,7 @@ class Engine:
                     f"Study {study.study_name!r} learns nothing from the source studies "
                     f"{out}: none of their trials has its parameters, within its ranges.",
                 )
-            model = fit_model(chain.space, parent, members, known.ledger, settings)
+            model = fit_model(chain.space, parent, members, known.ledger, settings, also)
             if model is None:
                 self.warn_once(
                     "no model",

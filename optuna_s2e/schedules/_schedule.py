@@ -335,9 +335,9 @@ class ScheduleSpace:
         """Draw the schedule of a trial; call it once per trial.
 
         If the space knows the noise rate, the first trial of a study is the `middle`, under any
-        sampler but a `GridSampler`. Like an enqueued trial, it is no draw of `S2ESampler`. If it
-        fails, the next trial is the middle, up to three times. If the first trial was enqueued,
-        it stays as it is.
+        sampler but a `GridSampler`. Like an enqueued trial, it is no draw of `S2ESampler`, whose
+        model of the loss knows it all the same. If it fails, the next trial is the middle, up to
+        three times. If the first trial was enqueued, it stays as it is.
 
         Args:
             trial: An Optuna trial (also `FixedTrial`).

@@ -93,6 +93,39 @@ def test_enqueued_trials_are_no_draws() -> None:
     assert_replays(study)
 
 
+@pytest.mark.parametrize("n_enqueued", [1, 2, 5])
+def test_the_default_estimator_learns_from_trials_that_are_no_draws(n_enqueued: int) -> None:
+    study = make_study(estimator="surrogate")
+    for i in range(n_enqueued):
+        study.enqueue_trial({"x0": 0.3, "x1": 0.3, "x2": 0.1 * (i + 1)})
+    counted = min(n_enqueued, K // 2)  # at least half of K are draws
+    study.optimize(quadratic, n_trials=n_enqueued + K - counted + 1)
+    opener = study.trials[-1]
+    draws = list(range(n_enqueued, n_enqueued + K - counted))
+    assert record(opener)["members"] == draws
+    assert record(opener)["also"] == list(range(n_enqueued))
+    assert record(opener)["model"] == 3
+    assert generations(study)[1].members == (*draws, *range(n_enqueued))
+    point = {"x0": 0.9, "x1": 0.9, "x2": 0.3}
+    for _ in range(3):
+        study.add_trial(
+            optuna.create_trial(
+                params=point, value=-1.0,
+                distributions=dict.fromkeys(point, FloatDistribution(0, 1)),
+            )
+        )  # fmt: skip
+    study.optimize(quadratic, n_trials=K)
+    assert record(study.trials[-1])["also"] == [opener.number + i for i in (1, 2, 3)]
+    assert_replays(study)
+
+
+def test_a_search_of_draws_alone_records_what_it_did_before() -> None:
+    study = make_study(estimator="surrogate")
+    study.optimize(quadratic, n_trials=K + 1)
+    assert record(study.trials[K])["model"] == 2
+    assert "also" not in record(study.trials[K])
+
+
 @pytest.mark.filterwarnings("ignore:Fixed parameter")
 def test_enqueued_point_out_of_range_does_no_harm() -> None:
     study = make_study()

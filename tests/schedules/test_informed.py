@@ -182,8 +182,45 @@ def test_the_middle_is_the_first_trial_of_a_batch(name: str) -> None:
 
 
 @pytest.mark.parametrize("batch", [False, True])
+def test_the_middle_is_known_to_the_first_model_and_no_batch_is_broken(batch: bool) -> None:
+    study = optuna.create_study(study_name="s", sampler=S2ESampler(population_size=4, seed=0))
+    if batch:
+        optimize_batch(study, distance, 12)
+    else:
+        study.optimize(distance, 12)
+    found = generations(study)
+    assert [g.trials for g in found] == [(1, 2, 3), (4, 5, 6, 7), (8, 9, 10, 11)]
+    assert [g.members for g in found] == [(), (1, 2, 3, 0), (4, 5, 6, 7)]
+    for recorded, replayed in zip(found, replay(study), strict=True):
+        assert np.array_equal(recorded.theta, replayed.theta)
+
+
+def test_a_middle_that_always_fails_is_tried_three_times_and_the_batches_go_on() -> None:
+    def objective(trial: optuna.Trial) -> float:
+        value = distance(trial)
+        return float("nan") if value == at_middle else value
+
+    assert SPACE.middle is not None
+    at_middle = np.mean((SPACE.middle.keep_rates - 0.45) ** 2)
+    study = optuna.create_study(study_name="s", sampler=S2ESampler(population_size=3, seed=0))
+    optimize_batch(study, objective, 12)
+    assert len(numbers_of_middles(study)) == 3
+    assert len(generations(study)) >= 3
+    assert all(np.array_equal(a.theta, b.theta)
+               for a, b in zip(generations(study), replay(study), strict=True))  # fmt: skip
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_small_batches_go_on_from_the_middle(size: int) -> None:
+    study = optuna.create_study(study_name="s", sampler=S2ESampler(population_size=size, seed=0))
+    optimize_batch(study, distance, 7)
+    assert numbers_of_middles(study) == [0]
+    assert len(generations(study)) == {1: 6, 2: 4, 3: 3}[size]
+
+
+@pytest.mark.parametrize("batch", [False, True])
 def test_the_middle_is_no_draw_and_the_search_replays(batch: bool) -> None:
-    study = optuna.create_study(sampler=S2ESampler(population_size=4, seed=0))
+    study = optuna.create_study(sampler=S2ESampler(population_size=4, seed=0, estimator="natural"))
     if batch:
         optimize_batch(study, distance, 13)
     else:
@@ -199,7 +236,9 @@ def test_the_middle_is_no_draw_and_the_search_replays(batch: bool) -> None:
 def test_theta_of_a_batch_does_not_depend_on_the_first_trial() -> None:
     thetas = []
     for fails in (False, True):
-        study = optuna.create_study(sampler=S2ESampler(population_size=4, seed=0))
+        study = optuna.create_study(
+            sampler=S2ESampler(population_size=4, seed=0, estimator="natural")
+        )
 
         def objective(trial: optuna.Trial, fails: bool = fails) -> float:
             value = distance(trial)
