@@ -212,8 +212,15 @@ def _climb(posterior: LogPosterior, start: FloatArray, largest: float) -> tuple[
 
 def matern(r: FloatArray) -> FloatArray:
     """Return m(r)."""
-    q = np.sqrt(5.0) * r
-    return np.asarray((1.0 + q + q * q / 3.0) * np.exp(-q))
+    m = np.sqrt(5.0) * r
+    square = m * m
+    square /= 3.0
+    decay = np.negative(m)
+    np.exp(decay, out=decay)
+    m += 1.0
+    m += square
+    m *= decay
+    return m
 
 
 def whitened(cholesky: FloatArray, values: FloatArray, *, overwrite: bool = False) -> FloatArray:
