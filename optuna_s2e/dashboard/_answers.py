@@ -109,8 +109,8 @@ class StudyAnswers:
     def read_ahead(self) -> None:
         """Begin to read the trials of the study, if there is one only: its page comes next.
 
-        The storage keeps the finished ones. The dashboard itself shows what it
-        knows for ten seconds.
+        The storage keeps finished trials. The dashboard is not asked yet: it would show what it
+        knows now for ten seconds.
         """
         threading.Thread(target=self._read_ahead, daemon=True).start()
 
