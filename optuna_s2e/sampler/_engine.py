@@ -100,6 +100,7 @@ class Engine:
         sources: Sources | None = None,
     ) -> None:
         self._settings = settings
+        self._own = join_settings(settings, consider_pruned)
         self._sources = sources
         self._consider_pruned = consider_pruned
         self._seed = seed
@@ -189,7 +190,7 @@ class Engine:
             ValueError: If the study has several objectives, or another schedule space.
         """
         with self._lock:
-            ledger = self._read(study)
+            ledger = self._read(study, trial)
             if self._sources is not None:
                 self._settle_sources(study)
             if ledger.later_release is not None:
@@ -257,9 +258,10 @@ class Engine:
                 )
         known.ledger.sources, known.sources_settled = found, bool(known.ledger.openers)
 
-    def _read(self, study: Study) -> Ledger:
+    def _read(self, study: Study, trial: FrozenTrial | None = None) -> Ledger:
         """Read what is new in a study, and forget what was known of one that it replaces."""
-        rules, trials = Rules.of(study, self._consider_pruned), _optuna.all_trials(study)
+        rules = Rules.of(study, self._consider_pruned)
+        trials = _optuna.all_trials(study) if trial is None else _optuna.trials_for(study, trial)
         studies = self._studies.setdefault(_optuna.storage_of(study), {})
         known = studies.get(_optuna.study_id(study))
         if (
@@ -281,13 +283,13 @@ class Engine:
         Raises:
             ValueError: If the study was searched with other settings.
         """
-        own = self.settings
+        own = self._own
         recorded = ledger.settings_in_force(chain)
         if recorded is not None and own != recorded and not self._adopt:
             raise ValueError(_config_change(study, own, recorded))
         if chain is None:  # adopted settings wait for the next generation
             return dict(recorded or own)
-        return own
+        return dict(own)
 
     # --- drawing -----------------------------------------------------------------------------
 
