@@ -14,7 +14,10 @@ from optuna_s2e._typing import FloatArray
 
 OPTIMIZERS = ("adam", "sgd", "rmsprop")
 # the dtype of weights, losses and optimisers
-DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.float32}
+DTYPES = {
+    "float32": torch.float32, "float64": torch.float64,
+    "tf32": torch.float32, "bfloat16": torch.float32,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -34,9 +37,11 @@ class TrainingConfig:
             80 of 200.
         beta1: Adam's beta1 before the decay, in [0, 1).
         late_beta1: Adam's beta1 from the decay on, in [0, 1).
-        dtype: "float32", "float64" (for comparisons) or "bfloat16". With "bfloat16", matrix
-            products and convolutions are computed in bfloat16 (`torch.autocast`); weights,
-            losses, their order and the optimiser stay in float32.
+        dtype: The precision: "float32", "float64" (for comparisons), "tf32" or "bfloat16". With
+            the latter two, matrix products and convolutions are computed in TF32 (on CUDA; on any
+            other device this is "float32") or in bfloat16 (`torch.autocast`); weights, losses,
+            their order and the optimiser stay in float32. "float32" never means TF32, whatever
+            `torch.backends` say.
         optimizer: PyTorch's "adam", "sgd" or "rmsprop".
         momentum: Momentum of "sgd" and "rmsprop", in [0, 1). "adam" ignores it.
         weight_decay: L2 penalty that is added to the gradient, at least 0.

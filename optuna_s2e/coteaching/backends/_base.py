@@ -22,6 +22,7 @@ from optuna_s2e._typing import FloatArray
 from optuna_s2e.coteaching._config import DTYPES, TrainingConfig
 from optuna_s2e.coteaching._methods import METHODS
 from optuna_s2e.coteaching._networks import Network, make_network
+from optuna_s2e.coteaching._precision import cuda_precision
 from optuna_s2e.coteaching._samples import SampleStatistics, SampleWatch
 from optuna_s2e.coteaching._steps import Method
 from optuna_s2e.coteaching.data import NoisyData
@@ -66,6 +67,16 @@ class TrainingSetup(NamedTuple):
         if self.config.dtype != "bfloat16":
             return nullcontext()
         return torch.autocast(self.data.x.device.type, torch.bfloat16)
+
+    def repeatable(self, *, exact: bool = False) -> AbstractContextManager[None]:
+        """Return the context of all work on the device: its libraries repeat their bits.
+
+        Args:
+            exact: Whether "tf32" is float32 here, too.
+        """
+        if self.data.x.device.type != "cuda":
+            return nullcontext()
+        return cuda_precision(tf32=self.config.dtype == "tf32" and not exact)
 
     @property
     def batch_size(self) -> int:
