@@ -90,18 +90,23 @@ class TrainingConfig:
         return np.where(np.arange(n_epochs) < start, self.beta1, self.late_beta1)
 
     def make_optimizer(
-        self, parameters: Sequence[Tensor], *, capturable: bool = False
+        self, parameters: Sequence[Tensor], *, on_device: bool = False, capturable: bool = False
     ) -> torch.optim.Optimizer:
         """Return a new optimiser, which treats each weight independently of all others.
 
         Args:
             parameters: The parameters to train.
+            on_device: Whether "adam" and "sgd" read their learning rate from the device, where it
+                is a float32, so that a recorded step stays valid when it changes.
             capturable: Whether its steps are recorded as a CUDA graph.
         """
+        rate: float | Tensor = self.learning_rate
+        if on_device:
+            rate = torch.tensor(rate, dtype=torch.float32, device=parameters[0].device)
         if self.optimizer == "sgd":
             return torch.optim.SGD(
                 parameters,
-                self.learning_rate,
+                rate,
                 momentum=self.momentum,
                 weight_decay=self.weight_decay,
                 fused=True,
@@ -116,7 +121,7 @@ class TrainingConfig:
             )
         return torch.optim.Adam(
             parameters,
-            self.learning_rate,
+            rate,
             weight_decay=self.weight_decay,
             fused=True,
             capturable=capturable,
@@ -128,6 +133,19 @@ def set_learning_rate(
 ) -> None:
     """Set the learning rate of an optimiser and, if it is Adam, its beta1."""
     for group in optimizer.param_groups:
-        group["lr"] = learning_rate
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(learning_rate)
+        else:
+            group["lr"] = learning_rate
         if "betas" in group:
             group["betas"] = (beta1, group["betas"][1])
+
+
+def constants_of(optimizer: torch.optim.Optimizer) -> tuple[object, ...]:
+    """Return the settings of an optimiser that are no tensors: a recorded step holds them."""
+    return tuple(
+        value
+        for group in optimizer.param_groups
+        for name, value in group.items()
+        if name != "params" and not isinstance(value, Tensor)
+    )

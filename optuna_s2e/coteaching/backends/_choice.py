@@ -14,10 +14,11 @@ from optuna_s2e._checks import check_choice, check_int
 from optuna_s2e.coteaching._networks import check_inputs, make_network
 from optuna_s2e.coteaching._steps import Method
 from optuna_s2e.coteaching.backends._base import Trainer, TrainingSetup, UnsuitableNetwork
-from optuna_s2e.coteaching.backends._cuda_graph import CudaGraphSteps
+from optuna_s2e.coteaching.backends._cuda_graph import CudaGraphs, CudaGraphSteps
 from optuna_s2e.coteaching.backends._fused import FusedTrainer
 from optuna_s2e.coteaching.backends._fused_cnn import FusedCnnTrainer, is_fusible
 from optuna_s2e.coteaching.backends._fused_mlp import FusedMlpTrainer, mlp_sizes
+from optuna_s2e.coteaching.backends._fused_mlp_fixed import FixedMlpTrainer
 from optuna_s2e.coteaching.backends._fused_vmap import FusedVmapTrainer, is_mappable
 from optuna_s2e.coteaching.backends._loop import LoopTrainer
 from optuna_s2e.coteaching.backends._loop_kept_rows import KeptRowsTrainer, has_rules
@@ -148,7 +149,8 @@ def _suitable(
     # backward passes that are written out compute everything in one dtype
     one_dtype = setup.config.dtype != "bfloat16"
     if name != "rows" and sizes is not None and one_dtype:
-        return _fused(name, FusedMlpTrainer, width or _mlp_width(setup, sizes))
+        trainer = FusedMlpTrainer if on_cpu else FixedMlpTrainer
+        return _fused(name, trainer, width or _mlp_width(setup, sizes))
     # Measured on CPUs: "rows" is faster than the loop. Grouped convolutions are slower, unless
     # they are small. "auto" gives each trial a group of its own, because the rounding of a
     # grouped convolution depends on the number of trials in it.
@@ -167,8 +169,9 @@ def _suitable(
 
 
 def _fused(name: str, trainer: type[FusedTrainer], width: int) -> Backend:
-    make = trainer if name != "graphs" else partial(trainer, run_steps=CudaGraphSteps())
-    return Backend(make, width)
+    if name != "graphs":
+        return Backend(trainer, width)
+    return Backend(partial(trainer, make_steps=partial(CudaGraphSteps, CudaGraphs())), width)
 
 
 def _make_probe(setup: TrainingSetup) -> nn.Module | None:
