@@ -45,7 +45,7 @@ from optuna_s2e.coteaching.backends._base import (
 from optuna_s2e.coteaching.data import to_input
 from optuna_s2e.schedules import n_kept
 
-_EVALUATION_BATCH = 512
+EVALUATION_BATCH = 512
 
 Tensors = tuple[Tensor, ...]
 Step = Callable[..., Tensors]
@@ -238,7 +238,7 @@ class FusedTrainer(ABC):
         n_networks = 2 * self._n_trials
         totals = torch.zeros((2, n_networks), dtype=self._sum_dtype, device=x.device)
         for part, labels in zip(
-            torch.split(x, _EVALUATION_BATCH), torch.split(y, _EVALUATION_BATCH), strict=True
+            torch.split(x, EVALUATION_BATCH), torch.split(y, EVALUATION_BATCH), strict=True
         ):
             logits = self._forward(to_input(part, self._setup.dtype)[None], None)
             losses = _cross_entropy(logits, labels.expand(n_networks, -1))
