@@ -325,7 +325,8 @@ def test_graphs_need_cuda():
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA device")
 @pytest.mark.parametrize("network", ["mlp", "cnn2", "cnn7"])
 def test_graphs_on_cuda_train_as_the_loop_on_the_cpu(network):
-    setup = _setup(network)
+    # a constant power of 2: learning rates are float32 on the device
+    setup = _setup(network, learning_rate=2**-7, decay_start=1.0)
     graphs, loop = (
         train_batch(
             RATES, [0, 1], data=setup.data, network=network, config=setup.config,
