@@ -2,7 +2,7 @@
 
 This module has never run on a GPU: there was none to try it on. `backend="auto"` never takes it.
 The tests run everything but `CudaGraphs` on the CPU, where a recorded step trains bit for bit as
-the step itself. It is the only module that needs CUDA, and only `_choice` imports it.
+the step itself. Only `_choice` imports it.
 
 A step of a small network is some fifty short kernels, and launching them takes longer than they
 run. A graph launches them all at once. It repeats the recorded kernels on the same memory, so a
