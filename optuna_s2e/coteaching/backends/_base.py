@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple, Protocol
 
@@ -22,6 +23,7 @@ from optuna_s2e._typing import FloatArray
 from optuna_s2e.coteaching._config import DTYPES, TrainingConfig
 from optuna_s2e.coteaching._methods import METHODS
 from optuna_s2e.coteaching._networks import Network, make_network
+from optuna_s2e.coteaching._precision import cuda_precision
 from optuna_s2e.coteaching._samples import SampleStatistics, SampleWatch
 from optuna_s2e.coteaching._steps import Method
 from optuna_s2e.coteaching.data import NoisyData
@@ -66,6 +68,16 @@ class TrainingSetup(NamedTuple):
         if self.config.dtype != "bfloat16":
             return nullcontext()
         return torch.autocast(self.data.x.device.type, torch.bfloat16)
+
+    def repeatable(self, *, exact: bool = False) -> AbstractContextManager[None]:
+        """Return the context of all work on the device: its libraries repeat their bits.
+
+        Args:
+            exact: Whether "tf32" is float32 here, too.
+        """
+        if self.data.x.device.type != "cuda":
+            return nullcontext()
+        return cuda_precision(tf32=self.config.dtype == "tf32" and not exact)
 
     @property
     def batch_size(self) -> int:
@@ -191,29 +203,61 @@ def _described(output: object) -> str:
 
 
 class DataOrders:
-    """Draws the order of the data of K trials: each epoch a permutation from the trial's seed."""
+    """Draws the order of the data of K trials: each epoch a permutation from the trial's seed.
 
-    def __init__(self, setup: TrainingSetup, seeds: Sequence[int]) -> None:
-        self._n_samples = len(setup.data.x)
-        self._batch_size = setup.batch_size
+    For a device other than a CPU, which would have to wait, a thread draws the next epoch while
+    this one is trained. The thread ends with this object.
+    """
+
+    def __init__(
+        self, setup: TrainingSetup, seeds: Sequence[int], *, ahead: bool | None = None
+    ) -> None:
+        """Seed the generators.
+
+        Args:
+            setup: Data and size of the mini-batches.
+            seeds: Seeds of the trials, (K,).
+            ahead: Whether a thread draws the next epoch; None asks the device.
+        """
+        self._n_samples, self._batch_size = len(setup.data.x), setup.batch_size
         self._device = setup.data.x.device
         self._generators = [torch.Generator().manual_seed(trial_seeds(s).order) for s in seeds]
+        draws_ahead = self._device.type != "cpu" if ahead is None else ahead
+        self._thread = ThreadPoolExecutor(1, "s2e-orders") if draws_ahead else None
+        self._next: Future[Tensor] | None = None
 
     def draw(self) -> Tensor:
         """Return the mini-batches of the next epoch as sample numbers, (S, K, B).
 
         The samples that do not fill a whole mini-batch are dropped.
         """
+        drawn, self._next = self._next, None
+        of_trials = self._permutations() if drawn is None else drawn.result()
+        by_trial = of_trials.to(self._device, copy=self._thread is not None)
+        if self._thread is not None:  # the copy has ended, and its source may be written again
+            self._next = self._thread.submit(self._permutations, of_trials)
         n_steps = self._n_samples // self._batch_size
-        orders = [
-            torch.randperm(self._n_samples, generator=generator)[: n_steps * self._batch_size]
-            for generator in self._generators
-        ]
-        by_trial = torch.stack(orders).to(self._device).view(-1, n_steps, self._batch_size)
+        by_trial = by_trial.view(-1, n_steps, self._batch_size)
         return by_trial.transpose(0, 1).contiguous()
+
+    def _permutations(self, room: Tensor | None = None) -> Tensor:
+        """Return the sample numbers of the next epoch, (K, S * B), in `room` if it is given."""
+        n_used = self._n_samples // self._batch_size * self._batch_size
+        if room is None:
+            room = torch.empty(
+                (len(self._generators), n_used), dtype=torch.int64,
+                pin_memory=self._device.type == "cuda",
+            )  # fmt: skip
+        for of_trial, generator in zip(room, self._generators, strict=True):
+            of_trial.copy_(torch.randperm(self._n_samples, generator=generator)[:n_used])
+        return room
 
     def keep_trials(self, positions: Sequence[int]) -> None:
         """Drop all trials but those at these positions."""
+        if self._next is not None:  # the thread draws from all generators
+            kept: Future[Tensor] = Future()
+            kept.set_result(self._next.result()[list(positions)])
+            self._next = kept
         self._generators = [self._generators[position] for position in positions]
 
 
