@@ -56,6 +56,14 @@ def contains(distribution: BaseDistribution, value: Any) -> bool:
         return False
 
 
+def is_feasible(trial: FrozenTrial) -> bool:
+    """Whether a trial keeps all its constraints: their values are at most 0."""
+    constraints = getattr(trial, "constraints", None)  # an attribute since Optuna 5
+    if constraints is None:
+        constraints = dict(enumerate(trial.system_attrs.get("constraints") or ()))
+    return all(value <= 0 for value in constraints.values())
+
+
 def completed_at(trial: FrozenTrial) -> datetime | None:
     """Return the local time at which a trial ended. None if it has not ended."""
     return _local(trial.datetime_complete)
