@@ -59,6 +59,14 @@ def contains(distribution: BaseDistribution, value: Any) -> bool:
         return False
 
 
+def is_feasible(trial: FrozenTrial) -> bool:
+    """Whether a trial keeps all its constraints: their values are at most 0."""
+    constraints = getattr(trial, "constraints", None)  # an attribute since Optuna 5
+    if constraints is None:
+        constraints = dict(enumerate(trial.system_attrs.get("constraints") or ()))
+    return all(value <= 0 for value in constraints.values())
+
+
 def completed_at(trial: FrozenTrial) -> datetime | None:
     """Return the local time at which a trial ended. None if it has not ended."""
     return _local(trial.datetime_complete)
@@ -124,8 +132,7 @@ def _known_trials(study_id: int, own: int, storage: _CachedStorage) -> list[Froz
             if now != [trial.state.name, n_params, n_marks]:
                 return None
             ids.discard(trial_id)
-        gone = bool(ids)  # with their study
-        return None if gone else [study.trials[number] for number in sorted(study.trials)]
+        return None if ids else [study.trials[number] for number in sorted(study.trials)]
 
 
 def _in_its_database(

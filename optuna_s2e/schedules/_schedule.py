@@ -216,6 +216,10 @@ class Schedule:
     def save(self, path: str | Path) -> None:
         """Write `to_json()` to a file; an interrupted write leaves an old file as it was."""
         path = Path(path)
+        if path.exists() and not path.is_file():  # a pipe or a device, such as /dev/stdout
+            path.write_text(self.to_json())
+            return
+        path = path.resolve()  # what a symbolic link stands for
         part = path.with_name(path.name + ".part")
         part.write_text(self.to_json())
         part.replace(path)

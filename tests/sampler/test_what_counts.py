@@ -79,6 +79,19 @@ def test_nothing_but_failures_warns_once_and_goes_on() -> None:
     assert generations(study)[1].members == (12, 13, 14, 15)
 
 
+def test_nothing_but_pruned_trials_warns_once_and_goes_on() -> None:
+    def pruned(trial: optuna.Trial) -> float:
+        quadratic(trial)
+        raise optuna.TrialPruned
+
+    study = make_study()
+    with pytest.warns(UserWarning, match=r"8 trials .* were pruned.*consider_pruned_trials") as w:
+        study.optimize(pruned, n_trials=12)
+    assert len(w) == 1
+    study.optimize(quadratic, n_trials=K + 1)
+    assert generations(study)[1].members == (12, 13, 14, 15)
+
+
 def test_enqueued_trials_are_no_draws() -> None:
     study = make_study()
     study.optimize(quadratic, n_trials=1)
@@ -201,6 +214,7 @@ def test_retried_trial_keeps_its_point_and_counts_once(n_before: int, n_suggeste
 
 
 @pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
+@pytest.mark.filterwarnings("ignore:8 trials in a row were pruned")
 def test_median_and_hyperband_pruners_work() -> None:
     def objective(trial: optuna.Trial) -> float:
         value = quadratic(trial)

@@ -9,9 +9,11 @@ Notation
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
+from itertools import starmap
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -31,6 +33,7 @@ from optuna_s2e.coteaching.data import NoisyData
 # Products of a step of one network with its weights: the MLP of MNIST has 3e7, "cnn2" at most 4e8
 # (both are faster on one thread: docs/speed.md), "cnn7" has 7e10.
 _SMALL_STEP = 10**9
+_NEARLY = 0.01  # of rounding, also in bfloat16
 
 
 class TrainingSetup(NamedTuple):
@@ -161,6 +164,9 @@ def make_networks(setup: TrainingSetup, seed: int) -> tuple[nn.Module, nn.Module
 
     Raises:
         ValueError: If the user's function returns the same module twice.
+
+    Warns:
+        UserWarning: If all their weights are equal.
     """
     shape, n_classes = setup.data.input_shape, setup.data.n_classes
     device, seeds = setup.data.x.device, trial_seeds(seed)
@@ -170,7 +176,25 @@ def make_networks(setup: TrainingSetup, seed: int) -> tuple[nn.Module, nn.Module
     )
     if first is second:
         raise ValueError("network must make a new module at each call, but returned one twice.")
+    if _begin_alike(first, second):
+        warnings.warn(
+            "Both networks of a trial begin with the same weights. They learn the same then, and "
+            "cannot correct each other (dropout alone would tell them apart). Let the network "
+            "function draw new weights at each call: without a seed of its own, and with "
+            "reset_parameters() for layers that it copies or sets to zero.",
+            UserWarning,
+            stacklevel=2,
+        )
     return first, second
+
+
+def _begin_alike(first: nn.Module, second: nn.Module) -> bool:
+    """Whether all weights that are trained are equal in both networks."""
+    trained = [
+        [w for w in net.parameters() if w.requires_grad and not is_lazy(w)]
+        for net in (first, second)
+    ]
+    return bool(trained[0]) and all(starmap(torch.equal, zip(*trained, strict=False)))
 
 
 def checked_logits(output: object, shape: tuple[int, int]) -> Tensor:
@@ -185,6 +209,19 @@ def checked_logits(output: object, shape: tuple[int, int]) -> Tensor:
         f"network must return logits of shape (B, C) = {shape}, but got {_described(output)}."
         + ("" if isinstance(output, Tensor) else " Let its forward return the logits alone.")
     )
+
+
+def warn_of_probabilities(outputs: Tensor) -> None:
+    """Warn if a network returns probabilities in place of logits, (..., C)."""
+    sums = outputs.float().sum(dim=-1)
+    if bool((outputs >= 0).all() & ((sums - 1).abs() < _NEARLY).all()):
+        warnings.warn(
+            "The network returns probabilities: no output is negative, and those of each sample "
+            "sum to 1. Logits are asked for, and the loss takes their softmax. Leave out the "
+            "network's own softmax.",
+            UserWarning,
+            stacklevel=2,
+        )
 
 
 def _described(output: object) -> str:

@@ -1,5 +1,6 @@
 """What all backends share: seeds, networks and the order of the data of each trial."""
 
+import copy
 import gc
 import threading
 
@@ -15,6 +16,7 @@ from optuna_s2e.coteaching.backends._base import (
     gather_labels,
     make_networks,
     trial_seeds,
+    warn_of_probabilities,
 )
 
 SEEDS = [3, 8, 5]
@@ -127,3 +129,49 @@ def test_one_module_for_both_networks_is_refused():
     module = nn.Linear(2, 3)
     with pytest.raises(ValueError, match="must make a new module at each call"):
         make_networks(_make_setup(lambda shape, n_classes: module), 0)
+
+
+_TEMPLATE = nn.Linear(2, 3)
+
+
+def _seeded(shape, n_classes):
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(2, 4), nn.BatchNorm1d(4), nn.Linear(4, n_classes))
+
+
+def _zero(shape, n_classes):
+    made = nn.Linear(2, n_classes)
+    nn.init.zeros_(made.weight)
+    nn.init.zeros_(made.bias)
+    return made
+
+
+def _fine_tuned(shape, n_classes):
+    return nn.Sequential(copy.deepcopy(_TEMPLATE), nn.Linear(3, n_classes))
+
+
+@pytest.mark.parametrize("network", [_seeded, _zero, lambda *_: copy.deepcopy(_TEMPLATE)])
+def test_peers_that_begin_with_the_same_weights_are_named(network):
+    with pytest.warns(UserWarning, match="Both networks of a trial begin with the same weights"):
+        first, second = make_networks(_make_setup(network), 3)
+    assert all(map(torch.equal, first.parameters(), second.parameters()))
+
+
+@pytest.mark.parametrize("network", [_fine_tuned, lambda *_: nn.LazyLinear(3), "mlp"])
+def test_peers_with_a_part_of_their_own_are_fine(network, recwarn):
+    make_networks(_make_setup(network), 3)
+    assert not [w for w in recwarn.list if "same weights" in str(w.message)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_probabilities_in_place_of_logits_are_named(dtype):
+    logits = torch.linspace(-3, 4, 60).view(2, 10, 3).to(dtype)
+    with pytest.warns(UserWarning, match="returns probabilities.* Leave out the network's own"):
+        warn_of_probabilities(logits.softmax(dim=-1))
+
+
+def test_logits_are_no_probabilities(recwarn):
+    logits = torch.linspace(-3, 4, 60).view(2, 10, 3)
+    for fine in (logits, logits.log_softmax(dim=-1), logits.sigmoid(), logits.softmax(dim=1)):
+        warn_of_probabilities(fine)
+    assert not recwarn.list
