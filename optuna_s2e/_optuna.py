@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 from optuna.distributions import BaseDistribution
 from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
-from optuna.samplers import BaseSampler, GridSampler, PartialFixedSampler
+from optuna.samplers import BaseSampler, PartialFixedSampler
 from optuna.storages import BaseStorage, InMemoryStorage, JournalStorage, RDBStorage
 from optuna.storages._cached_storage import _CachedStorage
 from optuna.storages._heartbeat import BaseHeartbeat, BaseHeartbeatThread, get_heartbeat_thread
@@ -200,30 +200,9 @@ def running_trial_attrs(trial: Trial) -> Mapping[str, Any]:
     return trial.study._storage.get_trial_system_attrs(trial._trial_id)
 
 
-_MAX_FIRST_TRIALS = 3  # of which all but the last one failed
-
-
-def is_first_trial(trial: Trial) -> bool:
-    """Say whether a trial is the first one of its study, or all trials before it failed.
-
-    No two trials that did not fail are first: the storage numbers them. An enqueued trial is not
-    first, and neither is a trial after several failures: the objective may be why they failed.
-    A trial of `GridSampler` is not first either, because every point of a grid counts.
-
-    In a search by batches whose estimator learns from such a trial, it is that of slot 0, so that
-    it does not matter which trials a machine lost.
-    """
-    if trial._fixed_params or isinstance(trial.study.sampler, GridSampler):
-        return False
-    draw = running_trial_attrs(trial).get(DRAW_KEY) or {}
-    by_batch = "slot" in draw and draw["generation"] == 0
-    settings = draw["settings"] if by_batch else {}
-    if settings.get("estimator") == "surrogate" and settings["population_size"] > 1:
-        return bool(draw["slot"] == 0 and draw["attempt"] < _MAX_FIRST_TRIALS)
-    if trial.number >= _MAX_FIRST_TRIALS:
-        return False
-    before = [t for t in all_trials(trial.study) if t.number < trial.number]
-    return [t.state for t in before] == [TrialState.FAIL] * trial.number
+def attrs_when_asked(trial: Trial) -> Mapping[str, Any]:
+    """Return the system attributes that a trial had when it was asked for, from memory."""
+    return trial._cached_frozen_trial.system_attrs
 
 
 def fix_params(trial: Trial, params: Mapping[str, Any]) -> None:
@@ -319,11 +298,6 @@ def pop_waiting(study: Study, key: str, value: Any) -> int | None:
 def trial_of(study: Study, trial_id: int) -> Trial:
     """Return the trial as an objective gets it."""
     return Trial(study, trial_id)
-
-
-def id_of(trial: Trial) -> int:
-    """Return the identifier of a trial that an objective holds."""
-    return trial._trial_id
 
 
 def frozen(study: Study, trial_id: int) -> FrozenTrial:

@@ -34,8 +34,9 @@ from optuna.distributions import BaseDistribution, IntDistribution
 from optuna.trial import BaseTrial, FrozenTrial, Trial
 
 from optuna_s2e._checks import check_axes, check_choice, check_int, check_number
-from optuna_s2e._optuna import fix_params, is_first_trial
+from optuna_s2e._optuna import fix_params
 from optuna_s2e._typing import FloatArray
+from optuna_s2e.schedules._first_trial import is_first_trial
 from optuna_s2e.schedules._formulas import SPACES
 from optuna_s2e.schedules._informed import informed_distributions, informed_middle
 
