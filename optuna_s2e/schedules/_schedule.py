@@ -339,10 +339,9 @@ class ScheduleSpace:
     def suggest(self, trial: BaseTrial) -> Schedule:
         """Draw the schedule of a trial; call it once per trial.
 
-        If the space knows the noise rate, the first trial of a study is the `middle`, under any
-        sampler but a `GridSampler`. Like an enqueued trial, it is no draw of `S2ESampler`, whose
-        model of the loss knows it all the same. If it fails, the next trial is the middle, up to
-        three times. If the first trial was enqueued, it stays as it is.
+        If the space knows the noise rate, the first trial of a study is the `middle`, unless it
+        was enqueued or the sampler is a `GridSampler`. It is no draw of `S2ESampler`, whose model
+        of the loss knows it all the same. If it fails, the next one is, up to three times.
 
         Args:
             trial: An Optuna trial (also `FixedTrial`).
