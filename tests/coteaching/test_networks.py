@@ -151,8 +151,11 @@ def test_a_fork_while_another_thread_makes_a_network_leaves_a_child_that_can():
     child = os.fork()
     if child == 0:
         signal.alarm(20)  # ends a child that waits for ever
-        make_network(lambda shape, c: nn.Linear(2, c), (2,), 2, seed=0)
-        os._exit(0)
+        try:
+            make_network(lambda shape, c: nn.Linear(2, c), (2,), 2, seed=0)
+            os._exit(0)
+        finally:
+            os._exit(1)
     forked.set()
     thread.join()
     assert os.waitpid(child, 0)[1] == 0
