@@ -20,8 +20,8 @@ from optuna_s2e.history._record import (
     Rules,
     failed_by_objective,
     own_record,
+    read_tags,
 )
-from optuna_s2e.history._sources import lies_in
 
 
 class Others:
@@ -61,7 +61,7 @@ class Others:
     def unknown(
         self, space: SearchSpace, openers: Iterable[Record], draws: Iterable[Draw]
     ) -> list[FrozenTrial]:
-        """Return the trials in a space that no opener names, in the order of completion.
+        """Return the trials of a space that no opener names, in the order of completion.
 
         Args:
             space: Space of the search.
@@ -81,14 +81,22 @@ class Others:
             for t in reversed(self._completed)
             if t.number not in known
             and names & t.params.keys() in branches
-            and lies_in(t.params, space)
+            and _is_of(t, space)
         )
         return list(islice(fresh, MAX_ALSO))[::-1]
 
     def readable(self, space: SearchSpace, numbers: Sequence[int]) -> list[FrozenTrial]:
-        """Return those of the numbered trials that lie in a space, in the order of the numbers."""
+        """Return those of the numbered trials that are of a space, in the order of the numbers."""
         found = [self._by_number[n] for n in numbers if n in self._by_number]
-        return [t for t in found if lies_in(t.params, space)]
+        return [t for t in found if _is_of(t, space)]
+
+
+def _is_of(trial: FrozenTrial, space: SearchSpace) -> bool:
+    """Say whether a trial describes its parameters and its schedule as a space does."""
+    present = [n for n in space.names if n in trial.distributions]
+    return all(trial.distributions[n] == space.distributions[n] for n in present) and all(
+        space.tags.get(n, v) == v for n, v in read_tags(trial).items()
+    )
 
 
 def _order(trial: FrozenTrial) -> tuple[datetime, int]:

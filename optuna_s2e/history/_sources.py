@@ -98,7 +98,7 @@ class Sources:
         x, active, losses, studies = [], [], [], []
         for number, trials in enumerate(self.trials, start=1):
             for params, loss in trials:
-                if lies_in(params, space):
+                if _lies_in(params, space):
                     x.append(space.encode(params))
                     active.append(space.active(params))
                     losses.append(loss)
@@ -179,7 +179,7 @@ def _chosen(study: Study, n: int) -> tuple[tuple[Mapping[str, Any], float], ...]
     return tuple(found[i] for i in kept)
 
 
-def lies_in(params: Mapping[str, Any], space: SearchSpace) -> bool:
+def _lies_in(params: Mapping[str, Any], space: SearchSpace) -> bool:
     """Say whether a trial has parameters of a space and all of them are in its ranges."""
     if any(params.get(name) != value for name, value in space.tags.items()):
         return False
