@@ -180,6 +180,7 @@ def test_nothing_waits_for_the_device_within_an_epoch(kind):
 def test_nothing_waits_for_the_device_in_the_loop(trainer_type):
     setup = _setup("cnn2")
     made = trainer_type(setup, [0], setup.data.noisy_labels)
+    made.train_epoch(RATES[:1, 1], 0.01, 0.9)  # the first step looks at the network's outputs
     with NoSync():
         made.train_epoch(RATES[:1, 1], 0.01, 0.9)
         made.evaluate()
@@ -251,6 +252,7 @@ def test_nothing_waits_for_the_device_in_the_loop_of_a_method(name):
     setup = _setup("cnn2")._replace(method=METHODS[name])
     trainer_type = ReweightTrainer if name == "reweight" else LoopTrainer
     made = trainer_type(setup, [0], setup.data.noisy_labels)
+    made.train_epoch(RATES[:1, 1], 0.01, 0.9)  # the first step looks at the network's outputs
     with NoSync():
         made.train_epoch(RATES[:1, 1], 0.01, 0.9)
         made.evaluate()
