@@ -94,8 +94,10 @@ class Others:
 def _is_of(trial: FrozenTrial, space: SearchSpace) -> bool:
     """Say whether a trial describes its parameters and its schedule as a space does."""
     present = [n for n in space.names if n in trial.distributions]
-    return all(trial.distributions[n] == space.distributions[n] for n in present) and all(
-        space.tags.get(n, v) == v for n, v in read_tags(trial).items()
+    return (
+        bool(present)
+        and all(trial.distributions[n] == space.distributions[n] for n in present)
+        and all(space.tags.get(n, v) == v for n, v in read_tags(trial).items())
     )
 
 
