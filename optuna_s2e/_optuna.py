@@ -7,18 +7,18 @@ an underscored name of Optuna.
 
 from __future__ import annotations
 
-import json
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import datetime
+from functools import partial
 from inspect import unwrap
 from types import FrameType, SimpleNamespace
-from typing import Any
+from typing import Any, TypeVar
 
 from optuna.distributions import BaseDistribution
-from optuna.exceptions import UpdateFinishedTrialError
-from optuna.samplers import BaseSampler, GridSampler, PartialFixedSampler
+from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
+from optuna.samplers import BaseSampler, PartialFixedSampler
 from optuna.storages import BaseStorage, InMemoryStorage, JournalStorage, RDBStorage
 from optuna.storages._cached_storage import _CachedStorage
 from optuna.storages._heartbeat import BaseHeartbeat, BaseHeartbeatThread, get_heartbeat_thread
@@ -28,9 +28,12 @@ from optuna.study._optimize import _run_trial
 from optuna.study._tell import _tell_with_warning
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
-from optuna_s2e._attributes import FAILED_TRIAL_KEY, FIXED_PARAMS_KEY
+from optuna_s2e import _sql
+from optuna_s2e._attributes import DRAW_KEY, FAILED_TRIAL_KEY, FIXED_PARAMS_KEY
 
 __all__ = ["BaseHeartbeat"]
+
+T = TypeVar("T")
 
 
 def storage_of(study: Study) -> BaseStorage:
@@ -54,6 +57,14 @@ def contains(distribution: BaseDistribution, value: Any) -> bool:
         return distribution._contains(distribution.to_internal_repr(value))
     except (ValueError, TypeError):  # of another type
         return False
+
+
+def is_feasible(trial: FrozenTrial) -> bool:
+    """Whether a trial keeps all its constraints: their values are at most 0."""
+    constraints = getattr(trial, "constraints", None)  # an attribute since Optuna 5
+    if constraints is None:
+        constraints = dict(enumerate(trial.system_attrs.get("constraints") or ()))
+    return all(value <= 0 for value in constraints.values())
 
 
 def completed_at(trial: FrozenTrial) -> datetime | None:
@@ -90,6 +101,61 @@ def all_trials(study: Study) -> list[FrozenTrial]:
     return study._get_trials(deepcopy=False, use_cache=False)
 
 
+def trials_for(study: Study, trial: FrozenTrial) -> Sequence[FrozenTrial]:
+    """Return what the draw of a running trial needs of `all_trials`, with fewer statements.
+
+    Optuna read the database just before it made the trial. One statement finds whether a trial
+    has changed since: its state, its parameters, or what it records of its draw. If none has, that
+    reading still holds. Parameters of the trial itself do not matter before it is drawn.
+    """
+    known = _in_its_database(study, partial(_known_trials, study._study_id, trial._trial_id))
+    return all_trials(study) if known is None else known
+
+
+def _known_trials(study_id: int, own: int, storage: _CachedStorage) -> list[FrozenTrial] | None:
+    """Return all trials as they were read last; None if some have changed since."""
+    marks = (DRAW_KEY, FIXED_PARAMS_KEY)
+    with storage._lock:
+        study = storage._studies.get(study_id)
+        if study is None:
+            return None
+        ids, last = {own, *study.unfinished_trial_ids}, study.last_finished_trial_id
+        for trial_id, *now in _sql.trials_since(
+            storage._backend.engine, study_id, last, ids, marks
+        ):
+            number = storage._trial_id_to_study_id_and_number.get(trial_id, (study_id, -1))[1]
+            trial = study.trials.get(number)
+            if trial is None:
+                return None
+            n_marks = sum(key in trial.system_attrs for key in marks)
+            n_params = now[1] if trial_id == own and not n_marks else len(trial.params)
+            if now != [trial.state.name, n_params, n_marks]:
+                return None
+            ids.discard(trial_id)
+        return None if ids else [study.trials[number] for number in sorted(study.trials)]
+
+
+def _in_its_database(
+    study: Study, operate: Callable[[_CachedStorage], T | None], *, writing: bool = False
+) -> T | None:
+    """Carry out an operation on Optuna's storage of a database.
+
+    Return None if a study has another storage, or the operation fails. Optuna's own way, which is
+    taken then, raises what there is to raise.
+    """
+
+    def attempt(storage: BaseStorage) -> T | None:
+        return operate(storage) if isinstance(storage, _CachedStorage) else None
+
+    run: Callable[..., T | None] | None = getattr(study._storage, "run", None)  # RetryingStorage
+    try:
+        return attempt(study._storage) if run is None else run(attempt, writing=writing)
+    except StorageInternalError:  # it was tried for long enough
+        raise
+    except Exception:
+        return None
+
+
 def system_attrs(study: Study, trial: FrozenTrial) -> Mapping[str, Any]:
     """Return the system attributes of a trial as the storage has them now.
 
@@ -100,7 +166,13 @@ def system_attrs(study: Study, trial: FrozenTrial) -> Mapping[str, Any]:
 
 def set_system_attr(study: Study, trial: FrozenTrial, key: str, value: Any) -> None:
     """Write one system attribute of a running trial in one transaction."""
-    study._storage.set_trial_system_attr(trial._trial_id, key, value)
+    done = _in_its_database(
+        study,
+        lambda s: _sql.insert_attr(s._backend.engine, trial._trial_id, key, value),
+        writing=True,
+    )
+    if not done:
+        study._storage.set_trial_system_attr(trial._trial_id, key, value)
 
 
 def first_try_number(trial: Trial) -> int:
@@ -128,22 +200,9 @@ def running_trial_attrs(trial: Trial) -> Mapping[str, Any]:
     return trial.study._storage.get_trial_system_attrs(trial._trial_id)
 
 
-_MAX_FIRST_TRIALS = 3  # of which all but the last one failed
-
-
-def is_first_trial(trial: Trial) -> bool:
-    """Say whether a trial is the first one of its study, or all trials before it failed.
-
-    No two trials that did not fail are first: the storage numbers them. An enqueued trial is not
-    first, and neither is a trial after several failures: the objective may be why they failed.
-    A trial of `GridSampler` is not first either, because every point of a grid counts.
-    """
-    if trial.number >= _MAX_FIRST_TRIALS or trial._fixed_params:
-        return False
-    if isinstance(trial.study.sampler, GridSampler):
-        return False
-    before = [t for t in all_trials(trial.study) if t.number < trial.number]
-    return [t.state for t in before] == [TrialState.FAIL] * trial.number
+def attrs_when_asked(trial: Trial) -> Mapping[str, Any]:
+    """Return the system attributes that a trial had when it was asked for, from memory."""
+    return trial._cached_frozen_trial.system_attrs
 
 
 def fix_params(trial: Trial, params: Mapping[str, Any]) -> None:
@@ -241,11 +300,6 @@ def trial_of(study: Study, trial_id: int) -> Trial:
     return Trial(study, trial_id)
 
 
-def id_of(trial: Trial) -> int:
-    """Return the identifier of a trial that an objective holds."""
-    return trial._trial_id
-
-
 def frozen(study: Study, trial_id: int) -> FrozenTrial:
     """Return a trial as the storage has it now."""
     return study._storage.get_trial(trial_id)
@@ -334,7 +388,10 @@ def replace_study_system_attr(
     if isinstance(storage, _CachedStorage):
         storage = storage._backend
     if isinstance(storage, RDBStorage):
-        return _replace_in_database(storage, study_id, key, old, new)
+        from optuna.storages._rdb.models import StudySystemAttributeModel  # imports SQLAlchemy
+
+        table = StudySystemAttributeModel.__table__
+        return _sql.replace_attr(storage.engine, table, study_id, key, old, new)
     if isinstance(storage, InMemoryStorage):
         with storage._lock:
             return _replace(storage, study_id, key, old, new)
@@ -368,32 +425,6 @@ def _replace(storage: BaseStorage, study_id: int, key: str, old: Any, new: Any) 
     if storage.get_study_system_attrs(study_id).get(key) != old:
         return False
     storage.set_study_system_attr(study_id, key, new)
-    return True
-
-
-def _replace_in_database(storage: RDBStorage, study_id: int, key: str, old: Any, new: Any) -> bool:
-    """Update the row if it is unchanged, or insert it: a row of one study and key is unique."""
-    from optuna.storages._rdb.models import StudySystemAttributeModel  # imports SQLAlchemy
-
-    table: Any = StudySystemAttributeModel.__table__
-    row = (table.c.study_id == study_id) & (table.c.key == key)
-    with storage.engine.begin() as connection:
-        found = connection.execute(table.select().where(row)).first()
-        text = None if found is None else found.value_json
-        if text is not None:
-            same = row & (table.c.value_json == text)
-            update = table.update().where(same).values(value_json=json.dumps(new))
-            return bool(json.loads(text) == old and connection.execute(update).rowcount)
-    if old is not None:
-        return False
-    try:
-        with storage.engine.begin() as connection:
-            values = {"study_id": study_id, "key": key, "value_json": json.dumps(new)}
-            connection.execute(table.insert().values(values))
-    except Exception:
-        if key in storage.get_study_system_attrs(study_id):
-            return False  # another process was faster
-        raise
     return True
 
 

@@ -1,30 +1,41 @@
-"""Every method of the comparison on MNIST with wrong labels: accuracy by epoch.
+"""Every method of the comparison on images with wrong labels: accuracy by epoch.
 
-Reproduces: the top row of Figure 3 of the S2E paper, with more methods; its table is the mean of
-            the last 10 % of the epochs.
+Reproduces: Figure 3 of the S2E paper (MNIST: its top row), with more methods; its table is the
+            mean of the last 10 % of the epochs. With --settings also those of JoCoR's table.
 Data:       MNIST, the published noise vectors (symmetric 20 and 50 %, pair 45 %), 5,000 clean
             validation images split off the training part, test part of 10,000. The published
             noise is the same for all seeds: a spread over seeds is that of weights and orders.
-Network:    the paper's MLP 784-256-10, Adam, learning rate 1e-3 that falls from 40 % of the epochs
-            on, mini-batches of 128. All methods share the seeds: they are compared in pairs.
+            --data cifar10 or cifar100 (also as cifar100.npz in the data root); --images N cuts
+            training, validation and test data to the first N: such a run is marked.
+Network:    those of the paper: MLP 784-256-10 for MNIST, 2 convolutions for CIFAR-10, 7 layers for
+            CIFAR-100. Adam, learning rate 1e-3 that falls from 40 % of the epochs on, mini-batches
+            of 128. All methods share the seeds: they are compared in pairs.
 Schedules:  Co-teaching's Eq 1 with the true rate for all methods that obey R(t). "s2e" searches
             Eq 1's ranges around the true rate with --trials trainings of its own, each of all
-            epochs, and trains the recommended schedule anew.
+            epochs, and trains the recommended schedule anew. "s2e-paper" is the paper's own
+            method: Table 1, the validation loss, Algorithm 2 with generations of 6, the best
+            trial; it has the same number of trainings, which is a reduced search (its program's
+            README has 60).
 Deviations: every epoch has all its mini-batches (the authors' program stops after 401); epoch 0 is
-            trained; beta1 falls to .1 with the learning rate, as in Co-teaching's program.
+            trained; beta1 falls to .1 with the learning rate, as in Co-teaching's program. S2E's
+            validation images are clean and of the training part; the follow-up of the paper takes
+            5,000 of the test part.
 Run:        S2E_DATA_ROOT=~/data python studies/figure3_benchmark.py --jobs 2 --minutes 60
+            ... --data cifar10 --images 5000 --epochs 20 --seeds 1         (reduced)
+            ... --epochs 200 --settings "asymmetric 40 %" --methods standard coteaching jocor
             It resumes. --budget prints what the full run takes here. --smoke runs everything in
-            small, on the digits, and keeps nothing.
-Read:       studies/results/figure3_benchmark.json, --report; --picture FILE draws it
+            small, on the digits, and keeps nothing. --device cuda trains on a GPU (never tried).
+Read:       studies/results/figure3_benchmark.json (MNIST), figure3_cifar10.json, ..., --report;
+            --picture FILE draws it, --page FILE writes the tables into a page of the docs
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import tempfile
 import time
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -32,10 +43,13 @@ from typing import Any
 import numpy as np
 import optuna
 import runs
+import tasks
+import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from scipy import stats
 
-from optuna_s2e import S2ESampler, recommend
+from optuna_s2e import S2ESampler, Schedule, recommend
 from optuna_s2e.coteaching import (
     CoteachingObjective,
     NoisyData,
@@ -44,49 +58,121 @@ from optuna_s2e.coteaching import (
     load_data,
     title_of,
 )
+from optuna_s2e.label_noise import flip_labels
 
-RESULTS = Path(__file__).parent / "results" / "figure3_benchmark.json"
-SETTINGS = {"symmetric 20 %": ("symmetric", 0.2), "symmetric 50 %": ("symmetric", 0.5),
-            "pair 45 %": ("pair", 0.45)}  # fmt: skip
+FOLDER = Path(__file__).parent / "results"
+FILES = {"mnist": "figure3_benchmark.json"}  # by data set; others: figure3_NAME.json
+NETWORKS = {"cifar10": "cnn2", "cifar100": "cnn7"}  # by data set; others: "mlp"
+TITLES = {"mnist": "MNIST", "cifar10": "CIFAR-10", "cifar100": "CIFAR-100"}
+PAPER = {"symmetric 20 %": ("symmetric", 0.2), "symmetric 50 %": ("symmetric", 0.5),
+         "pair 45 %": ("pair", 0.45)}  # fmt: skip
+SETTINGS = PAPER | {"symmetric 80 %": ("symmetric", 0.8), "asymmetric 40 %": ("asymmetric", 0.4)}
 METHODS = (
     "standard", "early-stopping", "decoupling", "f-correction", "f-correction-true", "mentornet",
-    "coteaching", "coteaching+", "reweight", "jocor", "bare", "s2e",
+    "coteaching", "coteaching+", "reweight", "jocor", "bare", "s2e", "s2e-paper",
 )  # fmt: skip
+SEARCHES = {"s2e": "S2E", "s2e-paper": "S2E, the paper's own"}
 SEARCH_SEED = 10_000  # the search's seeds follow from this and the seed of the repeat
+POPULATION = 6  # of the paper's own method
+
+# JoCoR's class-dependent noise, from its program: which class turns into which
+ASYMMETRIC = {
+    "mnist": {7: 1, 2: 7, 5: 6, 6: 5, 3: 8}, "cifar10": {9: 1, 2: 0, 3: 5, 5: 3, 4: 7},
+    "digits": {7: 1, 2: 7, 5: 6, 6: 5, 3: 8},
+}  # fmt: skip
+
+# Published last-ten-epoch means in % where network and noise are the same: 200 epochs
+JOCOR, S2E_ISSUE = "JoCoR's paper (CVPR 2020)", "a user of the authors' program (its issue 3)"
+PUBLISHED: dict[str, dict[str, dict[str, tuple[float, str]]]] = {
+    "mnist": {
+        setting: {
+            method: (value, JOCOR)
+            for method, value in zip(
+                ("standard", "coteaching", "coteaching+", "jocor"), values, strict=True
+            )
+        }
+        for setting, values in {
+            "symmetric 20 %": (79.56, 95.10, 97.81, 98.06),
+            "symmetric 50 %": (52.66, 89.82, 95.80, 96.64),
+            "symmetric 80 %": (23.43, 79.73, 58.92, 84.89),
+            "asymmetric 40 %": (79.00, 90.28, 93.28, 95.24),
+        }.items()
+    },
+    "cifar10": {"symmetric 50 %": {"s2e-paper": (50.82, S2E_ISSUE)}},
+}
+
+
+def kept_rate(setting: str) -> float:
+    """Return the share of wrong labels, which Co-teaching's schedule drops."""
+    noise, rate = SETTINGS[setting]
+    return rate / 2 if noise == "asymmetric" else rate  # half of the classes turn
 
 
 @cache
-def load(data: str, setting: str) -> NoisyData:
-    """Load the data with the noise of a setting."""
+def load(data: str, setting: str, n_images: int | None = None) -> NoisyData:
+    """Load the data with the noise of a setting; leave out all but the first images."""
     noise, rate = SETTINGS[setting]
-    return load_data(
-        data, root=os.environ.get("S2E_DATA_ROOT"), noise=noise, noise_rate=rate, seed=0,
-        published_noise=data != "digits",
+    root = os.environ.get("S2E_DATA_ROOT")
+    file = Path(root or ".") / f"{data}.npz"
+    is_asymmetric = noise == "asymmetric"
+    loaded = load_data(
+        str(file.absolute()) if file.exists() else data, root=root, seed=0,
+        noise="none" if is_asymmetric else noise, noise_rate=0.0 if is_asymmetric else rate,
+        published_noise=data != "digits" and not is_asymmetric,
     )  # fmt: skip
+    if is_asymmetric:
+        matrix = np.eye(loaded.n_classes)
+        for i, j in ASYMMETRIC[data].items():
+            matrix[i, i], matrix[i, j] = 1 - rate, rate
+        clean = loaded.noisy_labels
+        noisy = torch.from_numpy(flip_labels(clean.numpy(), matrix, np.random.default_rng(0)))
+        loaded = replace(loaded, noisy_labels=noisy, clean_labels=clean, settings=None)
+    return tasks.first_images(loaded, n_images)
 
 
-def run(job: runs.Job, *, data: str, n_epochs: int, n_trials: int) -> dict[str, Any]:
+def searched(method: str, objective: CoteachingObjective, n_trials: int) -> Schedule:
+    """Search a schedule; return the one that is recommended."""
+    if method == "s2e-paper":
+        sampler = S2ESampler(
+            seed=objective.seed, estimator="paper", population_size=min(POPULATION, n_trials)
+        )
+    else:
+        sampler = S2ESampler(seed=objective.seed)
+    study = optuna.create_study(sampler=sampler)
+    study.optimize(objective, n_trials=n_trials)
+    found = recommend(study, "best") if method == "s2e-paper" else recommend(study)
+    assert found.schedule is not None
+    return found.schedule
+
+
+def run(
+    job: runs.Job, *, data: str, n_epochs: int, n_trials: int, n_images: int | None = None,
+    device: str = "cpu",
+) -> dict[str, Any]:  # fmt: skip
     """Train a method with a seed; return its curves on the test data."""
     setting, method, seed = str(job[0]), str(job[1]), int(job[2])
-    noisy, rate = load(data, setting), SETTINGS[setting][1]
+    noisy, rate = load(data, setting, n_images), kept_rate(setting)
+    network = NETWORKS.get(data, "mlp")
+    space: dict[str, Any] = {"noise_rate": rate}
+    if method == "s2e-paper":
+        space = {"kind": "table1", "metric": "validation_loss"}
     objective = CoteachingObjective(
-        noisy, n_epochs=n_epochs, seed=SEARCH_SEED + seed, noise_rate=rate, device="cpu"
+        noisy, network=network, n_epochs=n_epochs, seed=SEARCH_SEED + seed, device=device, **space
     )
     start = time.perf_counter()
-    if method == "s2e":
-        study = optuna.create_study(sampler=S2ESampler(seed=SEARCH_SEED + seed))
-        study.optimize(objective, n_trials=n_trials)
-        schedules, methods = {method: recommend(study).schedule}, {}
+    if method in SEARCHES:
+        schedules, methods = {method: searched(method, objective, n_trials)}, {}
     else:
         schedules, methods, _ = compared_methods([method], n_epochs, rate, data=noisy)
     found = evaluate_schedules(
         {method: schedules[method].keep_rates},
         noisy,
+        network=network,
         methods=methods,
         config=objective.config,
         n_repeats=1,
         seed=seed,
-        device="cpu",
+        device=device,
     )[method]
     return {
         "seconds": round(time.perf_counter() - start, 2),
@@ -99,79 +185,176 @@ def run(job: runs.Job, *, data: str, n_epochs: int, n_trials: int) -> dict[str, 
     }
 
 
-def jobs_of(n_seeds: int) -> list[runs.Job]:
+def jobs_of(
+    n_seeds: int, settings: Sequence[str] = tuple(PAPER), methods: Sequence[str] = METHODS
+) -> list[runs.Job]:
     """Return all jobs, seed by seed: what is done at any time can be compared."""
-    return [(s, m, seed) for seed in range(n_seeds) for s in SETTINGS for m in METHODS]
+    return [(s, m, seed) for seed in range(n_seeds) for s in settings for m in methods]
+
+
+def shown(results: runs.Results) -> list[str]:
+    """Return the settings that there are results of, and those of the paper."""
+    return [s for s in SETTINGS if s in PAPER or any(key.startswith(f"{s}|") for key in results)]
+
+
+def title(method: str) -> str:
+    """Return the name of a row."""
+    return SEARCHES.get(method) or title_of(method)
+
+
+def by_seed(results: runs.Results, setting: str, method: str, name: str) -> dict[int, Any]:
+    """Return what is known of a method, by seed."""
+    start = f"{setting}|{method}|"
+    return {int(k.removeprefix(start)): r[name] for k, r in results.items() if k.startswith(start)}
 
 
 def curves(results: runs.Results, setting: str, method: str, name: str) -> np.ndarray:
     """Return the curves of a method, (seeds, T); NaN where unknown."""
-    found = [r[name] for key, r in results.items() if key.startswith(f"{setting}|{method}|")]
+    found = list(by_seed(results, setting, method, name).values())
     return np.array(found, dtype=np.float64)
 
 
-def report(document: dict[str, Any]) -> str:
-    """Return the table: mean and standard deviation over the seeds of the last 10 % of epochs."""
-    results = document["results"]
-    lines = [
-        f"{len(results)} results of {document.get('n_epochs')} epochs; "
-        f"{document.get('complete', 'how many there should be is unknown')}",
+def accuracy(results: runs.Results, setting: str, method: str) -> str:
+    """Return mean and standard deviation over the seeds of the last 10 % of epochs, in %."""
+    v = 100 * curves(results, setting, method, "final_accuracy")
+    spread = f" ± {v.std(ddof=1):.2f}" if len(v) > 1 else ""
+    return f"{v.mean():.2f}{spread} ({len(v)})" if len(v) else "-"
+
+
+def difference(results: runs.Results, setting: str, method: str, ours: str = "s2e") -> str:
+    """Return ours minus a method in points, paired by seed, with its 95 % interval (t).
+
+    With less than three seeds there is no interval.
+    """
+    own = by_seed(results, setting, ours, "final_accuracy")
+    other = by_seed(results, setting, method, "final_accuracy")
+    d = 100 * np.array([own[seed] - other[seed] for seed in sorted(own.keys() & other.keys())])
+    if not len(d):
+        return "-"
+    if len(d) < 3:
+        return f"{d.mean():+.2f} ({len(d)} of 3 seeds)"
+    reach = stats.t.ppf(0.975, len(d) - 1) * d.std(ddof=1) / np.sqrt(len(d))
+    return f"{d.mean():+.2f} [{d.mean() - reach:+.2f}, {d.mean() + reach:+.2f}]"
+
+
+def heading(document: dict[str, Any]) -> str:
+    """Return what was run: how much of it is done, and what was reduced."""
+    n_images, n_epochs = document.get("n_images"), document.get("n_epochs")
+    cut = [f"{n_epochs} of 200 epochs"] if n_epochs != 200 else []
+    cut += [f"the first {n_images} images"] if n_images else []
+    return (
+        f"{len(document['results'])} results of {n_epochs} epochs; "
+        f"{document.get('complete', 'how many there should be is unknown')}. "
+        f"{'Reduced: ' + ', '.join(cut) if cut else 'Nothing is reduced'}; a search has "
+        f"{document.get('n_trials')} trainings."
+    )
+
+
+def tables(document: dict[str, Any]) -> list[tuple[str, list[str], list[list[str]]]]:
+    """Return the tables, each with what it shows, its header and its rows."""
+    results, settings = document["results"], shown(document["results"])
+    made = [(
         "Test accuracy in %, last 10 % of the epochs, mean ± standard deviation (seeds)",
-        f"{'method':28}" + "".join(f"{setting:>24}" for setting in SETTINGS),
-    ]
-    for method in METHODS:
-        cells = []
-        for setting in SETTINGS:
+        ["method", *settings],
+        [[title(m), *(accuracy(results, s, m) for s in settings)] for m in METHODS],
+    )]  # fmt: skip
+    for ours in SEARCHES:
+        if any(f"|{ours}|" in key for key in results):
+            rows = [
+                [title(m), *(difference(results, s, m, ours) for s in settings)]
+                for m in METHODS if m != ours
+            ]  # fmt: skip
+            about = f"{title(ours)} minus the other, points, paired by seed [95 % interval]"
+            made.append((about, ["method", *settings], rows))
+    rows = []
+    published = PUBLISHED.get(document.get("data", "mnist"), {})
+    for setting in settings:
+        for method, (value, source) in published.get(setting, {}).items():
             v = 100 * curves(results, setting, method, "final_accuracy")
-            spread = f" ± {v.std(ddof=1):.2f}" if len(v) > 1 else ""
-            cells.append(f"{v.mean():.2f}{spread} ({len(v)})" if len(v) else "-")
-        title = "S2E" if method == "s2e" else title_of(method)
-        lines.append(f"{title:28}" + "".join(f"{cell:>24}" for cell in cells))
+            gap = f"{v.mean() - value:+.2f}" if len(v) else "-"
+            own = accuracy(results, setting, method)
+            rows.append([f"{setting}, {title(method)}", f"{value:.2f}", own, gap, source])
+    if rows:
+        about = "Published (200 epochs, all images) beside ours, in %"
+        made.append((about, ["setting, method", "published", "ours", "difference", "from"], rows))
+    return made
+
+
+def report(document: dict[str, Any]) -> str:
+    """Return the tables as text."""
+    lines = [heading(document)]
+    for about, header, rows in tables(document):
+        widths = [max(map(len, column)) + 2 for column in zip(header, *rows, strict=True)]
+        lines += ["", about]
+        lines += [
+            row[0].ljust(widths[0])
+            + "".join(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))
+            for row in (header, *rows)
+        ]
     return "\n".join(lines)
+
+
+def markdown(document: dict[str, Any]) -> str:
+    """Return the tables for a page of the docs."""
+    parts = [heading(document)]
+    for about, header, rows in tables(document):
+        parts += [f"{about}:", runs.markdown(header, rows)]
+    return "\n\n".join(parts)
 
 
 def draw(document: dict[str, Any], path: Path) -> None:
     """Draw accuracy (top) and label precision (bottom) by epoch: mean, and one deviation."""
-    figure = Figure(figsize=(15, 8), layout="constrained")
+    results = document["results"]
+    settings = [s for s in SETTINGS if any(key.startswith(f"{s}|") for key in results)]
+    figure = Figure(figsize=(1 + 5 * len(settings), 8), layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.subplots(2, len(SETTINGS), sharex=True, sharey="row")
-    for column, setting in enumerate(SETTINGS):
+    axes = figure.subplots(2, len(settings), sharex=True, sharey="row", squeeze=False)
+    handles: dict[str, Any] = {}
+    for column, setting in enumerate(settings):
         for row, name in enumerate(("test_accuracy", "label_precision")):
             axis = axes[row, column]
             for i, method in enumerate(METHODS):
-                found = 100 * curves(document["results"], setting, method, name)
+                found = 100 * curves(results, setting, method, name)
                 if not len(found):
                     continue
-                color = f"C{i}" if i < 10 else ("black", "gold")[i - 10]
-                title = "S2E" if method == "s2e" else title_of(method)
+                color = f"C{i}" if i < 10 else ("gold", "black", "navy")[i - 10]
                 epochs, mean, sd = np.arange(found.shape[1]), found.mean(0), found.std(0)
-                axis.plot(epochs, mean, color=color, label=title, lw=1.5)
+                width = 2.2 if method in SEARCHES else 1.3
+                handles[title(method)] = axis.plot(epochs, mean, color=color, lw=width)[0]
                 axis.fill_between(epochs, mean - sd, mean + sd, color=color, alpha=0.15, lw=0)
             axis.grid(alpha=0.3)
+            axis.xaxis.get_major_locator().set_params(integer=True)
             if row == 0:
-                axis.set_title(f"MNIST, {setting}")
+                data = document.get("data", "mnist")
+                axis.set_title(f"{TITLES.get(data, data)}, {setting}")
             else:
                 axis.set_xlabel("epoch")
             if column == 0:
                 axis.set_ylabel(("test accuracy (%)", "label precision (%)")[row])
-    handles = axes[0, 0].get_legend_handles_labels()
-    figure.legend(*handles, loc="outside lower center", ncols=6, frameon=False)
-    figure.savefig(path, dpi=110)
+    names = [name for name in map(title, METHODS) if name in handles]
+    figure.legend(
+        [handles[n] for n in names], names, loc="outside lower center", frameon=False,
+        ncols=1 + 2 * len(settings),
+    )  # fmt: skip
+    figure.savefig(path, dpi=90)
 
 
-def budget(n_seeds: int, n_processes: int, setup: dict[str, Any]) -> str:
+def budget(jobs: list[runs.Job], n_processes: int, setup: dict[str, Any]) -> str:
     """Time two epochs of each method here; return what the full run takes."""
-    n_epochs, setting = setup["n_epochs"], next(iter(SETTINGS))
-    load(setup["data"], setting)
+    n_epochs = setup["n_epochs"]
+    setting = str(jobs[0][0])
+    load(setup["data"], setting, setup["n_images"])
+    run((setting, "coteaching", 0), **setup | {"data": "digits", "n_epochs": 2})  # what is once
     minutes: dict[str, float] = {}
-    for method in METHODS[:-1]:
-        found = run((setting, method, 0), **setup | {"n_epochs": 2})
-        minutes[method] = found["seconds"] / 60 / 2 * n_epochs
-    minutes["s2e"] = (setup["n_trials"] + 1) * minutes["coteaching"]
-    hours = sum(minutes.values()) / 60 * n_seeds * len(SETTINGS)
+    for method in dict.fromkeys(str(job[1]) for job in jobs):
+        timed = "coteaching" if method in SEARCHES else method
+        found = run((setting, timed, 0), **setup | {"n_epochs": 2})
+        trainings = setup["n_trials"] + 1 if method in SEARCHES else 1
+        minutes[method] = trainings * found["seconds"] / 60 / 2 * n_epochs
+    hours = sum(minutes[str(job[1])] for job in jobs) / 60
     lines = [f"{method:20}{of_one:8.1f} minutes per run" for method, of_one in minutes.items()]
     lines.append(
-        f"{len(jobs_of(n_seeds))} runs of {n_epochs} epochs: {hours:.1f} core hours, "
+        f"{len(jobs)} runs of {n_epochs} epochs: {hours:.1f} core hours, "
         f"{hours / n_processes:.1f} hours with {n_processes} processes"
     )
     return "\n".join(lines)
@@ -179,46 +362,47 @@ def budget(n_seeds: int, n_processes: int, setup: dict[str, Any]) -> str:
 
 def main(argv: list[str] | None = None) -> None:
     """Run what is missing, and print the table."""
-    made = runs.parser(__doc__, seeds=3)
-    made.add_argument("--epochs", type=int, default=200, help="of each training")
+    made = runs.figure_parser(__doc__, seeds=3, epochs=200, results=None)
+    made.add_argument("--data", choices=TITLES, default="mnist", help="data set")
+    made.add_argument("--images", type=int, help="only the first N images; default: all")
     made.add_argument("--trials", type=int, default=12, help="trainings of a search")
-    made.add_argument("--budget", action="store_true", help="only print what the run takes")
-    made.add_argument("--smoke", action="store_true", help="everything in small; keeps nothing")
-    made.add_argument("--picture", type=Path, help="file to draw the results into")
-    made.add_argument("--results", type=Path, default=RESULTS, help="file of results")
+    made.add_argument("--device", default="cpu", help="to train on: cpu, cuda, ...")
+    for name, known, default in (("settings", SETTINGS, PAPER), ("methods", METHODS, METHODS)):
+        made.add_argument(
+            f"--{name}", nargs="+", choices=known, default=list(default), metavar="NAME",
+            help=f"only these: {', '.join(known).replace('%', '%%')}",
+        )  # fmt: skip
     args: argparse.Namespace = made.parse_args(argv)
-    data = "mnist"
+    if args.data not in ASYMMETRIC and "asymmetric 40 %" in args.settings:
+        made.error(f"--settings: which classes turn into which is not known for {args.data}.")
+    args.results = args.results or FOLDER / FILES.get(args.data, f"figure3_{args.data}.json")
     if args.smoke:
-        data, args.epochs, args.trials, args.seeds = "digits", 4, 2, 1
-        args.results = Path(tempfile.mkdtemp()) / RESULTS.name
-        args.picture = args.picture or args.results.with_suffix(".png")
-    setup = {"data": data, "n_epochs": args.epochs, "n_trials": args.trials}
+        args.data, args.epochs, args.trials, args.seeds = "digits", 4, 2, 1
+        runs.keep_nothing(args)
+    setup = {
+        "data": args.data, "n_epochs": args.epochs, "n_trials": args.trials,
+        "n_images": args.images,
+    }  # fmt: skip
+    jobs = jobs_of(args.seeds, args.settings, args.methods)
     if args.budget:
-        print(budget(args.seeds, args.jobs, setup))
+        print(budget(jobs, args.jobs, setup | {"device": args.device}))
         return
     if not args.report:
-        document = runs.read(args.results)
-        kept = {name: document.get(name, value) for name, value in setup.items()}
-        if kept != setup:
-            raise SystemExit(f"{args.results} holds runs of {kept}. Name another with --results.")
-        _note(args.results, setup, args.seeds)
+        complete = (
+            f"complete with {len(jobs)} results, of {args.seeds} seeds and {args.epochs} epochs; "
+            "the paper has 5 seeds of 200 epochs"
+        )
+        runs.note_setup(args.results, setup, complete=complete)
         runs.run_missing(
-            args.results, jobs_of(args.seeds), partial(run, **setup),
-            n_processes=args.jobs, minutes=args.minutes,
+            args.results, jobs, partial(run, **setup, device=args.device), n_processes=args.jobs,
+            minutes=args.minutes,
         )  # fmt: skip
-    print(report(runs.read(args.results)))
+    document = runs.read(args.results)
+    print(report(document))
+    if args.page is not None:
+        runs.fill_page(args.page, document["data"], markdown(document))
     if args.picture is not None:
-        draw(runs.read(args.results), args.picture)
-
-
-def _note(path: Path, setup: dict[str, Any], n_seeds: int) -> None:
-    """Write the setup into the file of results, and when it is complete."""
-    complete = (
-        f"complete with {len(jobs_of(n_seeds))} results, of {n_seeds} seeds and "
-        f"{setup['n_epochs']} epochs; the paper has 5 seeds of 200 epochs"
-    )
-    document = runs.read(path) | setup | {"complete": complete}
-    path.write_text(json.dumps(document) + "\n")
+        draw(document, args.picture)
 
 
 if __name__ == "__main__":

@@ -205,6 +205,11 @@ class Lookup:
         return self._test.mean(self._curves)
 
     @cached_property
+    def deviations(self) -> Array:
+        """Standard deviation of what is open about the truth of these schedules, (N,)."""
+        return self._test.predict(self._curves)[1]
+
+    @cached_property
     def lowest(self) -> float:
         """The lowest smoothed test error."""
         return float(self.truth.min())

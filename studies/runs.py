@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import platform
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -98,6 +99,66 @@ def parser(doc: str | None, *, seeds: int) -> argparse.ArgumentParser:
     made.add_argument("--minutes", type=float, default=1e9, help="start nothing after that time")
     made.add_argument("--report", action="store_true", help="only print the tables")
     return made
+
+
+def figure_parser(
+    doc: str | None, *, seeds: int, epochs: int, results: Path | None
+) -> argparse.ArgumentParser:
+    """Return the options that the figures of the paper have."""
+    made = parser(doc, seeds=seeds)
+    made.add_argument("--epochs", type=int, default=epochs, help="of each training")
+    made.add_argument("--budget", action="store_true", help="only print what the run takes")
+    made.add_argument("--smoke", action="store_true", help="everything in small; keeps nothing")
+    made.add_argument("--picture", type=Path, help="file to draw the results into")
+    made.add_argument("--page", type=Path, help="page of the docs to write the tables into")
+    made.add_argument("--results", type=Path, default=results, help="file of results")
+    return made
+
+
+def keep_nothing(args: argparse.Namespace) -> None:
+    """Let a run in small write its results, and its picture if no other is named, aside."""
+    args.results = Path(tempfile.mkdtemp()) / "smoke.json"
+    args.picture = args.picture or args.results.with_suffix(".png")
+
+
+def note_setup(path: Path, setup: dict[str, Any], **notes: Any) -> None:
+    """Write into a file of results what its runs share, and notes for those who read it.
+
+    What a file with results does not say is None.
+
+    Raises:
+        SystemExit: If it holds runs of another setup.
+    """
+    document = read(path)
+    kept = {name: document.get(name) for name in setup} if document["results"] else setup
+    if kept != setup:
+        raise SystemExit(f"{path} holds runs of {kept}. Name another with --results.")
+    path.write_text(json.dumps(document | setup | notes) + "\n")
+
+
+def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return a table of a page; numbers are to the right."""
+    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def fill_page(page: Path, name: str, text: str) -> None:
+    """Put a text between the two comments of a page that bear its name."""
+    page.write_text(filled(page.read_text(), name, text))
+
+
+def filled(page: str, name: str, text: str) -> str:
+    """Return a page with a text between the two comments that bear its name.
+
+    Raises:
+        ValueError: If the page lacks one of them.
+    """
+    begin, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->\n"
+    before, opened, rest = page.partition(begin)
+    _, closed, after = rest.partition(end)
+    if not (opened and closed):
+        raise ValueError(f"The page must have the lines {begin!r} and {end!r}.")
+    return f"{before}{begin}\n{text}\n\n{end}{after}"
 
 
 def mean_and_error(values: Sequence[float] | np.ndarray, scale: float = 100.0) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -186,3 +186,16 @@ TASKS: dict[str, Task] = {
         "report", _cifar10, "symmetric", 0.4, 1000, 1000, 3e-3, 30, True
     ),
 }
+
+
+def first_images(data: NoisyData, n: int | None) -> NoisyData:
+    """Keep the first n training, validation and test samples, for a run that is cut.
+
+    Args:
+        data: Data with a test part and clean labels.
+        n: How many. None keeps all.
+    """
+    if n is None:
+        return data
+    parts = ("x", "noisy_labels", "clean_labels", "x_val", "y_val", "x_test", "y_test")
+    return replace(data, **{part: getattr(data, part)[:n] for part in parts})

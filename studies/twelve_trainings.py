@@ -137,12 +137,13 @@ def main() -> None:
     parser = runs.parser(__doc__, seeds=40)
     parser.add_argument("--algorithms", nargs="+", default=QUICK, choices=list(ALGORITHMS))
     parser.add_argument("--part", default="report", choices=["tune", "report"])
+    parser.add_argument("--spaces", nargs="+", default=SPACES, choices=SPACES)
     options = parser.parse_args()
     jobs: list[runs.Job] = [
         (name, algorithm, kind, seed)
         for seed in range(options.seeds)
         for name in landscapes.names(options.part)
-        for kind in SPACES
+        for kind in options.spaces
         for algorithm in options.algorithms
     ]
     if not options.report:

@@ -1,15 +1,19 @@
 import gc
+import os
+import shutil
+import tempfile
 from collections.abc import Generator, Iterator
 from functools import cache
+from pathlib import Path
 
 import optuna
 import pytest
 
 # what takes longest, longest first: what begins last ends soon
 LONG_FILES = [
-    "test_launch.py", "test_cli_search.py", "test_browser.py", "test_cli_evaluate.py",
-    "test_batch_kills.py",
-    "test_docs.py", "test_surrogate_search.py", "test_noise_estimate.py", "test_every_storage.py",
+    "test_docs.py", "test_launch.py", "test_cli_search.py", "test_browser.py",
+    "test_cli_evaluate.py", "test_batch_kills.py", "test_surrogate_search.py",
+    "test_noise_estimate.py", "test_every_storage.py",
     "test_processes.py", "test_process.py", "test_recommend.py", "test_security.py",
     "test_harmless.py", "test_worker.py", "test_sampler.py", "test_engine.py",
     "test_reporter.py", "test_optunahub.py", "test_faults.py",
@@ -20,6 +24,22 @@ LONG_FILES = [
     "test_label_errors.py", "test_training_methods.py", "test_warm_start.py", "test_cli_fit.py",
     "test_readme.py", "test_optimize_batch.py", "test_state_machine.py",
 ]  # fmt: skip
+
+
+MEMORY = Path("/dev/shm")  # Linux keeps its files in memory
+
+
+def _keep_temporary_files_in_memory() -> None:
+    """Let databases of tests, and of processes they start, wait for no disk at each commit.
+
+    A process that is killed leaves the same files there as on a disk. TMPDIR names another folder.
+    """
+    large = MEMORY.is_dir() and shutil.disk_usage(MEMORY).free > 2**31  # Docker's has 64 MB
+    if large and os.access(MEMORY, os.W_OK) and not os.statvfs(MEMORY).f_flag & os.ST_NOEXEC:
+        tempfile.tempdir = os.environ.setdefault("TMPDIR", str(MEMORY))
+
+
+_keep_temporary_files_in_memory()
 
 
 @pytest.hookimpl(wrapper=True)
@@ -37,6 +57,9 @@ def pytest_collection() -> Generator[None, object, object]:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     rank = {name: n for n, name in enumerate(LONG_FILES)}
     items.sort(key=lambda item: rank.get(item.path.name, len(rank)))
+    for item in items:
+        if item.get_closest_marker("gpu"):  # drivers and libraries warn of what is no fault here
+            item.add_marker(pytest.mark.filterwarnings("default"))
 
 
 @pytest.fixture(autouse=True)
@@ -61,16 +84,20 @@ def digits_are_read_once() -> None:
 
 
 @pytest.fixture(scope="session")
-def _postgres_server_url() -> Iterator[str]:
-    from servers import PostgresServer, given_server
+def own_postgres_url() -> Iterator[str]:
+    """A server of these tests alone: a test may set it up for a role of its own."""
+    from servers import PostgresServer
 
-    given = given_server()
-    if given:
-        yield given
-        return
     server = PostgresServer()
     yield server.url
     server.remove()
+
+
+@pytest.fixture(scope="session")
+def _postgres_server_url(request: pytest.FixtureRequest) -> str:
+    from servers import given_server
+
+    return given_server() or request.getfixturevalue("own_postgres_url")
 
 
 @pytest.fixture

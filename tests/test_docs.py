@@ -26,7 +26,7 @@ RUN = [p for p in PAGES if p.parent.name in ("tutorials", "guides")]
 RUN = [p for p in RUN if p not in (TRAINERS, *LONG)]
 RUN = [p for p in [*RUN, DOCS / "faq.md"] if read_blocks(p.read_text())]
 INTRODUCTION, *SECTIONS = re.split(r"^(?=## )", TRAINERS.read_text(), flags=re.MULTILINE)
-OPTIONAL = {"cleanlab", "skorch", "transformers"}
+OPTIONAL = {"cleanlab", "pytorch_lightning", "skorch", "transformers"}
 
 
 def name_of(page: Path) -> str:

@@ -33,7 +33,8 @@ class Generation:
         index: m. Generation 0 is theta = 1.
         theta: Parameters of p_theta, (n_theta,).
         opener: Number of the trial that recorded theta. None for generation 0.
-        members: Numbers of the trials whose losses the update to this theta used.
+        members: Numbers of the trials whose losses the update to this theta used: the draws, then
+            the other trials that the model of the loss knows from then on.
         trials: Numbers of the trials drawn in this generation, in any state. If two workers opened
             it at once, they include the draws from the other theta.
         losses: f(x) of those trials, minimised, (len(trials),). A pruned trial has its last
@@ -111,12 +112,19 @@ def replay_thetas(chain: Chain, ledger: Ledger) -> dict[int, FloatArray]:
                 f"theta of generation {record.generation} (trial {record.trial}) does not follow: "
                 f"its members {missing} are no draws from the study's space (any more)."
             )
+        if len(ledger.others.readable(chain.space, record.also)) < len(record.also):
+            raise ValueError(
+                f"theta of generation {record.generation} (trial {record.trial}) does not follow: "
+                f"trials {sorted(record.also)}, which its model knows, were changed."
+            )
         if not recomputes(record):
             thetas[record.trial] = np.array(record.theta, dtype=np.float64)
             continue
         parent = ledger.openers[record.parent] if record.parent is not None else None
         settings, _ = split_settings(record.settings or {})
-        update = next_theta(chain.space, parent, members, ledger, thetas.__getitem__, settings)
+        update = next_theta(
+            chain.space, parent, members, ledger, thetas.__getitem__, settings, also=record.also
+        )
         thetas[record.trial] = update.theta
     return thetas
 
@@ -233,7 +241,7 @@ def _generation(
     number = opener.trial if opener is not None else None
     own = drawn.get(index, [])
     losses = [ledger.rules.loss(d.trial) if _has_loss(d.trial) else math.nan for d in own]
-    members = opener.members if opener is not None else ()
+    members = (*opener.members, *opener.also) if opener is not None else ()
     return Generation(
         index=index,
         theta=theta,

@@ -13,6 +13,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from optuna_s2e._blas import one_blas_thread
 from optuna_s2e._checks import check_choice
+from optuna_s2e._optuna import is_feasible
 from optuna_s2e._typing import FloatArray
 from optuna_s2e.analysis._comparable import Comparable, find_comparable, find_of_space
 from optuna_s2e.analysis._mean_schedule import mean_schedule, mean_weights, nearest_params
@@ -40,7 +41,8 @@ class Recommendation:
         rule: "mean", "smoothed", "theta" or "best".
         trial: Number of the trial that is recommended. None for "mean" and "theta".
         left_out_trials: Numbers of the completed trials that the estimate does not use, because
-            they describe a parameter as the newest trials do not, or share none with them.
+            they describe a parameter as the newest trials do not, share none with them, or violate
+            a constraint.
         left_out_params: Names of the parameters that the estimate does not use, because trials
             describe them in ways that cannot be compared.
         mean_of: For the rule "mean", numbers of the trials that count in it, the largest weight
@@ -94,9 +96,12 @@ def recommend_from(
         ValueError: As `recommend` does.
     """
     check_choice("rule", rule, RULES)
-    complete = [t for t in trials if t.state == TrialState.COMPLETE]
-    if not complete:
+    every = [t for t in trials if t.state == TrialState.COMPLETE]
+    if not every:
         raise ValueError(f"Study {study_name!r} has no completed trial yet.")
+    complete = [t for t in every if is_feasible(t)]
+    if not complete:
+        raise ValueError(f"No completed trial of study {study_name!r} keeps its constraints.")
     best = min(complete, key=rules.loss)
     if rule == "theta":
         if chain is None or chain.head is None:
@@ -132,7 +137,7 @@ def recommend_from(
         interval=(low, high),
         rule=picked.rule,
         trial=picked.trial,
-        left_out_trials=tuple(t.number for t in complete if t.number not in compared),
+        left_out_trials=tuple(t.number for t in every if t.number not in compared),
         left_out_params=found.left_out_params,
         mean_of=picked.mean_of,
     )

@@ -124,8 +124,9 @@ class Snapshot:
 
     @cached_property
     def best(self) -> FrozenTrial | None:
-        """The completed trial with the best finite value."""
-        return min(self.complete, key=self.rules.loss, default=None)
+        """The completed trial with the best finite value, of those that keep all constraints."""
+        feasible = filter(_optuna.is_feasible, self.complete)
+        return min(feasible, key=self.rules.loss, default=None)
 
     @cached_property
     def n_planned(self) -> int | None:

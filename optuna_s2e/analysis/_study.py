@@ -73,7 +73,7 @@ def recommend(study: Study, rule: str = "auto") -> Recommendation:
     One training is noisy, and the best of many trials was good and lucky. So the losses are
     smoothed with a Gaussian process (for schedules over R(t), else over the parameters in the unit
     cube). If parameters were described in several ways, the trials of the newest space count, and
-    odd ones do not; the result names what is left out.
+    odd ones do not, nor do trials that violate a constraint; the result names what is left out.
 
     The rules:
 
@@ -95,10 +95,10 @@ def recommend(study: Study, rule: str = "auto") -> Recommendation:
             is fixed; otherwise it is "smoothed".
 
     Raises:
-        ValueError: If no trial has completed, the rule is unknown, the study has several
-            objectives, or the rule is `"theta"` and the study has no theta, or `"mean"` and the
-            trials do not hold one schedule of one space each. Also if no value is finite or the
-            trials share no parameters, unless the rule is `"best"`.
+        ValueError: If no completed trial keeps its constraints, the rule is unknown, the study
+            has several objectives, or the rule is `"theta"` and the study has no theta, or
+            `"mean"` and the trials do not hold one schedule of one space each. Also if no value is
+            finite or the trials share no parameters, unless the rule is `"best"`.
 
     Example:
         >>> import optuna

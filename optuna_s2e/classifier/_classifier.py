@@ -36,7 +36,7 @@ from optuna_s2e.classifier._defaults import (
 )
 from optuna_s2e.classifier._fitting import Fitting, Labelled, Noise
 from optuna_s2e.classifier._inputs import InputEncoder, read_dataset
-from optuna_s2e.classifier._study import Budget, SearchStudy
+from optuna_s2e.classifier._study import Budget, SearchStudy, quiet_optuna
 from optuna_s2e.classifier._table import is_missing
 from optuna_s2e.coteaching import label_quality, list_label_errors
 from optuna_s2e.coteaching.data import to_input
@@ -207,7 +207,7 @@ class NoisyLabelClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc
             seed=seed,
             bar=tqdm(disable=not self._shows_progress(), unit="epoch", leave=False),
         )
-        with fitting.bar:
+        with fitting.bar, quiet_optuna():
             self._fit(fitting, budget, fraction, given_rate, n_pairs)
         return self
 

@@ -185,7 +185,8 @@ class Fitting:
         """Train pairs of networks on all samples.
 
         Raises:
-            ValueError: If a training fails.
+            ValueError: If a training diverges, or the network does not suit the data.
+            Exception: What a network of the user's own raised.
         """
         results = train_batch(
             np.tile(keep_rates, (n_pairs, 1)),
@@ -199,12 +200,14 @@ class Fitting:
             watch_samples=True,
         )
         for result in results:
-            if result.failure is not None:
-                why = " ".join(str(result.failure).split())
+            if isinstance(result.failure, FloatingPointError):
+                why = " ".join(str(result.failure).split()).rstrip(".")
                 raise ValueError(
                     f"The training failed: {why}. A smaller learning_rate than "
                     f"{self.config.learning_rate:g}, or another network, may help."
                 ) from result.failure
+            if result.failure is not None:
+                raise result.failure
         return results
 
     def _count(self, *_: object) -> None:

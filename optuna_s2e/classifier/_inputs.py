@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
-from optuna_s2e.classifier._table import TableEncoder, read_table
+from optuna_s2e.classifier._table import HUGE, TableEncoder, read_table
 
 
 @dataclass(frozen=True)
@@ -141,7 +141,7 @@ def _finite(array: Any) -> Any:
         raise ValueError(f"X must hold numbers, but got {array.dtype} ({error}).") from error
     if not np.isfinite(values).all():
         raise ValueError("X must be finite, but contains NaN or infinity. Fill or drop them.")
-    return values
+    return np.clip(values, -HUGE, HUGE)
 
 
 def _channels_first(images: Any) -> Any:

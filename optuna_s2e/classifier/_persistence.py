@@ -10,8 +10,8 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import fields
 from pathlib import Path
-from tempfile import NamedTemporaryFile
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 from zipfile import BadZipFile
 
 import numpy as np
@@ -69,13 +69,18 @@ def save(model: NoisyLabelClassifier, path: str | os.PathLike[str]) -> None:
     for i, own in enumerate(model._samples):
         content |= {f"samples {i} {name}": getattr(own, name) for name in _STATISTICS}
     target = Path(path)
-    with NamedTemporaryFile(dir=target.parent, prefix=f".{target.name}.", delete=False) as file:
+    if target.is_dir():
+        raise IsADirectoryError(f"path must be a file, but {str(path)!r} is a folder.")
+    if not target.parent.is_dir():
+        raise FileNotFoundError(f"There is no folder {str(target.parent)!r}. Make it first.")
+    unfinished = target.with_name(f".{target.name}.{uuid4().hex}")
+    with unfinished.open("xb") as file:  # unlike a temporary file's, its mode follows the umask
         try:
             np.savez(file, **content)
             file.close()
-            os.replace(file.name, target)
+            os.replace(unfinished, target)
         except BaseException:
-            os.unlink(file.name)
+            unfinished.unlink()
             raise
 
 
@@ -103,6 +108,19 @@ def load(
             f"{document.get('format')!r} of version {document.get('version')!r}. Read it with the "
             "release of optuna_s2e that wrote it."
         )
+    try:
+        return _restore(model, document, content, network)
+    except (KeyError, IndexError, TypeError, RuntimeError) as error:
+        raise ValueError(f"{str(path)!r} is damaged ({error}).") from error
+
+
+def _restore(
+    model: NoisyLabelClassifier,
+    document: Mapping[str, Any],
+    content: Mapping[str, Any],
+    network: Callable[[tuple[int, ...], int], nn.Module] | None,
+) -> NoisyLabelClassifier:
+    """Give a new classifier what was read."""
     model.set_params(**document["params"])
     model._network = _network_of(document, network)
     model.network = model._network if network else document["given_network"]

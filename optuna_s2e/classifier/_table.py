@@ -26,6 +26,7 @@ from optuna_s2e._typing import FloatArray
 
 N_BINS = 7  # between quantiles, of each column of numbers
 MAX_BINNED = 100  # columns of numbers; a table with more of them is standardised only
+HUGE = 1e150  # numbers beyond it count as that: the squares of larger ones are infinite
 MAX_STANDARD = 5.0  # standard deviations; values farther away count as that far
 MAX_CATEGORIES = 100  # of one column; the rarer ones are one feature
 MIN_COUNT = 2  # samples of a category with a feature of its own
@@ -76,8 +77,7 @@ class NumberColumn:
             return cls(0.0, 0.0, 1.0, (), False)
         median = float(np.median(values[~missing]))
         filled = np.where(missing, median, values)
-        with np.errstate(over="ignore"):  # of values beyond 1e154, which then all become 0
-            mean, scale = float(filled.mean()), float(filled.std())
+        mean, scale = float(filled.mean()), float(filled.std())
         knots: list[float] = []
         if binned:
             levels = np.linspace(0.0, 1.0, N_BINS + 1)
@@ -91,8 +91,8 @@ class NumberColumn:
         values = _numbers(column)
         missing = np.isnan(values)
         values = np.where(missing, self.median, values)
-        with np.errstate(over="ignore", invalid="ignore"):
-            standard = np.nan_to_num((values - self.mean) / self.scale)
+        with np.errstate(over="ignore"):  # far beyond the training values
+            standard = (values - self.mean) / self.scale
         features = [np.clip(standard, -MAX_STANDARD, MAX_STANDARD)]
         for low, high in zip(self.knots, self.knots[1:], strict=False):
             features.append((np.clip(values, low, high) - low) / (high - low))
@@ -230,7 +230,7 @@ def _numbers(column: Column) -> FloatArray:
             f"Column {column.name} must be finite, but contains infinity. Replace it by NaN "
             "(missing) or by a large number."
         )
-    return numbers
+    return np.clip(numbers, -HUGE, HUGE)
 
 
 def _texts(column: Column) -> list[str | None]:
@@ -263,8 +263,23 @@ def is_missing(value: object) -> bool:
 
 def _refuse_text(name: str, counts: Mapping[str, int], n_rows: int) -> None:
     if len(counts) > max(TEXT_COUNT, TEXT_SHARE * n_rows):
+        words = [text for text in counts if not _is_number(text)]
+        if 2 * len(words) < len(counts):
+            raise ValueError(
+                f"Column {name} must hold numbers or categories, but holds numbers and words such "
+                f"as {words[0]!r}, {sum(counts[word] for word in words)} of {n_rows} values. "
+                "Correct them, or mark them as missing (NaN)."
+            )
         raise ValueError(
             f"Column {name} must hold categories, but holds {len(counts)} different strings in "
             f"{n_rows} rows, which is text or a name. Drop it, turn it into numbers (for example "
             'with TfidfVectorizer), or declare it with astype("category") if it is one.'
         )
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True

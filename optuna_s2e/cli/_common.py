@@ -12,7 +12,7 @@ import shlex
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -256,7 +256,7 @@ def _progress_bar(study: optuna.Study, n_trials: int | None) -> Iterator[Callbac
         def after_trial(study: optuna.Study, trial: FrozenTrial) -> None:
             n = n_complete(study)
             bar.update(shown(n) - bar.n)
-            if n:
+            with suppress(ValueError):  # nothing is complete yet, or keeps its constraints
                 best = study.best_trial
                 bar.set_postfix_str(f"best {best.value:.4f} (trial {best.number})")
 

@@ -268,12 +268,13 @@ def _device(asked: str) -> Iterator[Line]:
 def _precision(kind: str) -> str:
     import torch
 
-    text = "float32; dtype='bfloat16' of TrainingConfig is a choice in Python"
     if kind != "cuda":
-        return text
-    tf32 = "on" if torch.backends.cuda.matmul.allow_tf32 else "off"
-    bfloat16 = "" if torch.cuda.is_bf16_supported() else " (slow on this GPU)"
-    return f"{text}{bfloat16}; TF32 is {tf32} for matrix products"
+        return "float32; TrainingConfig(dtype='bfloat16') is a choice in Python"
+    slow = "" if torch.cuda.is_bf16_supported() else " (slow on this GPU)"
+    return (
+        "float32 without TF32; TrainingConfig(dtype='tf32') and 'bfloat16'"
+        f"{slow} are choices in Python"
+    )
 
 
 def _backend(network: str, shape: tuple[int, ...], device: Device) -> Line:

@@ -22,10 +22,6 @@ _ALIASES = {
     "n_trials": "trials",
     "kind": "space",
 }
-_OF_TEXT = (
-    "Leave it out with --drop, or turn it into numbers. In a column of numbers, correct or empty "
-    "the cells that hold words"
-)
 # words about Python -> words about the command line
 _WORDS = {
     r'on_config_change="adopt"': "--on-config-change adopt",
@@ -33,9 +29,12 @@ _WORDS = {
     r", but got None": ", but it is missing",
     r"Choose another (?=port|host)": "Choose another --",
     r"np\.str_\(('.*?')\)": r"\1",
-    r"Drop it, turn it into numbers .* if it is one": _OF_TEXT,
+    r"Drop it, turn it into numbers .* if it is one":
+        "Leave it out with --drop, or turn it into numbers",
+    r"mark them as missing \(NaN\)": "empty the cells",
+    r"Replace it by NaN \(missing\) or by": "Empty the cell, or replace it by",
     r"\.\.$": ".",
-}
+}  # fmt: skip
 
 
 def one_line(error: Exception, args: argparse.Namespace) -> str:

@@ -18,6 +18,7 @@ from optuna_s2e.cli._common import bar_interval
 ENDINGS = (
     ".png", ".jpg", ".jpeg", ".bmp", ".gif", ".pgm", ".ppm", ".tif", ".tiff", ".webp"
 )  # fmt: skip
+MAX_BROKEN = 5  # images that a message lists
 LARGE, SUGGESTED = 64, 32  # pixels: such images train slowly; the size that a message suggests
 
 Pixels = npt.NDArray[np.uint8]
@@ -93,12 +94,13 @@ def read_images(
         digest.update(f"{path.parent.name}/{path.name} {len(content)} ".encode() + content)
         try:
             images.append(_decode(content, resize))
-        except Exception as error:  # Pillow has many kinds
-            broken.append(f"{str(path)!r} ({type(error).__name__})")
+        except Exception:  # Pillow has many kinds
+            broken.append(repr(str(path)))
     if broken:
+        more = f" and {len(broken) - MAX_BROKEN} more" if len(broken) > MAX_BROKEN else ""
         raise ValueError(
-            f"{len(broken)} of {len(paths)} images cannot be read, the first is {broken[0]}. "
-            "Repair it, or move it elsewhere."
+            f"{len(broken)} of {len(paths)} images cannot be read: "
+            f"{', '.join(broken[:MAX_BROKEN])}{more}. Repair them, or move them elsewhere."
         )
     if shape is None:
         shape = _common_shape(paths, images, size)

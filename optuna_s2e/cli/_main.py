@@ -74,6 +74,7 @@ EXIT_ERROR = 2
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command, as `optuna_s2e.cli.main` describes it."""
     if argv is None:
+        _open_closed_streams()
         warnings.formatwarning = _one_line_warning
     argv = sys.argv[1:] if argv is None else list(argv)
     try:
@@ -97,6 +98,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(f"s2e {args.command}: error: {one_line(error, args)}", file=sys.stderr)
         return EXIT_ERROR
+
+
+def _open_closed_streams() -> None:
+    """Open what the caller has closed (`s2e status >&-`): nobody reads it, and Python has none."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - until the process ends
 
 
 def _one_line_warning(

@@ -27,6 +27,7 @@ RESULTS, MODEL, SCHEDULE, FILES = "fit.json", "model.npz", "schedule.json", "fil
 ERRORS = ("label-errors.html", "label-errors.csv", "label-errors.json")
 ERRORS_HEADER = "index,given_label,suggested_label,quality,evidence"
 PREDICTIONS_HEADER = "index,prediction,probability"
+_FIT_ANEW = "Fit the model anew, into another folder."
 
 
 class ModelFolder:
@@ -89,6 +90,9 @@ class ModelFolder:
         try:
             document = json.loads(self.file(RESULTS).read_text(encoding="utf-8"))
             is_ours = document["format"] == FORMAT and document["version"] == VERSION
+            if is_ours:  # what the commands read
+                _ = document["fitted_to"]["form"]["kind"], document["fitted_to"]["data"]
+                _ = document["data"]["source"]["drop"], document["noise"]["text"]
         except (FileNotFoundError, NotADirectoryError) as error:
             raise FileNotFoundError(
                 f"{str(self)!r} holds no model: {RESULTS} is missing. "
@@ -96,10 +100,13 @@ class ModelFolder:
                 f"{'NEW_FOLDER' if self.path.exists() else shlex.quote(str(self))}` makes one."
             ) from error
         except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{str(self.file(RESULTS))!r} is damaged: {error}.") from error
+            raise ValueError(
+                f"{str(self.file(RESULTS))!r} is damaged: {error}. {_FIT_ANEW}"
+            ) from error
         if not is_ours:
             raise ValueError(
-                f"{str(self.file(RESULTS))!r} was not written by this release of optuna_s2e."
+                f"{str(self.file(RESULTS))!r} was not written by this release of optuna_s2e. "
+                f"{_FIT_ANEW}"
             )
         return document  # type: ignore[no-any-return]
 
@@ -118,7 +125,10 @@ class ModelFolder:
             )
         from optuna_s2e.classifier import NoisyLabelClassifier
 
-        return document, NoisyLabelClassifier.load(self.file(MODEL))
+        try:
+            return document, NoisyLabelClassifier.load(self.file(MODEL))
+        except ValueError as error:
+            raise ValueError(f"{error} {_FIT_ANEW}") from error
 
     def write(
         self,
@@ -162,8 +172,8 @@ class ModelFolder:
 
 
 def is_model(path: Path) -> bool:
-    """Return whether a path is the folder of a model."""
-    return (path / RESULTS).is_file()
+    """Return whether a path is the folder of a model, whole or not."""
+    return (path / RESULTS).is_file() or (path / MODEL).is_file()
 
 
 def check_no_file_of_a_model(path: Path) -> None:
@@ -202,7 +212,7 @@ def check_errors_folder(folder: Path) -> None:
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"--out must be a folder, but {str(folder)!r} is a file.")
     check_replaceable("--out", folder / ERRORS[1], ERRORS_HEADER)
-    if not (folder / ERRORS[1]).exists():
+    if not (folder / ERRORS[1]).exists() and not is_model(folder):
         for name in ERRORS:
             check_replaceable("--out", folder / name, "")
     _check_writable(folder)

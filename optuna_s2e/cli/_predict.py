@@ -54,6 +54,11 @@ def run(args: argparse.Namespace) -> int:
         if args.out.is_dir():
             raise ValueError(f"--out must be a file, but got the folder {str(args.out)!r}.")
         check_replaceable("--out", args.out, PREDICTIONS_HEADER)
+        if not args.out.absolute().parent.is_dir():
+            raise ValueError(
+                f"--out must be in a folder that exists, but got {str(args.out)!r}. Make "
+                f"{str(args.out.parent)!r} first."
+            )
     folder = ModelFolder(args.model)
     samples = read_new(args.new, folder.read()["fitted_to"]["form"], args.data_root)
     print_remarks(samples.remarks)
@@ -62,8 +67,9 @@ def run(args: argparse.Namespace) -> int:
     probabilities = model.predict_proba(samples.x)
     best = probabilities.argmax(axis=1)
     predicted = [str(model.classes_[i]) for i in best]
-    if samples.y is not None:
-        agreed = float(np.mean(samples.y == np.array(predicted)))
+    known = np.array([]) if samples.y is None else np.flatnonzero(samples.y != "")
+    if samples.y is not None and len(known):
+        agreed = float(np.mean((samples.y == np.array(predicted))[known]))
         print(f"Note: the labels that {args.new} holds agree with {100 * agreed:.1f} % of the "
               "predictions.", file=sys.stderr)  # fmt: skip
     index: list[Any] = samples.files or [*range(len(best))]

@@ -19,7 +19,13 @@ import numpy.typing as npt
 from optuna_s2e._npz import read_npz
 from optuna_s2e._pandas import import_pandas
 from optuna_s2e.cli._images import LARGE, SUGGESTED, ImageShape, Listing, list_images, read_images
-from optuna_s2e.cli._tables import NEEDING, TableFile, numbers_the_rows, refuse_dates
+from optuna_s2e.cli._tables import (
+    NEEDING,
+    TableFile,
+    describe_words,
+    numbers_the_rows,
+    refuse_dates,
+)
 
 if TYPE_CHECKING:
     import argparse
@@ -32,6 +38,7 @@ Form = Mapping[str, Any]
 NAMES = ("digits", "mnist", "cifar10", "cifar100")  # coteaching.DATA_SETS, which loads torch
 FEWEST_OF_CLASS = 3  # samples of a class; fewer are learned badly
 MAX_SHOWN = 5  # names that a remark lists
+_PARTS = ("train", "training", "test", "testing", "val", "valid", "validation", "dev")
 
 
 class Samples(NamedTuple):
@@ -200,10 +207,20 @@ def check_labels(y: Texts, where: str) -> list[str]:
             f"different labels of {len(y)} samples, such as {shown[0]!r} and {shown[1]!r}. "
             "Numbers with many values have to be cut into classes first."
         )
+    remarks = []
+    alike: dict[str, list[str]] = {}
+    for name in sorted(counts):
+        alike.setdefault(" ".join(name.casefold().split()), []).append(name)
+    remarks += [
+        f"{_some(names)} count as {len(names)} classes. If they are one, write them alike."
+        for names in [names for names in alike.values() if len(names) > 1][:MAX_SHOWN]
+    ]
     rare = [name for name, n in counts.items() if n < FEWEST_OF_CLASS]
-    if not rare:
-        return []
-    return [f"Classes of fewer than {FEWEST_OF_CLASS} samples are hardly learned: {_some(rare)}."]
+    if rare:
+        remarks.append(
+            f"Classes of fewer than {FEWEST_OF_CLASS} samples are hardly learned: {_some(rare)}."
+        )
+    return remarks
 
 
 # --- tables ----------------------------------------------------------------------------------
@@ -234,6 +251,8 @@ def _read_table(path: Path, source: Source) -> Samples:
         for name in x.columns if numbers_the_rows(x[name])
     ]  # fmt: skip
     kinds = {name: "category" if _is_category(x[name]) else "number" for name in x.columns}
+    words = [describe_words(name, x[name]) for name, kind in kinds.items() if kind == "category"]
+    remarks += [remark for remark in words if remark]
     unused = [name for name in file.columns if name not in x.columns and name != label]
     form = {
         "kind": "table", "columns": kinds, "label": label, "unused": unused,
@@ -301,6 +320,12 @@ def _read_classes_of_images(folder: Path, size: int | None) -> Samples:
             f"such as {loose[0]!r}, lie in no such folder. Move them into that of their class."
         )
     y = np.array([file.parts[0] for file in files])
+    parts = [name for name in sorted({*y.tolist()}) if name.casefold() in _PARTS]
+    if len(parts) == len({*y}) and all(len(file.parts) > 2 for file in files):
+        raise ValueError(
+            f"{str(folder)!r} must hold a folder of images per class, but holds the parts of a "
+            f"data set: {_some(parts)}. Name one of them, such as {str(folder / parts[-1])!r}."
+        )
     if len({*y}) < 2:
         raise ValueError(
             f"{str(folder)!r} must hold folders of at least 2 classes, but holds images of "

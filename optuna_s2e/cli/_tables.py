@@ -6,9 +6,11 @@ labels stay the text that the file holds.
 
 from __future__ import annotations
 
+import bz2
 import csv
 import gzip
 import io
+import lzma
 import re
 import warnings
 from collections import Counter
@@ -36,7 +38,14 @@ _NOT_TEXT = {
     b"SQLite": "a database. Save the table as CSV",
     b"\x89PNG": "an image. Name a folder that holds a folder of images per class",
     b"\xff\xd8\xff": "an image. Name a folder that holds a folder of images per class",
+    b"\x28\xb5\x2f\xfd": "compressed by zstd. Unpack it first",
+    b"<!": "HTML or XML. Save the table as CSV",
+    b"<html": "HTML. Save the table as CSV",
+    b"<?xml": "XML. Save the table as CSV",
+    b"[{": "JSON. Save the table as CSV",
+    b'{"': "JSON. Save the table as CSV",
 }
+_UNPACK = {b"\x1f\x8b": gzip.decompress, b"BZh": bz2.decompress, b"\xfd7zXZ": lzma.decompress}
 _MISSING = (
     "", "?", "NA", "N/A", "n/a", "#N/A", "NaN", "nan", "null", "NULL", "None", "<NA>", "-", "."
 )  # fmt: skip
@@ -132,9 +141,10 @@ class TableFile:
         )
 
     def _decode(self, content: bytes) -> str:
-        if content[:2] == b"\x1f\x8b":
-            with self._as_value_error():
-                content = gzip.decompress(content)
+        for start, unpack in _UNPACK.items():
+            if content.startswith(start):
+                with self._as_value_error():
+                    content = unpack(content)
         for start, what in _NOT_TEXT.items():
             if content.startswith(start):
                 raise ValueError(f"{str(self.path)!r} must be a table as text, but is {what}.")
@@ -144,7 +154,9 @@ class TableFile:
             with self._as_value_error():
                 return content.decode("utf-16")
         if b"\0" in content:
-            raise ValueError(f"{str(self.path)!r} must be a table as text, but is none.")
+            raise ValueError(
+                f"{str(self.path)!r} must be a table as text, but is none. Save the table as CSV."
+            )
         try:
             return content.decode("utf-8-sig")
         except UnicodeDecodeError:
@@ -224,6 +236,25 @@ def refuse_dates(frame: pd.DataFrame) -> None:
                 f"{str(values.iloc[0])!r}. Leave it out with --drop {name!r}, or turn it into "
                 "numbers such as the year and the month."
             )
+
+
+def describe_words(name: str, values: pd.Series) -> str | None:
+    """Return a remark on a column of categories that was probably meant as one of numbers.
+
+    Args:
+        name: Its name.
+        values: Its values.
+    """
+    texts = [value for value in values.tolist() if isinstance(value, str)]
+    words = [text for text in texts if not _is_number(text)]
+    written = sum(_is_number(re.sub(r"[,%$€£\s]", "", text)) for text in words)
+    if not words or 2 * (len(words) - written) > len(texts):
+        return None
+    return (
+        f"Column {name!r} is taken for categories, since {len(words)} of its {len(values)} cells "
+        f"are no numbers, such as {words[0]!r}. Is it a column of numbers? Then correct or empty "
+        "them."
+    )
 
 
 def numbers_the_rows(values: pd.Series) -> bool:

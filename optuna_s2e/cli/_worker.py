@@ -19,6 +19,7 @@ from optuna_s2e.cli._options import (
     option,
     study_name,
 )
+from optuna_s2e.cli._workers import OPTION, read_devices, run_workers
 from optuna_s2e.history import extend_search
 from optuna_s2e.parallel import Objective, Search, is_complete, load_objective, sampler_for
 
@@ -34,6 +35,7 @@ At SIGTERM the running trial may end within --grace seconds. Ctrl-C or a second
 signal stops it at once. No trial is left running.
 
     s2e worker --storage postgresql://me@db/s2e --study-name mnist-pair45
+    s2e worker --storage sqlite:///s2e.db --devices all
     s2e worker --storage grpc://proxy:13000 --study-name own \\
         --objective my_module:objective
 
@@ -52,6 +54,10 @@ OPTIONS: Options = {
         "ends with fewer, it is extended to N (default: the number that the search ends with; "
         "without one, go on until a signal)", kind=TRIALS,
     ),
+    OPTION: option(
+        "NAMES", "one worker, a process, for each of these devices, such as cuda:0,cuda:1; all: "
+        "every GPU (default: one worker, on --device)", kind=read_devices,
+    ),
     "--grace": option(
         "S", "seconds that the running trial has after SIGTERM (default %(default)g)", 20.0,
         number(0, 1e6),
@@ -68,6 +74,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Work on the study until it is complete or a signal comes."""
+    if args.devices is not None:
+        return run_workers(args)
     study = _common.load_study(args, _common.open_for_work(args.storage, create=False))
     _common.check_no_classifier(study)
     n_trials = args.trials or Search.read(study).n_trials

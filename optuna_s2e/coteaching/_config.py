@@ -14,7 +14,10 @@ from optuna_s2e._typing import FloatArray
 
 OPTIMIZERS = ("adam", "sgd", "rmsprop")
 # the dtype of weights, losses and optimisers
-DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.float32}
+DTYPES = {
+    "float32": torch.float32, "float64": torch.float64,
+    "tf32": torch.float32, "bfloat16": torch.float32,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -34,9 +37,11 @@ class TrainingConfig:
             80 of 200.
         beta1: Adam's beta1 before the decay, in [0, 1).
         late_beta1: Adam's beta1 from the decay on, in [0, 1).
-        dtype: "float32", "float64" (for comparisons) or "bfloat16". With "bfloat16", matrix
-            products and convolutions are computed in bfloat16 (`torch.autocast`); weights,
-            losses, their order and the optimiser stay in float32.
+        dtype: The precision: "float32", "float64" (for comparisons), "tf32" or "bfloat16". With
+            the latter two, matrix products and convolutions are computed in TF32 (on CUDA; on any
+            other device this is "float32") or in bfloat16 (`torch.autocast`); weights, losses,
+            their order and the optimiser stay in float32. "float32" never means TF32, whatever
+            `torch.backends` say.
         optimizer: PyTorch's "adam", "sgd" or "rmsprop".
         momentum: Momentum of "sgd" and "rmsprop", in [0, 1). "adam" ignores it.
         weight_decay: L2 penalty that is added to the gradient, at least 0.
@@ -85,18 +90,23 @@ class TrainingConfig:
         return np.where(np.arange(n_epochs) < start, self.beta1, self.late_beta1)
 
     def make_optimizer(
-        self, parameters: Sequence[Tensor], *, capturable: bool = False
+        self, parameters: Sequence[Tensor], *, on_device: bool = False, capturable: bool = False
     ) -> torch.optim.Optimizer:
         """Return a new optimiser, which treats each weight independently of all others.
 
         Args:
             parameters: The parameters to train.
+            on_device: Whether "adam" and "sgd" read their learning rate from the device, where it
+                is a float32, so that a recorded step stays valid when it changes.
             capturable: Whether its steps are recorded as a CUDA graph.
         """
+        rate: float | Tensor = self.learning_rate
+        if on_device:
+            rate = torch.tensor(rate, dtype=torch.float32, device=parameters[0].device)
         if self.optimizer == "sgd":
             return torch.optim.SGD(
                 parameters,
-                self.learning_rate,
+                rate,
                 momentum=self.momentum,
                 weight_decay=self.weight_decay,
                 fused=True,
@@ -111,7 +121,7 @@ class TrainingConfig:
             )
         return torch.optim.Adam(
             parameters,
-            self.learning_rate,
+            rate,
             weight_decay=self.weight_decay,
             fused=True,
             capturable=capturable,
@@ -123,6 +133,19 @@ def set_learning_rate(
 ) -> None:
     """Set the learning rate of an optimiser and, if it is Adam, its beta1."""
     for group in optimizer.param_groups:
-        group["lr"] = learning_rate
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(learning_rate)
+        else:
+            group["lr"] = learning_rate
         if "betas" in group:
             group["betas"] = (beta1, group["betas"][1])
+
+
+def constants_of(optimizer: torch.optim.Optimizer) -> tuple[object, ...]:
+    """Return the settings of an optimiser that are no tensors: a recorded step holds them."""
+    return tuple(
+        value
+        for group in optimizer.param_groups
+        for name, value in group.items()
+        if name != "params" and not isinstance(value, Tensor)
+    )

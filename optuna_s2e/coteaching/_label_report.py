@@ -113,7 +113,8 @@ def _page(
         title=escape(title),
         style=_STYLE,
         summary=f"{len(errors)} labels are listed as wrong. Quality is how likely a label is to "
-        "be right, by what the networks below say of its sample.",
+        "be right, by what the networks below say of its sample."
+        + ("" if names is not None else " Samples are counted from 0."),
         links="".join(links),
         sections="".join(sections),
     )
@@ -144,7 +145,8 @@ def _features(row: pd.Series) -> str:
         f"<dt>{escape(str(name))}</dt><dd>{escape(_cell(value))}</dd>"
         for name, value in row.iloc[:_MOST_FEATURES].items()
     )
-    return f"<dl>{cells}</dl>"
+    more = len(row) - _MOST_FEATURES
+    return f"<dl>{cells}</dl>" + (f"<p><small>and {more} more</small></p>" if more > 0 else "")
 
 
 def _quality(quality: float) -> str:

@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import math
 import os
+import random
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeGuard
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
@@ -43,8 +45,8 @@ if hasattr(os, "register_at_fork"):  # another thread may hold the lock while th
 def make_network(network: Network, input_shape: Shape, n_classes: int, *, seed: int) -> nn.Module:
     """Make a network on the CPU. Its weights depend on the seed alone.
 
-    torch's global generators are left as they were. The weights do not depend on the device that
-    the network is moved to later.
+    The global generators of torch, NumPy and Python are left as they were. The weights do not
+    depend on the device that the network is moved to later.
 
     Args:
         network: The name of a network, or a function (input_shape, n_classes) ->
@@ -79,12 +81,25 @@ def make_network(network: Network, input_shape: Shape, n_classes: int, *, seed: 
     """
     seed, n_classes = check_int("seed", seed, 0, 2**64 - 1), check_int("n_classes", n_classes, 1)
     function = find_network(network)
-    with _GENERATOR_LOCK, torch.random.fork_rng(devices=[]):
+    with _GENERATOR_LOCK, torch.random.fork_rng(devices=[]), _seeded_elsewhere(seed):
         torch.default_generator.manual_seed(seed)
         made = function(tuple(map(int, input_shape)), n_classes)
     if not isinstance(made, nn.Module):
         raise ValueError(f"network must return a torch.nn.Module, but got {made!r}.")
     return made
+
+
+@contextmanager
+def _seeded_elsewhere(seed: int) -> Iterator[None]:
+    """Seed the global generators of NumPy and Python inside the block, then restore them."""
+    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 - networks may use it
+    random.seed(seed)
+    np.random.seed([seed % 2**32, seed // 2**32])  # noqa: NPY002
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)  # noqa: NPY002
 
 
 def find_network(network: Network) -> NetworkFunction:
@@ -169,7 +184,7 @@ def seeded_generators(seed: int, device: torch.device) -> Iterator[None]:
 
     This is for networks that draw random numbers while they train (dropout). If threads of one
     process train such networks at the same time, they share the generators, and their draws are
-    not reproducible.
+    not reproducible. Nor are those of networks that draw from NumPy or Python while they train.
     """
     generators = [torch.default_generator]
     if device.type == "cuda":

@@ -288,7 +288,7 @@ class CoteachingObjective:
             progress: Function that is called with (epochs done, all epochs) during the estimate.
 
         Raises:
-            ValueError: If the noise cannot be estimated, as in `estimate_noise`.
+            ValueError: If the study maximises, or the noise cannot be estimated.
             RuntimeError: If the study cannot be written to.
         """
         return self.spaces.of_study(study, progress)

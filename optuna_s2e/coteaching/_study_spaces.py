@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from optuna.study import Study
+from optuna.study import Study, StudyDirection
 from optuna.trial import BaseTrial, Trial
 
 from optuna_s2e import _optuna
@@ -76,9 +76,16 @@ class StudySpaces:
         """Return the space of a study. Make and record an estimate if it needs one and has none.
 
         Raises:
+            ValueError: If the study does not minimise one objective.
             RuntimeError: If the study cannot be written to.
             Exception: What `estimate` raises.
         """
+        if study.directions != [StudyDirection.MINIMIZE]:
+            raise ValueError(
+                "CoteachingObjective returns one loss, so its study must minimise one objective, "
+                f"but got {[direction.name.lower() for direction in study.directions]}. Make it "
+                'with optuna.create_study(direction="minimize").'
+            )
         if self.noise_rate != ESTIMATE:
             return self.given
         noise = read_noise(study.user_attrs)

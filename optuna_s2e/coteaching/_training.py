@@ -365,13 +365,14 @@ class _Run:
         for epoch, plan in enumerate(self._plan):
             started = time.perf_counter()
             try:
-                if trainer is None:
-                    seeds = [self._seeds[k] for k in group]
-                    trainer = backend.make_trainer(self._setup, seeds, self._labels_of(group))
-                with suitable_threads(is_small=trainer.is_small):
-                    trained = trainer.train_epoch(self._rates[group, epoch], *plan)
-                    # (5, K, 2): the only transfer from the device in this epoch
-                    measured = torch.cat([trainer.evaluate(), trained]).cpu().numpy()
+                with self._setup.repeatable():
+                    if trainer is None:
+                        seeds = [self._seeds[k] for k in group]
+                        trainer = backend.make_trainer(self._setup, seeds, self._labels_of(group))
+                    with suitable_threads(is_small=trainer.is_small):
+                        trained = trainer.train_epoch(self._rates[group, epoch], *plan)
+                        # (5, K, 2): the only transfer from the device in this epoch
+                        measured = torch.cat([trainer.evaluate(), trained]).cpu().numpy()
             except Exception as error:
                 if len(group) > 1:
                     return group

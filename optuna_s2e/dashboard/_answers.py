@@ -4,6 +4,7 @@ The answer holds all trials. For each of them, optuna-dashboard looks through al
 study, most of which are the notes of other trials. And it writes every trial again for every page,
 although finished trials never change. So it gets the study without the notes of trials, which are
 put into its answer, and the finished trials of the study that was asked for last are kept as text.
+They are written as soon as a browser opens the page, which loads its scripts meanwhile.
 """
 
 from __future__ import annotations
@@ -14,12 +15,14 @@ import re
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from typing import Any, NamedTuple
 from urllib.parse import parse_qs
+from wsgiref.util import setup_testing_defaults
 
 from optuna.storages import BaseStorage
 
+from optuna_s2e import _optuna
 from optuna_s2e.visualization import PlainStorage
 
 App = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
@@ -94,6 +97,35 @@ class StudyAnswers:
                 return head + b", ".join(trials) + b"], " + json.dumps(rest).encode()[1:]
 
             return edited(self._app, environ, start, edit)
+
+    def prepare(self, study_id: int) -> None:
+        """Begin to write the trials of a study; a request that comes meanwhile shares the work.
+
+        Nothing is done if they were written before.
+        """
+        if self._of is None or self._of.study_id != study_id:
+            threading.Thread(target=self._prepare, args=(study_id,), daemon=True).start()
+
+    def read_ahead(self) -> None:
+        """Begin to read the trials of the study, if there is one only: its page comes next.
+
+        The storage keeps finished trials. The dashboard is not asked yet: it would show what it
+        knows now for ten seconds.
+        """
+        threading.Thread(target=self._read_ahead, daemon=True).start()
+
+    def _read_ahead(self) -> None:
+        with suppress(Exception):  # the request itself says what is wrong
+            studies: list[Any] = self._storage.get_all_studies()
+            if len(studies) == 1:
+                self._storage.get_all_trials(_optuna.study_id(studies[0]), deepcopy=False)
+
+    def _prepare(self, study_id: int) -> None:
+        environ: dict[str, Any] = {}
+        setup_testing_defaults(environ)  # the least that an application may expect
+        environ["PATH_INFO"] = f"/api/studies/{study_id}"
+        with suppress(Exception):  # the request itself says what is wrong
+            self(study_id, environ, lambda *_: None)
 
     def _attrs(self, study_id: int) -> Mapping[str, Any]:
         try:

@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     from optuna.artifacts._protocol import ArtifactStore
 
 _STUDY_PATH = re.compile(r"/api/studies/(\d+)")
-_PAGE_PATH = re.compile(r"/dashboard(/.*)?")
+_PAGE_PATH = re.compile(r"/dashboard(?:/.*)?")
+_PAGE_OF_STUDY = re.compile(r"/dashboard/studies/(\d+)(?:/.*)?")
 LOOPBACK = ("127.0.0.1", "localhost", "::1", "[::1]")
 # a picture is shown, but no script in an uploaded document runs
 _ARTIFACT_HEADERS = [
@@ -107,14 +108,8 @@ def serve(
         artifact_store = ArtifactFolder(artifact_store)
     hosts = LOOPBACK if host in LOOPBACK and password is None else None
     looks = wsgi(NotesApart(storage), artifact_store)
-    app = _guarded(
-        wsgi(storage, artifact_store),
-        looks,
-        StudyAnswers(looks, storage),
-        read_only,
-        password,
-        hosts,
-    )
+    answers = StudyAnswers(looks, storage)
+    app = _guarded(wsgi(storage, artifact_store), looks, answers, read_only, password, hosts)
     try:
         server = make_server(host, port, app, _Server, _Quiet)
     except OSError as error:
@@ -130,6 +125,7 @@ def serve(
         target=server.serve_forever, kwargs={"poll_interval": 0.1}, daemon=True
     )
     thread.start()
+    answers.read_ahead()
     try:
         shown = f"[{host}]" if ":" in host else host
         yield f"http://{shown}:{server.server_port}/dashboard"
@@ -187,6 +183,8 @@ def _guarded(
             return study_of(int(study[1]), environ, start)
         if path.startswith("/api/") and not changes:
             return looks(environ, start)
+        if page := _PAGE_OF_STUDY.fullmatch(path):
+            study_of.prepare(int(page[1]))
         if _PAGE_PATH.fullmatch(path):
             return edited(app, environ, start, _styled)
         if not path.startswith("/artifacts/"):

@@ -27,6 +27,7 @@ from optuna_s2e.distributions import (
     SearchSpace,
 )
 from optuna_s2e.history._origin import is_in_cube, locate, other_schedule, space_of
+from optuna_s2e.history._others import Others
 from optuna_s2e.history._record import Draw, Record, Rules, Tags, is_of_later_release, read_draw
 from optuna_s2e.history._sources import Sources
 from optuna_s2e.schedules import N_EPOCHS
@@ -78,6 +79,17 @@ class State(NamedTuple):
     pool: list[Draw]
     left_behind: str | None = None
 
+    def members(self, population_size: int) -> Sequence[Draw]:
+        """Return the draws that open the next generation; none while too few losses are known.
+
+        Args:
+            population_size: K, as the state was found with.
+        """
+        if self.chain is None:
+            return ()
+        enough = self.chain.head is None or len(self.pool) >= population_size
+        return self.pool[:population_size] if enough else ()
+
 
 class Ledger:
     """The draws of one study, read incrementally: finished trials never change.
@@ -93,6 +105,7 @@ class Ledger:
             retry, a copied database), the first one that completed counts. If none completed,
             the last one counts.
         completed: The draws whose values count, in the order of membership.
+        others: The finished trials that are no draws.
         openers: Records of the valid openers by trial number.
         used: Numbers of the members of all valid openers, whichever chain they are on, and the
             fingerprint of the space in which they were last used.
@@ -109,6 +122,7 @@ class Ledger:
     def _reset(self) -> None:
         self.draws: dict[int, Draw] = {}
         self.completed: list[Draw] = []
+        self.others = Others()
         self.openers: dict[int, Record] = {}
         self.used: dict[int, str | None] = {}
         self.slots: dict[int, dict[int, Draw]] = {}
@@ -156,8 +170,11 @@ class Ledger:
                     self._failed.append(draw.record.trial)
             elif is_of_later_release(trial):
                 self.later_release = number
-            elif number in self.draws:  # its parameters were fixed since it was read
-                self._drop(self.draws[number])
+            else:
+                if number in self.draws:  # its parameters were fixed since it was read
+                    self._drop(self.draws[number])
+                if trial.state.is_finished():
+                    self.others.take(trial, self.rules)
         self._validate_openers()
         return self
 
@@ -193,7 +210,8 @@ class Ledger:
         because the recorded theta is the authority. Only a replay fails.
         """
         for record in sorted(self._claimed.values(), key=lambda r: (r.generation, r.trial)):
-            if max(record.members) >= self._n_seen or record.trial in record.members:
+            members = (*record.members, *record.also)
+            if max(members) >= self._n_seen or record.trial in members:
                 continue
             parent = self.openers.get(record.parent) if record.parent is not None else None
             if record.generation == 1:
@@ -273,7 +291,14 @@ class Ledger:
             head = self._parent(head)
         return found[::-1]
 
-    def state(self, population_size: int, *, tags: Tags = _NO_TAGS, adopt: bool = False) -> State:
+    def state(
+        self,
+        population_size: int,
+        *,
+        tags: Tags = _NO_TAGS,
+        adopt: bool = False,
+        with_others: bool = False,
+    ) -> State:
         """Find the head, its chain and the pool.
 
         Args:
@@ -282,6 +307,8 @@ class Ledger:
             tags: The schedule space that the asking trial names before it searches a parameter.
                 None by default.
             adopt: Whether to leave a chain that was left behind.
+            with_others: Whether the losses of trials that are no draws count for the K of the
+                first generation, too. At least half must be draws: the space follows from them.
         """
         for chain in self.chains(tags):
             left_behind = self._left_behind(chain, population_size, tags, adopt)
@@ -296,7 +323,8 @@ class Ledger:
                     and self.coordinates(chain.space, d) is not None
                 ]
                 return State(chain, pool, left_behind)
-        return self._first_generation(population_size, tags)
+        n_others = min(len(self.others), population_size // 2) if with_others else 0
+        return self._first_generation(population_size, tags, population_size - n_others)
 
     def _unused(self, chain: Chain) -> list[Draw]:
         """Return the completed draws that are not members of a chain, in order.
@@ -352,6 +380,15 @@ class Ledger:
         if len(found[0]) == len(opener.members):  # else one may still become readable
             self._evidence[key] = found
         return found
+
+    def unknown(self, chain: Chain) -> list[FrozenTrial]:
+        """Return the completed trials that are no draws and that no model of a chain knows."""
+        return self.others.unknown(chain.space, chain.openers, self.completed)
+
+    @property
+    def has_waiting(self) -> bool:
+        """Whether an enqueued trial waits to be run."""
+        return any(self.trials[n].state == TrialState.WAITING for n in self._unfinished)
 
     def coordinates(self, space: SearchSpace, draw: Draw) -> FloatArray | None:
         """Return x (d,) of a finished draw, or None if it is not from this space."""
@@ -415,8 +452,11 @@ class Ledger:
         ]
         return lines
 
-    def _first_generation(self, population_size: int, tags: Tags) -> State:
-        """Look for K completed draws of generation 0, in a row, that share parameters."""
+    def _first_generation(self, population_size: int, tags: Tags, least: int) -> State:
+        """Look for K completed draws of generation 0, in a row, that share parameters.
+
+        Trials that are no draws may stand for some of them; at least `least` must be draws.
+        """
         pool = [
             d
             for d in self.completed
@@ -425,9 +465,10 @@ class Ledger:
             and tags.items() <= d.tags.items()
         ]
         pool = pool[-10 * population_size :]  # an objective may never repeat a parameter
-        for start in range(len(pool) - population_size + 1):
+        for start in range(len(pool) - least + 1):
             members = pool[start : start + population_size]
-            space = space_of(members)
-            if space.names:
-                return State(Chain(space), members)
+            chain = Chain(space_of(members))
+            missing = population_size - len(members)
+            if chain.space.names and (not missing or len(self.unknown(chain)) >= missing):
+                return State(chain, members)
         return State(None, pool)

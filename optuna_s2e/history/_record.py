@@ -53,6 +53,7 @@ VERSION = 2
 MAX_LISTED = 40  # members or components of theta; more are packed
 MAX_ATTEMPTS = 1000  # of one slot
 MAX_MEMBERS = 100_000
+MAX_ALSO = 100  # trials that are no draws, of one opener
 MAX_COORDINATES = 100_000
 MAX_FLOAT = 1e308  # compared before any conversion: JSON has integers of any size
 
@@ -72,8 +73,10 @@ class Record:
         opener: Number of the trial that recorded theta_m; None in generation 0.
         x: Coordinates of the draw, (d,); None in generation 0.
         parent: Number of the opener of generation m - 1; None in generation 1. Openers only.
-        members: Numbers of the trials whose losses moved theta, in the order of the update.
+        members: Numbers of the draws whose losses moved theta, in the order of the update.
             Openers only.
+        also: Numbers of the other trials, no draws, whose losses the model knows from this
+            generation on. Openers only.
         theta: theta_m, (n_theta,). Openers only.
         space: Fingerprint of the space. Openers only.
         model: Version of the model of the loss that moved theta. Openers only; 1 without a model.
@@ -87,6 +90,7 @@ class Record:
     x: tuple[float, ...] | None = None
     parent: int | None = None
     members: tuple[int, ...] = ()
+    also: tuple[int, ...] = ()
     theta: tuple[float, ...] | None = None
     space: str | None = None
     model: int = 1
@@ -121,6 +125,8 @@ class Record:
             }
             if self.model > 1:  # records of version 1 have no key
                 attr["model"] = self.model
+            if self.also:
+                attr["also"] = list(self.also)
             if len(self.members) > MAX_LISTED:  # neighbours in time have similar numbers
                 attr |= {"v": 2, "members": _pack(np.diff(self.members, prepend=0), "<i8")}
             if len(self.theta) > MAX_LISTED:
@@ -155,7 +161,7 @@ class Record:
     @classmethod
     def _opener_from_attr(cls, attr: Mapping[str, Any], draw: Record) -> Record | None:
         parent, members, theta = attr.get("parent"), attr.get("members"), attr["theta"]
-        model = attr.get("model", 1)
+        model, also = attr.get("model", 1), attr.get("also", [])
         if attr["v"] == VERSION and isinstance(members, str):
             members = np.cumsum(_unpack(members, "<i8", MAX_MEMBERS)).tolist()
         if attr["v"] == VERSION and isinstance(theta, str):
@@ -167,6 +173,9 @@ class Record:
             and 1 <= len(members) <= MAX_MEMBERS
             and all(map(_is_number, members))
             and len(set(members)) == len(members)
+            and isinstance(also, list)
+            and len(also) <= MAX_ALSO
+            and all(map(_is_number, also))
             and _is_floats(theta)
             and _in_box(theta, attr.get("settings"))
             and isinstance(attr.get("space"), str)
@@ -180,6 +189,7 @@ class Record:
             settings=attr["settings"],
             parent=parent,
             members=tuple(members),
+            also=tuple(also),
             theta=tuple(map(float, theta)),
             space=attr["space"],
             model=model,

@@ -94,7 +94,7 @@ def detach(
     """
     drawn = trial.relative_params
     distributions = trial.relative_search_space or {}
-    study, trial_id = trial.study, _optuna.id_of(trial)
+    study, trial_id = trial.study, _optuna.trial_id(trial)
     storage = DetachedStorage(study, _optuna.frozen(study, trial_id), past, check)
     view = Study(
         study.study_name, storage, DrawnSampler(distributions, drawn, sampler), study.pruner

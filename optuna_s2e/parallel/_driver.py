@@ -268,7 +268,7 @@ class Driver:
 
     def _tell(self, place: _Place, outcome: Outcome) -> bool:
         """Write the outcome of a trial. Return False if someone else failed it meanwhile."""
-        study, trial_id = self._study, _optuna.id_of(place.trial)
+        study, trial_id = self._study, _optuna.trial_id(place.trial)
         storage = _optuna.storage_of(study)
         if self._engine is not None:
             self._check_space(trial_id, outcome)
@@ -310,8 +310,8 @@ class Driver:
 
     def _after(self, place: _Place, outcome: Outcome) -> None:
         """Count a trial that came back, show it, and call the callbacks."""
-        trial = _optuna.frozen(self._study, _optuna.id_of(place.trial))
-        self.lease.alive.discard(_optuna.id_of(place.trial))
+        trial = _optuna.frozen(self._study, _optuna.trial_id(place.trial))
+        self.lease.alive.discard(_optuna.trial_id(place.trial))
         if outcome.failure is None:
             _logger.info(f"Trial {trial.number} finished with {trial.values} at {trial.params}.")
         self.n_told += 1
@@ -337,9 +337,9 @@ class Driver:
 
     def _lose(self, place: _Place, reason: str) -> None:
         with contextlib.suppress(UpdateFinishedTrialError):
-            trial = _optuna.frozen(self._study, _optuna.id_of(place.trial))
+            trial = _optuna.frozen(self._study, _optuna.trial_id(place.trial))
             self._fail(trial, "machine", reason)
-        self.lease.alive.discard(_optuna.id_of(place.trial))
+        self.lease.alive.discard(_optuna.trial_id(place.trial))
 
     def _fail(
         self, trial: FrozenTrial, by: str, reason: str, level: int = logging.WARNING

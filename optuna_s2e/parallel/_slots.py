@@ -11,6 +11,10 @@ moves a slot to its next attempt, which is another point. A slot without attempt
 the worst among the draws of the update. If no slot has any left, nothing is known, and all slots
 make one more attempt.
 
+The default estimator also learns from trials that are no draws. A slot whose trial got fixed
+parameters, as the first one of a space that knows the noise rate, is settled by that trial. No
+generation opens while an enqueued trial waits.
+
 All slots make an attempt before any slot makes the next one. So the draws that a draw knows, and
 keeps away from, are the same whatever ran or died meanwhile (`known_before`).
 """
@@ -40,6 +44,8 @@ from optuna_s2e.history import (
 )
 from optuna_s2e.sampler import Engine, Plan
 
+FILLING = (TrialState.COMPLETE, TrialState.PRUNED)  # states of a draw that settles its slot
+
 
 class Batch(NamedTuple):
     """What to draw next.
@@ -60,7 +66,12 @@ class Batch(NamedTuple):
 
 
 def find_batch(
-    ledger: Ledger, state: State, size: int, next_size: int, max_attempts: int
+    ledger: Ledger,
+    state: State,
+    size: int,
+    next_size: int,
+    max_attempts: int,
+    with_others: bool = False,
 ) -> Batch:
     """Return the slots of the open generation that are not settled, or all of the next one.
 
@@ -70,6 +81,7 @@ def find_batch(
         size: K of the open generation.
         next_size: K of the next generation.
         max_attempts: Number of draws of one slot that may fail, at least 1.
+        with_others: Whether trials that are no draws are known, too.
 
     Raises:
         ValueError: If all slots are settled and none of their values can be used.
@@ -77,11 +89,18 @@ def find_batch(
     chain = state.chain
     head = chain.head if chain is not None else None
     generation = head.generation if head is not None else 0
+    given = ledger.others.given if with_others and generation == 0 and size > 1 else ()
     tries = {
         number: _draws_of_slot(ledger, number, generation, head)
         for number in range(generation * size, (generation + 1) * size)
     }
-    failures = {number: _next_attempt(draws) for number, draws in tries.items()}
+    for number in given:
+        if not any(d.trial.state in FILLING for d in tries.get(number, ())):
+            tries.pop(number, None)
+    fixed = ledger.others.failed if with_others and generation == 0 else {}
+    failures = {
+        number: max(_next_attempt(draws), fixed.get(number, 0)) for number, draws in tries.items()
+    }
     enough = max(max_attempts, min(failures.values()) + 1)  # one more, if all slots have failed
     found = {number: _settled(draws, enough) for number, draws in tries.items()}
     unsettled = [Slot(number, failures[number]) for number, d in found.items() if d is None]
@@ -92,8 +111,10 @@ def find_batch(
     members: Sequence[Draw] = ()
     if not pending:
         space, members = _members(ledger, settled, chain if head is not None else None)
-    elif not any(tries.values()) and chain is not None and len(state.pool) >= size:
-        space, members = chain.space, state.pool[:size]  # left by workers of study.optimize
+    elif not any(tries.values()) and chain is not None and state.members(size):
+        space, members = chain.space, state.members(size)  # left by workers of study.optimize
+    if with_others and ledger.has_waiting and not pending:
+        return Batch(generation, (), size, space)
     if not members:
         return Batch(generation, tuple(pending), size, space)
     first = (generation + 1) * next_size
@@ -115,7 +136,14 @@ def next_batch(engine: Engine, study: Study, max_attempts: int) -> Batch:
     with engine.reading(study) as (ledger, state):
         in_force = ledger.settings_in_force(state.chain) or engine.settings
         size = in_force["population_size"]
-        return find_batch(ledger, state, size, engine.population_size, max_attempts)
+        return find_batch(
+            ledger,
+            state,
+            size,
+            engine.population_size,
+            max_attempts,
+            in_force["estimator"] == "surrogate",
+        )
 
 
 def plan_slot(
@@ -222,8 +250,7 @@ def _next_attempt(draws: Sequence[Draw]) -> int:
 
 def _settled(draws: Sequence[Draw], max_attempts: int) -> Draw | None:
     """Return the draw that settles a slot: one with a value, or the last failure."""
-    filling = (TrialState.COMPLETE, TrialState.PRUNED)
-    done = [d for d in draws if d.trial.state in filling]
+    done = [d for d in draws if d.trial.state in FILLING]
     if done:
         return min(done, key=lambda d: (d.record.attempt, d.record.trial))
     failed = [d for d in draws if failed_by_objective(d.trial)]

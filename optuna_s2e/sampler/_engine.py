@@ -100,6 +100,7 @@ class Engine:
         sources: Sources | None = None,
     ) -> None:
         self._settings = settings
+        self._own = join_settings(settings, consider_pruned)
         self._sources = sources
         self._consider_pruned = consider_pruned
         self._seed = seed
@@ -189,7 +190,7 @@ class Engine:
             ValueError: If the study has several objectives, or another schedule space.
         """
         with self._lock:
-            ledger = self._read(study)
+            ledger = self._read(study, trial)
             if self._sources is not None:
                 self._settle_sources(study)
             if ledger.later_release is not None:
@@ -203,7 +204,12 @@ class Engine:
                     f"in {dict(newest)}. Use another study name, or pass "
                     'on_config_change="adopt" to start anew at theta = 1.'
                 )
-            state = ledger.state(self.population_size, tags=tags, adopt=self._adopt)
+            state = ledger.state(
+                self.population_size,
+                tags=tags,
+                adopt=self._adopt,
+                with_others=self.estimator == "surrogate",
+            )
         if state.left_behind is not None:
             self.warn_once(
                 f"left behind {study.study_name}",
@@ -252,9 +258,10 @@ class Engine:
                 )
         known.ledger.sources, known.sources_settled = found, bool(known.ledger.openers)
 
-    def _read(self, study: Study) -> Ledger:
+    def _read(self, study: Study, trial: FrozenTrial | None = None) -> Ledger:
         """Read what is new in a study, and forget what was known of one that it replaces."""
-        rules, trials = Rules.of(study, self._consider_pruned), _optuna.all_trials(study)
+        rules = Rules.of(study, self._consider_pruned)
+        trials = _optuna.all_trials(study) if trial is None else _optuna.trials_for(study, trial)
         studies = self._studies.setdefault(_optuna.storage_of(study), {})
         known = studies.get(_optuna.study_id(study))
         if (
@@ -276,13 +283,13 @@ class Engine:
         Raises:
             ValueError: If the study was searched with other settings.
         """
-        own = self.settings
+        own = self._own
         recorded = ledger.settings_in_force(chain)
         if recorded is not None and own != recorded and not self._adopt:
             raise ValueError(_config_change(study, own, recorded))
         if chain is None:  # adopted settings wait for the next generation
             return dict(recorded or own)
-        return own
+        return dict(own)
 
     # --- drawing -----------------------------------------------------------------------------
 
@@ -365,7 +372,7 @@ class Engine:
             parent = ledger.openers[head.parent] if head.parent is not None else None
             members = [ledger.draws[n] for n in head.members if n in ledger.draws]
             in_force = split_settings(head.settings or {})[0]
-            self._fit_model(study, head.trial, chain, parent, members, in_force)
+            self._fit_model(study, head.trial, chain, parent, members, in_force, head.also)
         return Record(number, head.generation, opener=head.trial)
 
     def _open(
@@ -379,7 +386,9 @@ class Engine:
         """Move theta; return the record of the trial that opens the generation; x is missing."""
         known = self._known(study)
         ledger, parent, in_force = known.ledger, chain.head, split_settings(settings)[0]
-        self._fit_model(study, number, chain, parent, members, in_force)
+        others = ledger.unknown(chain) if in_force.estimator == "surrogate" else []
+        also = tuple(t.number for t in others)
+        self._fit_model(study, number, chain, parent, members, in_force, also)
         thetas = partial(recorded_theta, ledger)
         update = next_theta(chain.space, parent, members, ledger, thetas, in_force, known.model)
         if not all(d.trial.value is None or math.isfinite(d.trial.value) for d in members):
@@ -400,9 +409,10 @@ class Engine:
             opener=number,
             parent=parent.trial if parent is not None else None,
             members=tuple(d.record.trial for d in members),
+            also=also,
             theta=tuple(update.theta.tolist()),
             space=chain.space.fingerprint,
-            model=model_version(in_force),
+            model=model_version(in_force, bool(also) or any(r.also for r in chain.openers)),
         )
 
     def _fit_model(
@@ -413,6 +423,7 @@ class Engine:
         parent: Record | None,
         members: Sequence[Draw],
         settings: UpdateSettings,
+        also: Sequence[int],
     ) -> None:
         """Know the model behind a generation; None if its draws follow none."""
         known, model = self._known(study), None
@@ -425,7 +436,7 @@ class Engine:
                     f"Study {study.study_name!r} learns nothing from the source studies "
                     f"{out}: none of their trials has its parameters, within its ranges.",
                 )
-            model = fit_model(chain.space, parent, members, known.ledger, settings)
+            model = fit_model(chain.space, parent, members, known.ledger, settings, also)
             if model is None:
                 self.warn_once(
                     "no model",

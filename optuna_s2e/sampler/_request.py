@@ -40,7 +40,7 @@ def plan_next(ledger: Ledger, state: State, population_size: int) -> Plan:
         population_size: K.
     """
     chain = state.chain
-    members = state.pool[:population_size] if len(state.pool) >= population_size else []
+    members = state.members(population_size)
     if chain is None:
         return Plan(None)
     return Plan(chain, members, ledger.pending(chain, members), ledger.failed(chain))

@@ -273,8 +273,12 @@ class S2ESampler(BaseSampler):
             self.independent_sampler.after_trial(study, trial, state, values)
         if getattr(trial, "constraints", None):  # an attribute since Optuna 5
             self._engine.warn_once("constraints", "S2ESampler does not use constraints.")
+        k = self.population_size
         if state == TrialState.FAIL and FAILURE_KEY not in trial.system_attrs:
-            self._warn_after_failures(study)
+            self._warn_in_a_row(study, state, k, "have failed", "")
+        if state == TrialState.PRUNED and not self._engine.settings["consider_pruned_trials"]:
+            remedy = " S2ESampler(consider_pruned_trials=True) lets pruned trials count."
+            self._warn_in_a_row(study, state, 2 * k, "were pruned", remedy)
         self._local.current = None
 
     def _current(self, study: Study, trial: FrozenTrial) -> _Current:
@@ -301,15 +305,17 @@ class S2ESampler(BaseSampler):
             f"{reason}. Silence this with S2ESampler(warn_independent_sampling=False).",
         )
 
-    def _warn_after_failures(self, study: Study) -> None:
-        k = self.population_size
+    def _warn_in_a_row(
+        self, study: Study, state: TrialState, n: int, what: str, remedy: str
+    ) -> None:
+        """Warn if the last n trials, this one among them, ended in a state that does not count."""
         finished = [t for t in _optuna.all_trials(study) if t.state.is_finished()]
-        failed = finished[-(k - 1) :] if k > 1 else []
-        if len(failed) == k - 1 and all(t.state == TrialState.FAIL for t in failed):
+        others = finished[-(n - 1) :] if n > 1 else []
+        if len(others) == n - 1 and all(t.state == state for t in others):
             self._engine.warn_once(
-                "failures",
-                f"{k} trials in a row have failed. Failed trials do not count, so the search "
-                "stands still until some complete.",
+                what,
+                f"{n} trials in a row {what}. They do not count, so the search stands still until "
+                f"some complete.{remedy}",
             )
 
 

@@ -20,10 +20,11 @@ from optuna_s2e.history import Draw, Ledger, Record, Sources, split_settings
 from optuna_s2e.surrogate import Model
 
 MAX_MODEL_DRAWS = 200  # the cubic cost of a fit: about 30 ms
-MODEL_VERSION = 2
-"""Version of the model of the loss: it rises when the same draws give another model.
+MODEL_VERSION, WITH_OTHERS = 2, 3
+"""Versions of the model of the loss: of draws alone, and of other trials, too.
 
-A theta that a model of another version moved is taken as recorded (`recomputes`).
+They rise when the same trials give another model. A theta that a model of another version moved is
+taken as recorded (`recomputes`).
 """
 
 
@@ -36,6 +37,7 @@ def next_theta(
     thetas: Callable[[int], FloatArray],
     settings: UpdateSettings,
     model: Model | None = None,
+    also: Sequence[int] = (),
 ) -> newton.Update:
     r"""Return the update of a theta by K new members, in their order.
 
@@ -54,6 +56,7 @@ def next_theta(
         settings: The settings of the update.
         model: The result of `fit_model` for the same arguments, if it is known already. If no
             model can be fitted, the update is a Newton step on the new losses instead.
+        also: Numbers of trials that are no draws and that the model knows from now on.
 
     Raises:
         ValueError: If no member is from this space.
@@ -65,7 +68,7 @@ def next_theta(
     if theta.min() < low or theta.max() > high:  # settings with a narrower box were adopted
         theta = distribution.project(theta, settings.theta_bounds)
     if settings.estimator == "surrogate":
-        model = model or fit_model(space, parent, members, ledger, settings)
+        model = model or fit_model(space, parent, members, ledger, settings, also)
         if model is not None:
             rng = keyed_rng(2, 0 if parent is None else parent.generation)
             return surrogate_newton.update(theta, model, settings=settings, rng=rng)
@@ -103,21 +106,27 @@ def fit_model(
     members: Sequence[Draw],
     ledger: Ledger,
     settings: UpdateSettings,
+    also: Sequence[int] = (),
 ) -> Model | None:
     """Fit the model of an update. Return None if no model can be fitted.
 
-    If there are more than `MAX_MODEL_DRAWS` draws, half of those used are the newest ones, and the
-    others are spread evenly over all older ones, so that the model does not forget where the bad
-    regions are.
+    It knows the draws of the update, and the trials that are no draws and that an opener names;
+    these count as older than all draws. If there are more than `MAX_MODEL_DRAWS`, half of those
+    used are the newest ones, and the others are spread evenly over all older ones, so that the
+    model does not forget where the bad regions are.
     """
     draws, x = _evidence(space, parent, members, ledger, settings.reuse)
-    older = max(0, len(draws) - MAX_MODEL_DRAWS // 2)
-    if len(draws) > MAX_MODEL_DRAWS:
+    openers = ledger.last_openers(parent, settings.reuse)
+    others = ledger.others.readable(space, [*(n for r in openers for n in r.also), *also])
+    trials = [*others, *(d.trial for d in draws)]
+    x = np.array([*(space.encode(t.params) for t in others), *x])
+    older = max(0, len(trials) - MAX_MODEL_DRAWS // 2)
+    if len(trials) > MAX_MODEL_DRAWS:
         spread = np.linspace(0, older - 1, MAX_MODEL_DRAWS - MAX_MODEL_DRAWS // 2).round()
-        kept = [*spread.astype(int).tolist(), *range(older, len(draws))]
-        draws, x = [draws[i] for i in kept], x[kept]
-    losses = np.array([ledger.rules.loss(d.trial) for d in draws])
-    active = np.array([space.active(d.trial.params) for d in draws])
+        kept = [*spread.astype(int).tolist(), *range(older, len(trials))]
+        trials, x = [trials[i] for i in kept], x[kept]
+    losses = np.array([ledger.rules.loss(t) for t in trials])
+    active = np.array([space.active(t.params) for t in trials])
     try:
         model = fit_with_sources(space, x, active, losses, ledger.sources)
     except (ValueError, ArithmeticError):  # LinAlgError is a ValueError
@@ -125,14 +134,17 @@ def fit_model(
     return model if np.isfinite(model.gp.mean_at_draws).all() else None
 
 
-def model_version(settings: UpdateSettings) -> int:
+def model_version(settings: UpdateSettings, with_others: bool) -> int:
     """Return what an opener records as the version of its model; 1 if it needs none."""
-    return MODEL_VERSION if settings.estimator == "surrogate" else 1
+    if settings.estimator != "surrogate":
+        return 1
+    return WITH_OTHERS if with_others else MODEL_VERSION
 
 
 def recomputes(opener: Record) -> bool:
     """Say whether this release has the model that moved the theta of an opener."""
-    return opener.model == model_version(split_settings(opener.settings or {})[0])
+    settings = split_settings(opener.settings or {})[0]
+    return opener.model in {model_version(settings, with_others) for with_others in (False, True)}
 
 
 def fit_with_sources(

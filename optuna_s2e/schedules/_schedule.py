@@ -34,8 +34,9 @@ from optuna.distributions import BaseDistribution, IntDistribution
 from optuna.trial import BaseTrial, FrozenTrial, Trial
 
 from optuna_s2e._checks import check_axes, check_choice, check_int, check_number
-from optuna_s2e._optuna import fix_params, is_first_trial
+from optuna_s2e._optuna import fix_params
 from optuna_s2e._typing import FloatArray
+from optuna_s2e.schedules._first_trial import is_first_trial
 from optuna_s2e.schedules._formulas import SPACES
 from optuna_s2e.schedules._informed import informed_distributions, informed_middle
 
@@ -216,6 +217,10 @@ class Schedule:
     def save(self, path: str | Path) -> None:
         """Write `to_json()` to a file; an interrupted write leaves an old file as it was."""
         path = Path(path)
+        if path.exists() and not path.is_file():  # a pipe or a device, such as /dev/stdout
+            path.write_text(self.to_json())
+            return
+        path = path.resolve()  # what a symbolic link stands for
         part = path.with_name(path.name + ".part")
         part.write_text(self.to_json())
         part.replace(path)
@@ -334,10 +339,9 @@ class ScheduleSpace:
     def suggest(self, trial: BaseTrial) -> Schedule:
         """Draw the schedule of a trial; call it once per trial.
 
-        If the space knows the noise rate, the first trial of a study is the `middle`, under any
-        sampler but a `GridSampler`. Like an enqueued trial, it is no draw of `S2ESampler`. If it
-        fails, the next trial is the middle, up to three times. If the first trial was enqueued,
-        it stays as it is.
+        If the space knows the noise rate, the first trial of a study is the `middle`, unless it
+        was enqueued or the sampler is a `GridSampler`. It is no draw of `S2ESampler`, whose model
+        of the loss knows it all the same. If it fails, the next one is, up to three times.
 
         Args:
             trial: An Optuna trial (also `FixedTrial`).

@@ -87,11 +87,11 @@ class RetryingStorage(BaseStorage, _optuna.BaseHeartbeat):
     @property
     def _backend(self) -> BaseStorage:
         """The storage of Optuna, under the name by which Optuna's own wrappers keep theirs."""
-        return self._run(lambda storage: storage)
+        return self.run(lambda storage: storage)
 
     # --- trying again ------------------------------------------------------------------------
 
-    def _run(
+    def run(
         self,
         operate: Callable[[BaseStorage], T],
         *,
@@ -232,7 +232,7 @@ class RetryingStorage(BaseStorage, _optuna.BaseHeartbeat):
             same = storage.get_study_directions(study_id) == list(directions)
             return study_id if same and not storage.get_n_trials(study_id) else None
 
-        study_id = self._run(
+        study_id = self.run(
             lambda s: s.create_new_study(directions, name),
             writing=True,
             look_up=look_up,
@@ -255,16 +255,16 @@ class RetryingStorage(BaseStorage, _optuna.BaseHeartbeat):
             storage.delete_study(study_id)
             return True
 
-        self._run(delete, writing=True, look_up=look_up, if_done=KeyError)
+        self.run(delete, writing=True, look_up=look_up, if_done=KeyError)
         self._newest.pop(study_id, None)
 
     def set_study_user_attr(self, study_id: int, key: str, value: Any) -> None:
         """Set a user attribute of a study."""
-        self._run(lambda s: s.set_study_user_attr(study_id, key, value), writing=True)
+        self.run(lambda s: s.set_study_user_attr(study_id, key, value), writing=True)
 
     def set_study_system_attr(self, study_id: int, key: str, value: Any) -> None:
         """Set a system attribute of a study."""
-        self._run(lambda s: s.set_study_system_attr(study_id, key, value), writing=True)
+        self.run(lambda s: s.set_study_system_attr(study_id, key, value), writing=True)
 
     def replace_study_system_attr(
         self, study_id: int, key: str, old: Any, new: Any
@@ -277,7 +277,7 @@ class RetryingStorage(BaseStorage, _optuna.BaseHeartbeat):
         def look_up(storage: BaseStorage) -> bool | None:
             return storage.get_study_system_attrs(study_id).get(key) == new or None
 
-        return self._run(
+        return self.run(
             lambda s: _optuna.replace_study_system_attr(s, study_id, key, old, new),
             writing=True,
             look_up=look_up,
@@ -285,27 +285,27 @@ class RetryingStorage(BaseStorage, _optuna.BaseHeartbeat):
 
     def get_study_id_from_name(self, study_name: str) -> int:
         """Return the identifier of a study."""
-        return self._run(lambda s: s.get_study_id_from_name(study_name))
+        return self.run(lambda s: s.get_study_id_from_name(study_name))
 
     def get_study_name_from_id(self, study_id: int) -> str:
         """Return the name of a study."""
-        return self._run(lambda s: s.get_study_name_from_id(study_id))
+        return self.run(lambda s: s.get_study_name_from_id(study_id))
 
     def get_study_directions(self, study_id: int) -> list[StudyDirection]:
         """Return the directions of a study."""
-        return self._run(lambda s: s.get_study_directions(study_id))
+        return self.run(lambda s: s.get_study_directions(study_id))
 
     def get_study_user_attrs(self, study_id: int) -> dict[str, Any]:
         """Return the user attributes of a study."""
-        return self._run(lambda s: s.get_study_user_attrs(study_id))
+        return self.run(lambda s: s.get_study_user_attrs(study_id))
 
     def get_study_system_attrs(self, study_id: int) -> dict[str, Any]:
         """Return the system attributes of a study."""
-        return self._run(lambda s: s.get_study_system_attrs(study_id))
+        return self.run(lambda s: s.get_study_system_attrs(study_id))
 
     def get_all_studies(self) -> list[Any]:
         """Return all studies."""
-        return self._run(lambda s: s.get_all_studies())
+        return self.run(lambda s: s.get_all_studies())
 
     # --- trials ------------------------------------------------------------------------------
 
@@ -333,7 +333,7 @@ class RetryingStorage(BaseStorage, _optuna.BaseHeartbeat):
             return next((_optuna.trial_id(t) for t in reversed(trials) if is_it(t)), None)
 
         newest = self._newest.get(study_id, -1)  # before: other threads make trials too
-        trial_id = self._run(
+        trial_id = self.run(
             lambda s: s.create_new_trial(study_id, template), writing=True, look_up=look_up
         )
         if trial_id <= newest:
@@ -359,7 +359,7 @@ class RetryingStorage(BaseStorage, _optuna.BaseHeartbeat):
         distribution: BaseDistribution,
     ) -> None:
         """Set a parameter of a trial. Setting it twice does nothing more."""
-        self._run(
+        self.run(
             lambda s: s.set_trial_param(trial_id, param_name, param_value_internal, distribution),
             writing=True,
         )
@@ -381,7 +381,7 @@ class RetryingStorage(BaseStorage, _optuna.BaseHeartbeat):
                 return start is not None and called <= start <= datetime.now()
             return True if trial.values == (None if values is None else list(values)) else None
 
-        result = self._run(
+        result = self.run(
             lambda s: s.set_trial_state_values(trial_id, state, values),
             writing=True,
             look_up=look_up,
@@ -395,22 +395,22 @@ class RetryingStorage(BaseStorage, _optuna.BaseHeartbeat):
         self, trial_id: int, step: int, intermediate_value: float
     ) -> None:
         """Report an intermediate value."""
-        self._run(
+        self.run(
             lambda s: s.set_trial_intermediate_value(trial_id, step, intermediate_value),
             writing=True,
         )
 
     def set_trial_user_attr(self, trial_id: int, key: str, value: Any) -> None:
         """Set a user attribute of a trial."""
-        self._run(lambda s: s.set_trial_user_attr(trial_id, key, value), writing=True)
+        self.run(lambda s: s.set_trial_user_attr(trial_id, key, value), writing=True)
 
     def set_trial_system_attr(self, trial_id: int, key: str, value: Any) -> None:
         """Set a system attribute of a trial."""
-        self._run(lambda s: s.set_trial_system_attr(trial_id, key, value), writing=True)
+        self.run(lambda s: s.set_trial_system_attr(trial_id, key, value), writing=True)
 
     def get_trial_id_from_study_id_trial_number(self, study_id: int, trial_number: int) -> int:
         """Return the identifier of a trial."""
-        return self._run(
+        return self.run(
             lambda s: s.get_trial_id_from_study_id_trial_number(study_id, trial_number)
         )
 
@@ -418,7 +418,7 @@ class RetryingStorage(BaseStorage, _optuna.BaseHeartbeat):
         """Return a trial."""
         study_id, start = self._begun.get(trial_id, (None, None))
         try:
-            trial = self._run(lambda s: s.get_trial(trial_id))
+            trial = self.run(lambda s: s.get_trial(trial_id))
         except KeyError:
             if any(_optuna.study_id(study) == study_id for study in self.get_all_studies()):
                 raise self._made_again() from None
@@ -435,11 +435,11 @@ class RetryingStorage(BaseStorage, _optuna.BaseHeartbeat):
         states: Container[TrialState] | None = None,
     ) -> list[FrozenTrial]:
         """Return the trials of a study in the order of their numbers."""
-        return self._run(lambda s: s.get_all_trials(study_id, deepcopy, states))
+        return self.run(lambda s: s.get_all_trials(study_id, deepcopy, states))
 
     def get_best_trial(self, study_id: int) -> FrozenTrial:
         """Return the best trial of a study."""
-        return self._run(lambda s: s.get_best_trial(study_id))
+        return self.run(lambda s: s.get_best_trial(study_id))
 
     def remove_session(self) -> None:
         """Close what this thread has open, if this process has opened the storage."""
@@ -463,7 +463,7 @@ class RetryingStorage(BaseStorage, _optuna.BaseHeartbeat):
             self._log_return()
 
     def _get_stale_trial_ids(self, study_id: int) -> list[int]:
-        return self._run(lambda s: _optuna.stale_trial_ids(s, study_id))
+        return self.run(lambda s: _optuna.stale_trial_ids(s, study_id))
 
     def get_heartbeat_interval(self) -> int | None:
         """Return the seconds between two heartbeats. None: no heartbeat."""

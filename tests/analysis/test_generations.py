@@ -158,6 +158,19 @@ def test_a_theta_whose_member_was_changed_does_not_follow_and_names_it() -> None
         replay(changed)
 
 
+def test_a_theta_whose_model_knew_a_trial_that_was_changed_does_not_follow() -> None:
+    study = optuna.create_study(sampler=S2ESampler(population_size=K, seed=0))
+    study.enqueue_trial({"x": 0.5})
+    study.optimize(quadratic, n_trials=K + 1)
+    trials = study.trials
+    assert np.array_equal(replay(study)[1].theta, generations(study)[1].theta)
+    trials[0].params, trials[0].distributions = {}, {}
+    changed = optuna.create_study(sampler=S2ESampler(population_size=K, seed=0))
+    changed.add_trials(trials)
+    with pytest.raises(ValueError, match=rf"trial {K}\) does not follow: trials \[0\]"):
+        replay(changed)
+
+
 def test_running_and_failed_trials_belong_to_their_generation_and_have_no_loss() -> None:
     study = searched(K + 1, S2ESampler(population_size=K, seed=0))
     value = study.trials[-1].value

@@ -18,6 +18,7 @@ from optuna_s2e import (
     coteaching_schedule,
     recommend,
 )
+from optuna_s2e.analysis import Snapshot
 from optuna_s2e.analysis._mean_schedule import TEMPERATURE
 from optuna_s2e.surrogate import N_POINTS, clip_and_standardize, fit
 
@@ -425,3 +426,41 @@ def test_the_better_branch_is_recommended_whichever_ended_last(last: str) -> Non
     theta = recommend(source, "theta")
     assert theta.params.keys() == {"method", "lr"}
     assert theta.schedule is None
+
+
+def constrained(n_feasible: int) -> optuna.Study:
+    """Return a study whose best losses violate the constraint x >= 0.5."""
+    study = optuna.create_study()
+    for i in range(24):
+        x = i / 24 if i >= n_feasible else 0.5 + i / 48
+        trial = optuna.trial.create_trial(
+            params={"x": x},
+            distributions={"x": FloatDistribution(0, 1)},
+            value=x,
+            system_attrs={"constraints": [0.5 - x]},
+        )
+        study.add_trial(trial)
+    return study
+
+
+@pytest.mark.parametrize("rule", ["auto", "smoothed", "best"])
+def test_trials_that_violate_a_constraint_are_not_recommended(rule: str) -> None:
+    study = constrained(6)
+    picked = recommend(study, rule)
+    assert picked.params["x"] >= 0.5
+    violating = tuple(t.number for t in study.trials if t.params["x"] < 0.5)
+    assert violating
+    assert picked.left_out_trials == violating
+    best = Snapshot.of(study).best
+    assert best is not None
+    assert best.number == study.best_trial.number
+
+
+@pytest.mark.parametrize("rule", ["auto", "best"])
+def test_a_study_whose_trials_all_violate_a_constraint_says_so(rule: str) -> None:
+    study = optuna.create_study()
+    for trial in constrained(0).trials[:12]:
+        study.add_trial(trial)
+    with pytest.raises(ValueError, match=r"No completed trial of .* keeps its constraints"):
+        recommend(study, rule)
+    assert Snapshot.of(study).best is None

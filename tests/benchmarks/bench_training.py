@@ -18,6 +18,7 @@ two networks on the same noisy labels at one keep rate:
     auto xK     its choice for K trials at once, per trial
     fused xK    on CUDA: K trials side by side, whatever the default width
     graphs xK   on CUDA: the same, the steps of an epoch replayed from a CUDA graph
+    tf32 xK     on CUDA: the same with products of TF32
     bf16 xK     on CUDA: the same with products of bfloat16
     floor       forward, backward and one fused Adam for both networks on mini-batches that were
                 gathered before; no selection, nothing measured. "+ eval": also the bare
@@ -37,27 +38,27 @@ errors, at least on a GPU, where an epoch may cost less than making the networks
     ... --case mnist-mlp --epochs 200 --widths 60 --ways loop "auto x60" "graphs x60" --repeats 1
 
 Each run is written to `--out` at once, and runs found there are not repeated: a benchmark that
-was stopped (`--limit` seconds) goes on where it was.
+was stopped goes on where it was. `--limit` seconds stop it, also within a run, which is then begun
+anew by the next call. A way that fails, or one run of which takes more than `--run-limit` seconds,
+is a row with its reason, and is not tried again with the same `--out`.
 """
 
 from __future__ import annotations
 
 import argparse
-import ctypes
-import gc
 import json
 import math
 import platform
 import statistics
 import time
 from collections.abc import Callable, Iterable
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from measuring import TimeUp, at_most, clock, forget_peak, memory, since
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -77,7 +78,6 @@ from optuna_s2e.coteaching._training import find_device
 from optuna_s2e.coteaching.data import to_input
 
 PAPER_EPOCHS = 200
-STATUS = Path("/proc/self/status")
 
 
 class Case(NamedTuple):
@@ -129,6 +129,7 @@ class Bench:
 
     def __init__(self, case: Case, args: argparse.Namespace) -> None:
         self.case, self.keep_rate, self.n_workers = case, args.keep_rate, args.workers
+        self.is_warm = False
         self.device = find_device(args.device)
         data = (
             _random_pixels(case.data)
@@ -149,12 +150,13 @@ class Bench:
             "loop": lambda: self.package("loop", 1),
             "authors": self.authors,
         }
-        bf16 = replace(self.config, dtype="bfloat16")
+        bf16, tf32 = (replace(self.config, dtype=dtype) for dtype in ("bfloat16", "tf32"))
         for k in widths:
             ways[f"auto x{k}"] = lambda k=k: self.package("auto", k)
             if self.device.type == "cuda":
                 ways[f"fused x{k}"] = lambda k=k: self.package("fused", k, width=k)
                 ways[f"graphs x{k}"] = lambda k=k: self.package("graphs", k, width=k)
+                ways[f"tf32 x{k}"] = lambda k=k: self.package("graphs", k, width=k, config=tf32)
                 ways[f"bf16 x{k}"] = lambda k=k: self.package("graphs", k, width=k, config=bf16)
         return ways
 
@@ -172,7 +174,9 @@ class Bench:
             rates, range(n_trials), data=self.data, network=self.case.network,
             config=config or self.config, device=self.device, backend=backend, fused_width=width,
         )  # fmt: skip
-        assert all(result.failure is None for result in results), results[0].failure
+        for failure in (result.failure for result in results):
+            if failure is not None:
+                raise failure
         self.errors = [float(result.curves.error[-1].mean()) for result in results]
         return rates.size
 
@@ -198,7 +202,7 @@ class Bench:
         nets, batches = self.nets(), self.batches()
         adam = torch.optim.Adam([p for net in nets for p in net.parameters()], 1e-3, fused=True)
         parts = to_input(self.data.x_val, torch.float32).split(1024)
-        start = _clock(self.device)
+        start = clock(self.device)
         for _ in range(epochs):
             for batch in batches:
                 _bare_step(nets, adam, *batch)
@@ -207,7 +211,7 @@ class Bench:
                     for net in nets:
                         for part in parts:
                             net(part)
-        self.timed = _since(start, self.device)
+        self.timed = since(start, self.device)
         return epochs
 
     def authors(self) -> int:
@@ -243,14 +247,39 @@ class Bench:
         """Run a way once; return seconds per trial-epoch, wall and processor, peak MiB, errors."""
         self.timed: tuple[float, float] | None = None
         self.errors: list[float] = []
-        _forget_peak(self.device)
-        before = _memory(self.device)[0]
-        start = _clock(self.device)
+        forget_peak(self.device)
+        before = memory(self.device)[0]
+        start = clock(self.device)
         trial_epochs = way()
-        wall, cpu = self.timed or _since(start, self.device)
-        peak = _memory(self.device)[1] - before
+        wall, cpu = self.timed or since(start, self.device)
+        peak = memory(self.device)[1] - before
         seconds = {"wall": wall / trial_epochs, "cpu": cpu / trial_epochs}
         return seconds | {"peak_mib": peak, "errors": self.errors}
+
+    def try_run(
+        self,
+        way: str,
+        train: Callable[[], int],
+        entry: dict[str, Any],
+        left: float,
+        run_limit: float,
+    ) -> bool:
+        """Run a way once and add it to its runs, or why it failed; return whether it ended."""
+        try:
+            with at_most(min(left, run_limit)):
+                if not self.is_warm:
+                    self.floor(evaluates=True, epochs=1)
+                    self.is_warm = True
+                entry["runs"][way].append(self.run(train))
+        except TimeUp:
+            if left < run_limit:
+                return False
+            entry["failed"][way] = f"a run takes more than {run_limit:g} s"
+        except Exception as error:
+            entry["failed"][way] = f"{type(error).__name__}: {error}".strip().splitlines()[0]
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        return True
 
 
 def _random_pixels(name: str) -> NoisyData:
@@ -314,38 +343,6 @@ def _authors_error(net: nn.Module, loader: Iterable[Any], device: torch.device) 
     return wrong / total
 
 
-def _clock(device: torch.device) -> tuple[float, float]:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter(), time.process_time()
-
-
-def _since(start: tuple[float, float], device: torch.device) -> tuple[float, float]:
-    now = _clock(device)
-    return now[0] - start[0], now[1] - start[1]
-
-
-def _memory(device: torch.device) -> tuple[float, float]:
-    """Return MiB that are taken now, and the largest since `_forget_peak`."""
-    if device.type == "cuda":
-        now, peak = torch.cuda.memory_allocated(device), torch.cuda.max_memory_allocated(device)
-        return now / 2**20, peak / 2**20
-    if platform.system() != "Linux":
-        return 0.0, float("nan")
-    lines = dict(line.split(":", 1) for line in STATUS.read_text().splitlines())
-    return tuple(int(lines[key].split()[0]) / 2**10 for key in ("VmRSS", "VmHWM"))
-
-
-def _forget_peak(device: torch.device) -> None:
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-    elif platform.system() == "Linux":
-        with suppress(AttributeError):  # give back what is free, where the C library can
-            ctypes.CDLL(None).malloc_trim(0)
-        STATUS.with_name("clear_refs").write_text("5")
-
-
 def machine(args: argparse.Namespace) -> dict[str, Any]:
     """Describe the device, with its rates for large matrix products and copies."""
     device = find_device(args.device)
@@ -357,15 +354,15 @@ def machine(args: argparse.Namespace) -> dict[str, Any]:
         name = next((line.split(": ")[1] for line in lines if "model name" in line), name)
     a, big = torch.rand(2048, 2048, device=device), torch.rand(2**25, device=device)
     copy = torch.empty_like(big)
-    clock = 0 if device.type == "cuda" else 1
+    which = 0 if device.type == "cuda" else 1
     rates = []
     for operation in (lambda: a @ a, lambda: copy.copy_(big)):
         operation()
         times = []
         for _ in range(5):
-            start = _clock(device)
+            start = clock(device)
             operation()
-            times.append(_since(start, device)[clock])
+            times.append(since(start, device)[which])
         rates.append(min(times))
     return {
         "device": name,
@@ -386,6 +383,8 @@ def print_table(name: str, entry: dict[str, Any], gflops: float, clock: str) -> 
         f"{'200-ep. trials/h':>18}{'GFLOP/s':>9}{'of matmul':>10}{'peak MiB':>10}{'error':>8}"
     )
     for way, of_way in runs.items():
+        if way in entry.get("failed", {}):
+            print(f"{way:14}{len(of_way):5}    failed: {entry['failed'][way]}")
         if not of_way:
             continue
         keys = ("wall", "cpu", "peak_mib")
@@ -427,7 +426,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=1, help="threads of torch")
     parser.add_argument("--workers", type=int, default=0, help="the authors' DataLoader workers")
     parser.add_argument("--device", default="auto", help="cpu, cuda, ...")
-    parser.add_argument("--limit", type=float, default=540.0, help="start no run after (s)")
+    parser.add_argument("--limit", type=float, default=540.0, help="stop after (s)")
+    parser.add_argument("--run-limit", type=float, default=300.0, help="longest run (s)")
     parser.add_argument("--out", type=Path, help="JSON file to go on with and to write")
     return parser.parse_args()
 
@@ -466,20 +466,22 @@ def main() -> None:
         )
         for way in ways:
             entry["runs"].setdefault(way, [])
-        bench.floor(evaluates=True, epochs=1)  # warms up
+        failed = entry.setdefault("failed", {})
+        wanted = {way: train for way, train in ways.items() if way in (args.ways or ways)}
         for repeat in range(args.repeats):
-            for way, train in ways.items():
-                if len(entry["runs"][way]) > repeat or way not in (args.ways or ways):
+            for way, train in wanted.items():
+                left = args.limit - (time.monotonic() - start)
+                if len(entry["runs"][way]) > repeat or way in failed:
                     continue
-                if time.monotonic() - start > args.limit:
+                if left <= 0:
                     unfinished = True
                     break
-                entry["runs"][way].append(bench.run(train))
+                unfinished |= not bench.try_run(way, train, entry, left, args.run_limit)
                 if args.out:
                     args.out.write_text(json.dumps(document, indent=1) + "\n")
-        if all(entry["runs"][way] for way in args.ways or ways):
-            clock = "wall" if bench.device.type == "cuda" else "cpu"
-            print_table(key, entry, document["machine"]["matmul_gflops"], clock)
+        if all(entry["runs"][way] or way in failed for way in wanted):
+            seconds = "wall" if bench.device.type == "cuda" else "cpu"
+            print_table(key, entry, document["machine"]["matmul_gflops"], seconds)
     print(f"\n{document['machine']}")
     if unfinished:
         print("stopped at --limit: run the same command again")

@@ -270,6 +270,21 @@ def test_a_training_that_diverges_says_what_may_help(data):
         quick(learning_rate=1e30, noise_rate=0.2).fit(data[0], data[1])
 
 
+def test_a_network_that_does_not_suit_the_data_is_told_as_it_is(data):
+    for network, message in {
+        "mpl": r"network must be one of .*, but got 'mpl'\.\n",
+        "cnn2": r"network 'cnn2' needs inputs .*, but got \(32,\)\. Take 'mlp' or a network ",
+    }.items():
+        with pytest.raises(ValueError, match=f"^{message}"):
+            quick(network=network, noise_rate=0.2).fit(*data[:2])
+
+    def broken(shape, n_classes):
+        return nn.Linear(shape[0] + 1, n_classes)
+
+    with pytest.raises(RuntimeError, match=r"^mat1 and mat2 shapes cannot be multiplied"):
+        quick(network=broken, noise_rate=0.2).fit(*data[:2])
+
+
 def test_masked_entries_are_missing_ones():
     x, y, _ = make_data(60)
     model = quick(n_epochs=2, noise_rate=0.2).fit(x, y)

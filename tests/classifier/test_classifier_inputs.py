@@ -40,6 +40,11 @@ def test_signals_are_standardised_by_the_training_signals():
     )
 
 
+def test_signals_of_any_size_can_be_saved():
+    x = np.array([-1e300, 1e300]).reshape(2, 1, 1)
+    assert learn(x).encode(x).flatten().tolist() == [-1, 1]
+
+
 def test_integers_of_a_tensor_are_tokens_and_those_of_an_array_a_table():
     ids = torch.arange(12).view(4, 3)
     assert learn(ids).encode(ids).tolist() == ids.tolist()

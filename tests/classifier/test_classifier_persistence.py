@@ -128,6 +128,23 @@ def test_other_files_are_refused_and_run_no_code(content, tmp_path, capsys):
     assert "code of the file ran" not in capsys.readouterr().out
 
 
+def test_a_file_that_lacks_arrays_is_damaged(tmp_path):
+    path = tmp_path / "model.npz"
+    fit(X, Y, noise_rate=0.1).save(path)
+    content = dict(np.load(path))
+    for lost in ("labels", "samples 0 rival"):
+        np.savez(path, **{name: array for name, array in content.items() if name != lost})
+        with pytest.raises(ValueError, match=r"model.npz' is damaged"):
+            NoisyLabelClassifier.load(path)
+
+
+def test_others_may_read_a_saved_model(tmp_path):
+    path = tmp_path / "model.npz"
+    fit(X, Y, noise_rate=0.1).save(path)
+    (tmp_path / "plain").touch()
+    assert path.stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
 def test_a_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "model.npz"
     fit(X, Y, noise_rate=0.1).save(path)
@@ -140,3 +157,12 @@ def test_a_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
     assert [p.name for p in tmp_path.iterdir()] == ["model.npz"]
     with pytest.raises(FileNotFoundError):
         NoisyLabelClassifier.load(tmp_path / "none.npz")
+
+
+def test_places_where_no_file_can_be_are_told(tmp_path):
+    model = fit(X, Y, noise_rate=0.1)
+    with pytest.raises(IsADirectoryError, match=r"path must be a file, but '.*' is a folder"):
+        model.save(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"There is no folder '.*none'. Make it first"):
+        model.save(tmp_path / "none" / "model.npz")
+    assert list(tmp_path.iterdir()) == []

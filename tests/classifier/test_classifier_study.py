@@ -121,6 +121,21 @@ def test_trials_of_others_are_left_alone(url):
         fit(storage=url, study_name="mine")
 
 
+def test_a_search_prints_no_line_per_trial(caplog):
+    before = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.INFO)
+    optuna.logging.enable_propagation()
+    try:
+        fit()
+        assert caplog.records == []
+        assert optuna.logging.get_verbosity() == optuna.logging.INFO
+        optuna.create_study()
+        assert caplog.records  # it would have been seen
+    finally:
+        optuna.logging.disable_propagation()
+        optuna.logging.set_verbosity(before)
+
+
 def test_a_budget_of_time_ends_the_search():
     model = fit(budget="2 s")
     assert len(model.study_.trials) >= 1

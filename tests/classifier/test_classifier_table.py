@@ -77,6 +77,17 @@ def test_constant_empty_and_huge_columns_are_harmless():
     assert np.isfinite(encode(x)).all()
 
 
+def test_numbers_of_any_size_keep_their_order():
+    largest = np.finfo(np.float64).max
+    x = np.array([[-largest], [-1e200], [0.0], [1e9], [1e200], [largest]])
+    features = encode(x)  # both ends count as 1e150, whose squares are finite
+    deviation = np.std([-1, -1, 0, 0, 1, 1])
+    np.testing.assert_allclose(features[:, 0] * deviation, [-1, -1, 0, 0, 1, 1], atol=1e-6)
+    assert np.isfinite(features).all()
+    assert (np.diff(features, axis=0) >= 0).all()
+    assert not np.array_equal(features[2], features[3])
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [
@@ -108,3 +119,11 @@ def test_text_that_is_declared_a_category_is_taken():
 def test_words_in_a_column_of_numbers_are_refused_later():
     with pytest.raises(ValueError, match="must hold numbers, as it did in fit"):
         encode(np.array([[1.0], [2.0], [3.0]]), np.array([["much"]], dtype=object))
+
+
+def test_a_word_in_a_column_of_many_numbers_is_named():
+    values = [str(i) for i in range(150)] * 2
+    values[7] = values[9] = "n/k"
+    message = r"holds numbers and words such as 'n/k', 2 of 300 values. Correct them, or mark"
+    with pytest.raises(ValueError, match=message):
+        encode(np.array(values, dtype=object)[:, None])

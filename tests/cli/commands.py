@@ -13,7 +13,8 @@ from optuna_s2e.cli import main
 K = 3  # population size of all searches here
 N_SEARCHED = 9  # trials of the search that the tests share
 
-EPOCHS = 40  # of a tenth of a second
+EPOCHS = 4
+LONG = ["--epochs", "40"]  # a tenth of a second, for tests that stop a search while it trains
 DATA = "own.npz"
 SEARCH = [
     "search",

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from commands import DATA, N_SEARCHED, Searched, make_arrays, search, study
+from commands import DATA, LONG, N_SEARCHED, Searched, make_arrays, search, study
 
 from optuna_s2e import generations
 from optuna_s2e.cli import main
@@ -52,14 +52,13 @@ def searched(_searched_once: Searched, tmp_path: Path) -> Searched:
 
 @pytest.fixture(scope="session")
 def undisturbed(_searched_once: Searched) -> Callable[[int], list[bytes]]:
-    """The thetas of a search of n trials that nothing disturbed."""
+    """The thetas of a search of n long trials that nothing disturbed."""
 
     def thetas(n_trials: int) -> list[bytes]:
         with contextlib.chdir(_searched_once.folder), contextlib.redirect_stdout(io.StringIO()):
-            name = "s" if n_trials <= N_SEARCHED else f"of {n_trials} trials"
-            if name != "s":  # a test was slow to send its signal
-                assert main(search(n_trials, name=name)) == 0
-            told = generations(study(name))
+            url = "sqlite:///long.db"
+            assert main(search(n_trials, *LONG, "--storage", url)) == 0  # goes on
+            told = generations(study(storage=url))
         return [g.theta.tobytes() for g in told if g.opener is None or g.opener < n_trials]
 
     return thetas

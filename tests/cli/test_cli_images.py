@@ -72,8 +72,11 @@ def test_new_images_get_the_channels_and_the_size_of_the_training() -> None:
 def test_a_damaged_image_is_named(n_bytes: int) -> None:
     write_image("a.png")
     Path("b.png").write_bytes(Path("a.png").read_bytes()[:n_bytes])
-    with pytest.raises(ValueError, match=r"1 of 2 images cannot be read, the first is 'b.png'"):
+    message = r"1 of 2 images cannot be read: 'b.png'. Repair them, or move them elsewhere"
+    with pytest.raises(ValueError, match=message):
         read_images([Path("a.png"), Path("b.png")])
+    with pytest.raises(ValueError, match=r"7 of 7 images cannot be read: .*'b.png' and 2 more\."):
+        read_images([Path("b.png")] * 7)
 
 
 def test_the_digest_tells_contents_and_names_apart() -> None:

@@ -103,6 +103,17 @@ def test_files_of_the_user_are_never_replaced(capsys: pytest.CaptureFixture[str]
 
 
 @pytest.mark.usefixtures("_a_model")
+def test_lists_that_were_removed_are_written_again(capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("label-errors.csv", "label-errors.html"):
+        Path("model", name).unlink()
+        assert main(["label-errors", "model", "--number", "2"]) == 0
+        assert len(listed("model")) == 2
+    Path("model/fit.json").unlink()
+    line = last_line(capsys, "label-errors", "model")
+    assert "'model' holds no model: fit.json is missing" in line
+
+
+@pytest.mark.usefixtures("_a_model")
 def test_errors_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     for options, message in [
         (["--number", "81"], "--number must be at most 80, the number of labels, but got 81"),

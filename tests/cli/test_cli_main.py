@@ -245,3 +245,15 @@ def test_a_reader_that_stops_reading_is_no_error(searched: Searched) -> None:
     s2e = f"{sys.executable} -m optuna_s2e status"
     ran = subprocess.run(f"{s2e} | true", shell=True, capture_output=True, text=True)
     assert ran.stderr == ""
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])
+def test_closed_streams_are_no_error(searched: Searched, closed: str) -> None:
+    s2e = f"{sys.executable} -c 'from optuna_s2e.cli import main; main()'"
+    ran = subprocess.run(
+        f"{s2e} status {closed}; echo $? > code",
+        shell=True, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert "Traceback" not in ran.stderr
+    assert Path("code").read_text().strip() == "0"
+    assert (">&-" in closed.split()) or f"{N_SEARCHED} complete" in ran.stdout

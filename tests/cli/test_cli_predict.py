@@ -45,6 +45,12 @@ def test_predictions_are_written_and_replaced(capsys: pytest.CaptureFixture[str]
     assert captured.err == (
         "Note: the labels that a.csv holds agree with 80.0 % of the predictions.\n"
     )
+    Path("part.csv").write_text("size,colour,kind\n-0.3,red,dog\n3.1,blue,\n")
+    assert main(["predict", "model", "part.csv"]) == 0
+    assert "that part.csv holds agree with 100.0 %" in capsys.readouterr().err
+    Path("part.csv").write_text("size,colour,kind\n-0.3,red,\n")
+    assert main(["predict", "model", "part.csv"]) == 0
+    assert capsys.readouterr().err == ""
     assert main(["predict", "model", "new.csv", "--out", "p.csv", "--proba"]) == 0
     rows = list(csv.DictReader(Path("p.csv").read_text().splitlines()))
     document, model = ModelFolder(Path("model")).load()
@@ -74,7 +80,8 @@ def test_files_of_the_user_are_never_replaced(capsys: pytest.CaptureFixture[str]
     for out, message in [
         ("new.csv", "--out must not replace files of your own, but 'new.csv' is there"),
         ("model", "--out must be a file, but got the folder 'model'"),
-        ("none/p.csv", "--out must be writable, but got 'none/p.csv'"),
+        ("none/p.csv", "--out must be in a folder that exists, but got 'none/p.csv'"),
+        ("/proc/p.csv", "--out must be writable, but got '/proc/p.csv'"),
     ]:
         assert message in last_line(capsys, "predict", "model", "new.csv", "--out", out)
     assert Path("new.csv").read_text() == NEW
@@ -115,11 +122,17 @@ def test_errors_name_what_is_missing(capsys: pytest.CaptureFixture[str]) -> None
 def test_a_damaged_model_is_told(capsys: pytest.CaptureFixture[str]) -> None:
     folder = ModelFolder(Path("model"))
     folder.file("model.npz").write_bytes(b"PK")
-    assert "must be a file that save() wrote" in last_line(capsys, "predict", "model", "new.csv")
+    line = last_line(capsys, "predict", "model", "new.csv")
+    assert "must be a file that save() wrote, but is not. Fit the model anew" in line
     folder.file("model.npz").unlink()
     assert "the fit was stopped" in last_line(capsys, "predict", "model", "new.csv")
     document = json.loads(folder.file("fit.json").read_text())
     folder.file("fit.json").write_text(json.dumps({**document, "version": 99}))
     assert "not written by this release" in last_line(capsys, "predict", "model", "new.csv")
+    for lost in ("fitted_to", "data", "noise"):
+        rest = {name: own for name, own in document.items() if name != lost}
+        folder.file("fit.json").write_text(json.dumps(rest))
+        line = last_line(capsys, "predict", "model", "new.csv")
+        assert f"'model/fit.json' is damaged: '{lost}'. Fit the model anew" in line
     folder.file("fit.json").write_text("{")
     assert "'model/fit.json' is damaged" in last_line(capsys, "predict", "model", "new.csv")

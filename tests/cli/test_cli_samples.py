@@ -94,6 +94,10 @@ def test_folders_that_hold_no_classes() -> None:
             write_image("one/dark/a.png")
         with pytest.raises(ValueError, match=message):
             Source(name).read()
+    for part in ("train", "test"):
+        write_classes(f"parts/{part}", 4)
+    with pytest.raises(ValueError, match=r"the parts of a data set: 'test', 'train'. Name one"):
+        Source("parts").read()
     with pytest.raises(ValueError, match="'none' must hold images, but holds none"):
         read_new("none", Source("p").read().form)
 
@@ -174,6 +178,20 @@ def test_labels_that_nobody_can_learn_from(labels: list[str], message: str) -> N
 def test_rare_classes_are_told() -> None:
     remarks = check_labels(np.array(["a"] * 3 + ["b"] * 2), "it")
     assert remarks == ["Classes of fewer than 3 samples are hardly learned: 'b'."]
+
+
+def test_classes_that_are_written_in_two_ways_are_told() -> None:
+    labels = np.array(["Yes", "no", "yes", "new  York", "New York"] * 3)
+    assert check_labels(labels, "it") == [
+        "'New York', 'new  York' count as 2 classes. If they are one, write them alike.",
+        "'Yes', 'yes' count as 2 classes. If they are one, write them alike.",
+    ]
+
+
+def test_a_column_that_holds_a_word_among_numbers_is_told() -> None:
+    Path("a.csv").write_text("age,kind\n31,a\n28,b\nn/k,a\n40,b\n")
+    (remark,) = Source("a.csv", "kind").read().remarks
+    assert "'age' is taken for categories, since 1 of its 4 cells" in remark
 
 
 def test_whole_numbers_are_classes_in_their_order() -> None:

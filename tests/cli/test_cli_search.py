@@ -16,6 +16,7 @@ import pytest
 from commands import (
     DATA,
     EPOCHS,
+    LONG,
     N_SEARCHED,
     K,
     Searched,
@@ -334,11 +335,11 @@ TRAINS_K = f"SELECT 1 FROM trials WHERE state = 'RUNNING' GROUP BY state HAVING 
 def test_stopped_search_goes_on_with_the_same_command(
     sign: signal.Signals, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    code, out = stop_early(Command(*search(500)), sign, TRAINS_ONE)
+    code, out = stop_early(Command(*search(500, *LONG)), sign, TRAINS_ONE)
     if sign == signal.SIGINT:
         assert code == 130
         said = "Completed trials are kept, interrupted ones are failed. Go on: "
-        command = shlex.join(["s2e", *search(500)])
+        command = shlex.join(["s2e", *search(500, *LONG)])
         assert out.splitlines()[-1] == f"SIGINT: stopped. {said}{command}"
     else:
         assert code == -signal.SIGKILL
@@ -346,7 +347,7 @@ def test_stopped_search_goes_on_with_the_same_command(
     n_complete = states.count("COMPLETE")
     assert len(states) - n_complete <= 1
 
-    assert main(search(n_complete + 3)) == 0
+    assert main(search(n_complete + 3, *LONG)) == 0
     assert f"{n_complete} trials are complete" in capsys.readouterr().out
     told, computed = generations(study()), replay(study())
     assert all(np.array_equal(a.theta, b.theta) for a, b in zip(told, computed, strict=True))
@@ -360,7 +361,7 @@ def test_stopped_search_goes_on_with_the_same_command(
 def test_stopped_batches_go_on_as_if_nothing_had_happened(
     sign: signal.Signals, undisturbed: Callable[[int], list[bytes]]
 ) -> None:
-    process = Command(*search(500, "--batch"))
+    process = Command(*search(500, "--batch", *LONG))
     code, out = stop_early(process, sign, TRAINS_K)
     states = [t.state.name for t in study().trials]
     if sign == signal.SIGTERM:
@@ -369,7 +370,7 @@ def test_stopped_batches_go_on_as_if_nothing_had_happened(
         assert "optimize_batch" not in process.errors  # what was saved is said once
         assert "RUNNING" not in states
     n_trials = states.count("COMPLETE") + 3
-    assert main(search(n_trials, "--batch")) == 0
+    assert main(search(n_trials, "--batch", *LONG)) == 0
     thetas = [g.theta.tobytes() for g in generations(study())]
     assert len(thetas) >= 3
     assert thetas == undisturbed(n_trials)

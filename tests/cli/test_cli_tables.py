@@ -1,7 +1,9 @@
 """Tables as users have them: separators, encodings, headers, and files that are none."""
 
+import bz2
 import gzip
 import io
+import lzma
 import sys
 from pathlib import Path
 
@@ -9,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from optuna_s2e.cli._tables import TableFile, numbers_the_rows, refuse_dates
+from optuna_s2e.cli._tables import TableFile, describe_words, numbers_the_rows, refuse_dates
 
 CONTENT = "size,colour,kind\n1.5,red,cat\n,blue,NA\n2,,dog\n"
 
@@ -36,6 +38,8 @@ def read(content: str | bytes, label: str = "kind", **options: bool) -> pd.DataF
         b"sep=;\r\n" + CONTENT.replace(",", ";").encode(),
         CONTENT.replace("size,", "size ,").replace("kind", "kind ").encode(),
         gzip.compress(CONTENT.encode(), mtime=0),
+        bz2.compress(CONTENT.encode()),
+        lzma.compress(CONTENT.encode()),
         CONTENT.replace("\n", ",\n").replace("kind,", "kind").encode(),  # lines end with a comma
         CONTENT.replace("\n", ",\n").encode(),
         (b'"size" "colour" "kind"\n"a" 1.5 "red" "cat"\n"b" NA "blue" "NA"\n'  # as R writes it
@@ -98,7 +102,12 @@ def test_quoted_cells_hold_separators_and_lines() -> None:
         (b"a,kind\n", "'a.csv' holds no rows"),
         (b"PK\x03\x04...", "must be a table as text, but is an Excel file"),
         (b"\x89PNG...", "but is an image. Name a folder"),
-        (b"a\x00b", "must be a table as text, but is none"),
+        (b"a\x00b", "must be a table as text, but is none. Save the table as CSV"),
+        (b"\x28\xb5\x2f\xfd...", "is compressed by zstd. Unpack it first"),
+        (b"<!DOCTYPE html><html>", "is HTML or XML. Save the table as CSV"),
+        (b'[{"a":1,"kind":"x"},{"a":2,"kind":"y"}]', "is JSON. Save the table as CSV"),
+        (b'{"a":1,"kind":"x"}\n{"a":2,"kind":"y"}\n', "is JSON. Save the table as CSV"),
+        (b"BZh9nothing", "cannot be read as a table"),
         (b"a,kind\n1,x\n1,2,3,4\n", "cannot be read as a table: Expected 2 fields in line 3"),
         (b"a,kind\n1,2,3,x\n4,5,6,y\n", "its first line names 2 columns, and the others hold 4"),
         (b"\x1f\x8bnothing", "cannot be read as a table"),
@@ -134,6 +143,20 @@ def test_dates_are_refused_by_name(values: list[str | None]) -> None:
         refuse_dates(pd.DataFrame({"a": ["1-2-3", "x"], "day": values}))
     with pytest.raises(ValueError, match="holds dates such as '2024-01-05 00:00:00'"):
         refuse_dates(pd.DataFrame({"day": pd.to_datetime(["2024-01-05"])}))
+
+
+def test_columns_that_were_meant_as_numbers_are_told() -> None:
+    for texts, told in [
+        (["1", "2.5", "n/k", None], "1 of its 4 cells are no numbers, such as 'n/k'"),
+        (["1,200.50", "80", "3,000"], "2 of its 3 cells are no numbers, such as '1,200.50'"),
+        (["5%", "80 %"], "2 of its 2 cells are no numbers, such as '5%'"),
+        (["$5", "7 €"], "2 of its 2 cells are no numbers, such as '$5'"),
+    ]:
+        remark = describe_words("age", pd.Series(texts, dtype=object))
+        assert remark is not None
+        assert remark.startswith(f"Column 'age' is taken for categories, since {told}. ")
+    for texts in (["red", "blue", "3"], ["01", "02"], ["12:30", "1:05"], [None, None]):
+        assert describe_words("age", pd.Series(texts, dtype=object)) is None
 
 
 def test_rows_are_numbered_by_steps_of_one() -> None:

@@ -88,7 +88,7 @@ def test_numbers_of_numpy_become_numbers_of_python():
         ("optimizer", "lion", "one of 'adam', 'sgd', 'rmsprop'"),
         ("momentum", 1.0, "a number in [0, 1)"),
         ("weight_decay", -1.0, "a finite number >= 0"),
-        ("dtype", "float16", "one of 'float32', 'float64', 'bfloat16'"),
+        ("dtype", "float16", "one of 'float32', 'float64', 'tf32', 'bfloat16'"),
     ],
 )
 def test_config_errors_name_the_field_and_the_value(field, value, condition):

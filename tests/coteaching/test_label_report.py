@@ -85,6 +85,7 @@ def test_samples_are_called_by_their_names(tmp_path):
     assert json.loads((folder / "label-errors.json").read_text())[0]["index"] == names[4]
     assert {*names} <= {*page.texts}
     assert "Sample 4" not in page.texts
+    assert not any("counted from 0" in text for text in page.texts)
     with pytest.raises(ValueError, match=r"names must hold all samples .* but holds 4"):
         _save(tmp_path, names=names[:4])
 
@@ -103,6 +104,14 @@ def test_the_page_shows_the_worst_of_each_class(tmp_path):
     assert samples == ["Sample 4", "Sample 2", "Sample 0", "Sample 3"]
     assert "3 labels are listed, the worst 2 are shown." in page.texts
     assert page.texts.count("1 label is listed.") == 2
+    assert any("Samples are counted from 0." in text for text in page.texts)
+
+
+def test_columns_that_are_not_shown_are_counted(tmp_path):
+    for n, told in ((8, 0), (10, 5)):
+        page = _save(tmp_path, inputs=pd.DataFrame(np.ones((5, n))))
+        assert len(page.all("dt")) == 5 * 8
+        assert page.texts.count("and 2 more") == told
 
 
 def test_the_page_runs_nothing_loads_nothing_and_escapes_all_text(tmp_path):

@@ -1,6 +1,7 @@
 """Networks: sizes of the published ones, and weights that depend on the seed alone."""
 
 import os
+import random
 import re
 import signal
 import threading
@@ -150,8 +151,32 @@ def test_a_fork_while_another_thread_makes_a_network_leaves_a_child_that_can():
     child = os.fork()
     if child == 0:
         signal.alarm(20)  # ends a child that waits for ever
-        make_network(lambda shape, c: nn.Linear(2, c), (2,), 2, seed=0)
-        os._exit(0)
+        try:
+            make_network(lambda shape, c: nn.Linear(2, c), (2,), 2, seed=0)
+            os._exit(0)
+        finally:
+            os._exit(1)
     forked.set()
     thread.join()
     assert os.waitpid(child, 0)[1] == 0
+
+
+def _of_other_generators(shape, n_classes):
+    """Return a layer whose weights come from NumPy, and whose bias comes from Python."""
+    made = nn.Linear(shape[0], n_classes)
+    made.weight.data = torch.from_numpy(np.random.normal(size=(n_classes, shape[0])))  # noqa: NPY002
+    made.bias.data = torch.tensor([random.random() for _ in range(n_classes)])
+    return made
+
+
+def test_weights_from_numpy_or_python_depend_on_the_seed_alone():
+    state, python = np.random.get_state()[1].copy(), random.getstate()  # noqa: NPY002
+    first, again, other, far = (
+        _weights(make_network(_of_other_generators, (4,), 3, seed=seed))
+        for seed in (5, 5, 6, 5 + 2**32)
+    )
+    assert torch.equal(first, again)
+    assert not (first == other).any()
+    assert not (first == far).any()
+    np.testing.assert_array_equal(np.random.get_state()[1], state)  # noqa: NPY002
+    assert random.getstate() == python

@@ -2,10 +2,12 @@
 
 import multiprocessing
 import pickle
+import re
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -304,3 +306,16 @@ def test_an_estimate_can_be_interrupted_and_leaves_nothing(tiny: NoisyData) -> N
     ended.start()  # no lock is held
     ended.join(60)
     assert read_noise(study.user_attrs) is not None
+
+
+@pytest.mark.parametrize("directions", [["maximize"], ["minimize", "minimize"]])
+@pytest.mark.parametrize("batches", [False, True])
+def test_a_study_that_would_look_for_the_worst_schedule_is_refused(
+    tiny: NoisyData, directions: list[str], batches: bool
+) -> None:
+    objective = CoteachingObjective(tiny, n_epochs=2, device="cpu")
+    study = optuna.create_study(directions=directions)
+    search = partial(optimize_batch, batch_size=2) if batches else optuna.Study.optimize
+    with pytest.raises(ValueError, match=re.escape(f"but got {directions}. Make it with")):
+        search(study, objective, n_trials=2)
+    assert not [t for t in study.trials if t.state == optuna.trial.TrialState.COMPLETE]

@@ -49,7 +49,7 @@ def _threads_of(n_weights: int, error: type[Exception] | None = None) -> set[int
             raise error
 
     train_batch(
-        [[1.0, 0.5]], [0], data=NoisyData.from_arrays(x, y, x, y),
+        [[1.0, 0.5]], [0], data=NoisyData.from_arrays(x, y, x + 1, y),
         network=lambda shape, c: _Counts(noted, n_weights, c), config=TrainingConfig(600),
         device="cpu", on_epoch=on_epoch,
     )  # fmt: skip
@@ -96,7 +96,7 @@ def test_in_a_pool_large_networks_take_one_thread_unless_told_otherwise(omp, thr
 )
 def test_which_networks_are_small(network, shape, is_small):
     x, y = np.zeros((128, *shape), np.float32), np.arange(128) % 10
-    data = NoisyData.from_arrays(x, y, x, y)
+    data = NoisyData.from_arrays(x, y, x + 1, y)
     setup = TrainingSetup(data, network, TrainingConfig(), (data.x_val, data.y_val))
     assert setup.is_small(make_network(network, shape, 10, seed=0)) == is_small
 
@@ -105,7 +105,7 @@ def _curves(n_threads: int) -> list[bytes]:
     torch.set_num_threads(n_threads)
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(300, 1, 28, 28)).astype(np.float32), np.arange(300) % 10
-    data = NoisyData.from_arrays(x, y, x, y)
+    data = NoisyData.from_arrays(x, y, x + 1, y)
     return [
         result.curves.loss.tobytes()
         for network in ("mlp", "cnn2")

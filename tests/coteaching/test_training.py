@@ -258,6 +258,7 @@ def test_a_trial_that_breaks_carries_its_failure_and_spares_the_others(tiny, err
         assert (broken.failure, broken.n_epochs) == (error, 2)
 
 
+@pytest.mark.filterwarnings("ignore:Both networks of a trial begin with the same weights")
 @pytest.mark.parametrize("network", [_small_net, "mlp"])
 def test_a_failure_does_not_keep_the_memory_of_its_trial(tiny, network):
     """Otherwise a trial that runs out of memory would take it from the trials that follow."""

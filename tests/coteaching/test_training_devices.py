@@ -1,6 +1,7 @@
 """Devices: which one "auto" takes, which ones are refused, CUDA against the CPU."""
 
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -18,9 +19,9 @@ def _small_net(input_shape, n_classes):
     return nn.Sequential(nn.Linear(input_shape[0], 6), nn.Tanh(), nn.Linear(6, n_classes))
 
 
-def _train_on(data, device, rates=RATES[:, :1]):
+def _train_on(data, device, rates=RATES[:, :1], config=CONFIG):
     (result,) = train_batch(
-        rates, [0], data=data, network=_small_net, config=CONFIG, device=device
+        rates, [0], data=data, network=_small_net, config=config, device=device
     )
     return result
 
@@ -68,7 +69,9 @@ def test_a_device_that_cannot_compute_is_one_clear_line(tiny, device, message):
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA device")
 def test_cuda_trains_the_same_networks_on_the_same_order(tiny):
-    on_cpu, on_cuda = (_train_on(tiny, device, RATES) for device in ("cpu", "cuda"))
+    # a constant power of 2: learning rates are float32 on the device
+    config = replace(CONFIG, learning_rate=2**-6, decay_start=1.0)
+    on_cpu, on_cuda = (_train_on(tiny, device, RATES, config) for device in ("cpu", "cuda"))
     for name in on_cpu.curves._fields:
         np.testing.assert_allclose(
             getattr(on_cuda.curves, name), getattr(on_cpu.curves, name), atol=1e-8, err_msg=name

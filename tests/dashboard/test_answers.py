@@ -3,16 +3,20 @@
 import io
 import json
 import sys
+import time
+import urllib.request
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import optuna
 import pytest
+from observed_storages import CountingStorage
 from optuna.storages import BaseStorage
 from optuna_dashboard import _serializer, save_note, wsgi
 from reporting import IN_SQLITE, forget_trials
 
 from optuna_s2e import _optuna
+from optuna_s2e.dashboard import serve
 from optuna_s2e.dashboard._answers import NotesApart, StudyAnswers
 
 Ask = Callable[[str], Any]
@@ -81,6 +85,55 @@ def test_a_finished_trial_is_written_once(study: optuna.Study, written: list[int
     written.clear()
     assert [t["number"] for t in ask("")["trials"]] == [0, 1, 2, 3, 4]
     assert written == [4, best]  # it was 0 to 4 before, whichever page asked
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def test_the_trials_are_written_before_the_page_asks_for_them(
+    study: optuna.Study, written: list[int]
+) -> None:
+    study.optimize(objective, n_trials=4)
+    of_a_page = [0, 1, 2, 3, study.best_trial.number]
+    with serve(study) as address:
+        urllib.request.urlopen(f"{address}/studies").read()
+        assert not written  # which page comes is known when it comes
+        page = f"{address}/studies/1"
+        urllib.request.urlopen(page).read()
+        wait_for(lambda: written == of_a_page)
+        urllib.request.urlopen(f"{address.removesuffix('/dashboard')}/api/studies/1").read()
+        urllib.request.urlopen(page).read()  # nothing is left to prepare
+    assert written == [*of_a_page, study.best_trial.number]
+
+
+@pytest.mark.parametrize("n_studies", [1, 2])
+def test_the_only_study_is_read_when_the_server_starts(n_studies: int) -> None:
+    storage = CountingStorage()
+    for _ in range(n_studies):
+        optuna.create_study(storage=storage)
+    with serve(storage) as address:
+        if n_studies == 1:
+            wait_for(lambda: storage.n_reads == 1)
+        time.sleep(0.2)
+        assert storage.n_reads == (n_studies == 1)
+        assert urllib.request.urlopen(address).status == 200
+
+
+def test_a_request_shares_the_work_of_the_one_that_prepares(
+    study: optuna.Study, written: list[int]
+) -> None:
+    study.optimize(objective, n_trials=20)
+    answers = StudyAnswers(wsgi(NotesApart(study._storage)), study._storage)
+    answers.prepare(1)
+    shown = asked(lambda *request: answers(1, *request), "")
+    assert shown == asked(wsgi(study._storage), "")
+    best = study.best_trial.number
+    assert written.count((best + 1) % 20) == 2  # by our dashboard once, by plain wsgi once
+    answers.prepare(7)  # there is none
 
 
 def test_the_notes_of_trials_are_not_looked_through_for_every_trial(study: optuna.Study) -> None:

@@ -97,7 +97,14 @@ def die_at_write(study: optuna.Study, n: int, *, before: bool) -> None:
     if pid:
         assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
         return
-    run, n_writes = RetryingStorage._run, 0
+    try:
+        _work_until_write(study, n, before=before)
+    finally:
+        os._exit(1)  # never reached
+
+
+def _work_until_write(study: optuna.Study, n: int, *, before: bool) -> None:
+    run, n_writes = RetryingStorage.run, 0
 
     def counted(self: Any, operate: Any, *, writing: bool = False, **options: Any) -> Any:
         nonlocal n_writes
@@ -109,9 +116,8 @@ def die_at_write(study: optuna.Study, n: int, *, before: bool) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         return result
 
-    RetryingStorage._run = counted  # type: ignore[assignment, method-assign]
+    RetryingStorage.run = counted  # type: ignore[assignment, method-assign]
     work(study, objective, 1000)
-    os._exit(1)  # never reached
 
 
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import tracemalloc
 import zlib
 from dataclasses import replace
 from typing import Any
@@ -154,13 +155,31 @@ def test_theta_of_3000_categories_fits_the_smallest_storage() -> None:
         base64.b64encode(zlib.compress(b"123")).decode(),  # no eight bytes
         base64.b64encode(zlib.compress(b"\xff" * 80)).decode(),  # NaN, and members -1, -2, ...
         base64.b64encode(zlib.compress(np.ones(50).tobytes())[:-5]).decode(),  # cut off
-        base64.b64encode(zlib.compress(bytes(10**6))).decode(),  # too many
         base64.b64encode(zlib.compress(np.full(50, 2**63 - 1).tobytes())).decode(),  # overflows
     ],
     ids=lambda text: text[:8],
 )  # fmt: skip
 def test_damaged_packed_lists_are_no_records(field: str, packed: str) -> None:
     assert Record.from_attr(large(41, 41).to_attr() | {field: packed}) is None
+
+
+@pytest.mark.parametrize(("n_members", "n_theta"), [(100_001, 3), (2, 100_001)])
+def test_one_packed_number_too_many_is_no_record(n_members: int, n_theta: int) -> None:
+    record = replace(large(n_members, n_theta), members=tuple(range(n_members)))
+    assert Record.from_attr(record.to_attr()) is None
+
+
+@pytest.mark.parametrize("field", ["members", "theta"])
+def test_text_of_far_too_many_numbers_is_not_unpacked(field: str) -> None:
+    text = base64.b64encode(zlib.compress(bytes(10**7))).decode()
+    attr = large(41, 41).to_attr() | {field: text}
+    tracemalloc.start()
+    try:
+        assert Record.from_attr(attr) is None
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 2e6  # 100,000 numbers have 8e5 bytes
 
 
 @pytest.mark.parametrize("attr", [None, 3, "x", [], {}])

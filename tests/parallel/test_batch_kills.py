@@ -25,7 +25,7 @@ from batches import (
 from optuna.trial import Trial, TrialState
 from processes import PATIENCE, Process, wait_until
 
-from optuna_s2e import generations, open_storage, optimize_batch
+from optuna_s2e import ScheduleSpace, generations, open_storage, optimize_batch
 from optuna_s2e.parallel import _lease as lease
 
 
@@ -92,6 +92,36 @@ def test_no_enqueued_point_is_lost_with_its_driver(
         assert any(t.params.get("x") == 0.25 and t.value == 0.25 for t in study.trials), n
         assert states(study) <= {TrialState.COMPLETE, TrialState.FAIL}
     assert n > 5
+
+
+@pytest.mark.parametrize("after", [False, True])
+def test_the_suggested_schedule_is_known_whichever_driver_dies(
+    after: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lease, "_lives", lambda *_: False)
+    space = ScheduleSpace(8, noise_rate=0.4)
+
+    def objective(trial: Trial) -> float:
+        return float(space.suggest(trial).keep_rates.mean())
+
+    calm = new_study(size=3, estimator="surrogate")
+    optimize_batch(calm, objective, 7)
+    assert [g.members for g in generations(calm)] == [(), (1, 2, 0), (3, 4, 5)]
+    n, died = 0, True
+    while died:
+        n += 3
+        storage = DyingStorage(10**9, after)
+        study = new_study(storage, size=3, estimator="surrogate")
+        storage.left, died = n, False
+        try:
+            optimize_batch(study, objective, 7)
+        except Dead:
+            died = True
+        storage.left = 10**9
+        optimize_batch(study, objective, 7)
+        assert thetas(study, 3) == thetas(calm), n
+        assert_sound(study)
+    assert n > 30
 
 
 def pool() -> ProcessPoolExecutor:

@@ -100,7 +100,7 @@ class BatchLife(RuleBasedStateMachine):
     @initialize(estimator=st.sampled_from(["natural", "surrogate"]))
     def begin(self, estimator: str) -> None:
         self.estimator = estimator
-        self.n_studies, self.n_enqueued = 0, 0
+        self.n_studies, self.taught = 0, False
         self.storage = DyingStorage(NEVER, after=False)
         self.name = "s0"
 
@@ -127,6 +127,7 @@ class BatchLife(RuleBasedStateMachine):
     @rule(x=st.sampled_from([0.0, 0.5, 1.0]))
     def enqueue(self, x: float) -> None:
         self.study.enqueue_trial({"x": x, "kind": "a"})
+        self.taught = self.estimator == "surrogate"  # it learns from what is no draw
 
     @rule(value=st.floats(-1, 1))
     def add(self, value: float) -> None:
@@ -155,7 +156,7 @@ class BatchLife(RuleBasedStateMachine):
     @rule()
     def look(self) -> None:
         found = thetas(self.study)
-        if len(found) > 1:
+        if len(found) > 1 and not self.taught:
             assert found == undisturbed(self.estimator, len(found))
         self.attempts_are_bounded_and_settled_once()
 

@@ -20,8 +20,9 @@ from optuna.distributions import FloatDistribution
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import TrialState
 
-from optuna_s2e import S2ESampler, generations, open_storage, replay
+from optuna_s2e import Generation, S2ESampler, generations, open_storage, replay
 from optuna_s2e._attributes import DRAW_KEY
+from optuna_s2e.history._record import own_record
 
 try:
     from optuna.storages import RetryHeartbeatStaleTrialCallback as RetryCallback
@@ -40,6 +41,18 @@ def suggest(trial: optuna.Trial) -> float:
     if trial.suggest_categorical("c", ["a", "b"]) == "a":
         return x + 1
     return x + 0.1 * trial.suggest_int("n", 1, 9)
+
+
+def members(
+    study: optuna.Study, generation: Generation
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return the draws and the other trials that the opener of a generation names."""
+    if generation.opener is None:
+        return (), ()
+    trial = study.get_trials(deepcopy=False)[generation.opener]
+    record = own_record(trial.system_attrs, trial)
+    assert record is not None
+    return record.members, record.also
 
 
 class Worker:
@@ -121,8 +134,9 @@ class Life(RuleBasedStateMachine):
         if worker.reading is not None:
             (trial, frozen, space), worker.reading = worker.reading, None
             if self.storage.get_trial(trial._trial_id).state.is_finished():
-                with pytest.raises(UpdateFinishedTrialError):  # was taken for dead
-                    suggest(trial)
+                if not frozen.params:  # a retry comes with them
+                    with pytest.raises(UpdateFinishedTrialError):  # was taken for dead
+                        suggest(trial)
                 return
             trial.relative_search_space = space
             trial._relative_params = worker.study.sampler.sample_relative(
@@ -217,7 +231,7 @@ class Life(RuleBasedStateMachine):
     @rule()
     def look(self) -> None:
         self.replays_bit_for_bit()
-        self.members_are_completed_draws_used_once()
+        self.members_are_completed_and_used_once()
         self.no_point_is_drawn_twice()
         self.retries_are_bounded()
 
@@ -228,17 +242,21 @@ class Life(RuleBasedStateMachine):
             assert a.index == m
             assert np.array_equal(a.theta, b.theta)
             assert np.all((a.theta >= 1) & (a.theta <= 100))
-            assert len(a.members) == (K if m else 0)
+            draws, others = members(self.study, a)
+            assert a.members == (*draws, *others)
+            given = min(len(others), K // 2) if m == 1 else 0  # others stand for the first draws
+            assert len(draws) == (K - given if m else 0)
 
-    def members_are_completed_draws_used_once(self) -> None:
-        members = [n for g in generations(self.study) for n in g.members]
-        assert len(members) == len(set(members))
+    def members_are_completed_and_used_once(self) -> None:
+        found = [members(self.study, g) for g in generations(self.study)]
+        draws, others = ({n for pair in found for n in pair[i]} for i in range(2))
+        assert len(draws) + len(others) == sum(len(d) + len(o) for d, o in found)
+        assert not draws & others
         trials = self.study.get_trials(deepcopy=False)
-        for n in members:
-            trial = trials[n]
-            assert trial.state == TrialState.COMPLETE
-            assert "fixed_params" not in trial.system_attrs
-            assert DRAW_KEY in trial.system_attrs
+        assert all(trials[n].state == TrialState.COMPLETE for n in draws | others)
+        for n in draws:
+            assert "fixed_params" not in trials[n].system_attrs
+            assert DRAW_KEY in trials[n].system_attrs
 
     def no_point_is_drawn_twice(self) -> None:
         draws: dict[Any, int] = {}

@@ -209,7 +209,7 @@ def test_among_thousands_of_choices_good_ones_are_found_again() -> None:
 
     ours = [late(S2ESampler(seed=s)) for s in range(2)]
     random = [late(RandomSampler(seed=s)) for s in range(2)]
-    assert max(ours) < min(random) / 1.5
+    assert max(ours) < min(random) / 2  # if theta does not move: / 1.9
 
 
 def branches(trial: optuna.Trial) -> float:

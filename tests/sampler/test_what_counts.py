@@ -79,6 +79,19 @@ def test_nothing_but_failures_warns_once_and_goes_on() -> None:
     assert generations(study)[1].members == (12, 13, 14, 15)
 
 
+def test_nothing_but_pruned_trials_warns_once_and_goes_on() -> None:
+    def pruned(trial: optuna.Trial) -> float:
+        quadratic(trial)
+        raise optuna.TrialPruned
+
+    study = make_study()
+    with pytest.warns(UserWarning, match=r"8 trials .* were pruned.*consider_pruned_trials") as w:
+        study.optimize(pruned, n_trials=12)
+    assert len(w) == 1
+    study.optimize(quadratic, n_trials=K + 1)
+    assert generations(study)[1].members == (12, 13, 14, 15)
+
+
 def test_enqueued_trials_are_no_draws() -> None:
     study = make_study()
     study.optimize(quadratic, n_trials=1)
@@ -91,6 +104,39 @@ def test_enqueued_trials_are_no_draws() -> None:
     assert members == [0, 4, 5, 6, 7, 8, 9, 10]
     assert study.best_trial.params == full
     assert_replays(study)
+
+
+@pytest.mark.parametrize("n_enqueued", [1, 2, 5])
+def test_the_default_estimator_learns_from_trials_that_are_no_draws(n_enqueued: int) -> None:
+    study = make_study(estimator="surrogate")
+    for i in range(n_enqueued):
+        study.enqueue_trial({"x0": 0.3, "x1": 0.3, "x2": 0.1 * (i + 1)})
+    counted = min(n_enqueued, K // 2)  # at least half of K are draws
+    study.optimize(quadratic, n_trials=n_enqueued + K - counted + 1)
+    opener = study.trials[-1]
+    draws = list(range(n_enqueued, n_enqueued + K - counted))
+    assert record(opener)["members"] == draws
+    assert record(opener)["also"] == list(range(n_enqueued))
+    assert record(opener)["model"] == 3
+    assert generations(study)[1].members == (*draws, *range(n_enqueued))
+    point = {"x0": 0.9, "x1": 0.9, "x2": 0.3}
+    for _ in range(3):
+        study.add_trial(
+            optuna.create_trial(
+                params=point, value=-1.0,
+                distributions=dict.fromkeys(point, FloatDistribution(0, 1)),
+            )
+        )  # fmt: skip
+    study.optimize(quadratic, n_trials=K)
+    assert record(study.trials[-1])["also"] == [opener.number + i for i in (1, 2, 3)]
+    assert_replays(study)
+
+
+def test_a_search_of_draws_alone_records_what_it_did_before() -> None:
+    study = make_study(estimator="surrogate")
+    study.optimize(quadratic, n_trials=K + 1)
+    assert record(study.trials[K])["model"] == 2
+    assert "also" not in record(study.trials[K])
 
 
 @pytest.mark.filterwarnings("ignore:Fixed parameter")
@@ -168,6 +214,7 @@ def test_retried_trial_keeps_its_point_and_counts_once(n_before: int, n_suggeste
 
 
 @pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
+@pytest.mark.filterwarnings("ignore:8 trials in a row were pruned")
 def test_median_and_hyperband_pruners_work() -> None:
     def objective(trial: optuna.Trial) -> float:
         value = quadratic(trial)

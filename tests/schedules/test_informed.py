@@ -1,8 +1,7 @@
-"""Ranges around what wins at a noise rate, and the middle as the first trial of a search."""
+"""Ranges around what wins at a noise rate, and their middle."""
 
 import warnings
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -11,7 +10,7 @@ import pytest
 from optuna import samplers
 from optuna.distributions import FloatDistribution
 from optuna.samplers import BaseSampler
-from optuna.trial import FixedTrial, TrialState
+from optuna.trial import FixedTrial
 
 from optuna_s2e import (
     S2ESampler,
@@ -19,8 +18,6 @@ from optuna_s2e import (
     ScheduleSpace,
     coteaching_schedule,
     generations,
-    open_storage,
-    optimize_batch,
     replay,
     standard_schedule,
     suggested_schedule,
@@ -29,13 +26,10 @@ from optuna_s2e.schedules import find_space
 
 RATES = [0.0, 0.01, 0.05, 0.2, 0.45, 0.7, 0.9, 0.95, 1.0]
 SPACE = ScheduleSpace(40, noise_rate=0.45)
-SAMPLERS: dict[str, Any] = {
-    "s2e": lambda: S2ESampler(population_size=4, seed=0),
-    "random": lambda: samplers.RandomSampler(seed=0),
+SAMPLERS: dict[str, Callable[[], BaseSampler]] = {
     "tpe": lambda: samplers.TPESampler(seed=0, n_startup_trials=2),
     "cma-es": lambda: samplers.CmaEsSampler(seed=0),
     "gp": lambda: samplers.GPSampler(seed=0, n_startup_trials=2),
-    "nsga": lambda: samplers.NSGAIISampler(seed=0, population_size=4),
 }
 
 
@@ -47,14 +41,6 @@ def ranges(space: ScheduleSpace) -> dict[str, tuple[float, float]]:
 def distance(trial: optuna.Trial) -> float:
     """Return how far R(t) is from a curve."""
     return float(np.mean((SPACE.suggest(trial).keep_rates - 0.45) ** 2))
-
-
-def is_middle(trial: optuna.trial.FrozenTrial) -> bool:
-    return Schedule.from_trial(trial) == SPACE.middle
-
-
-def numbers_of_middles(study: optuna.Study) -> list[int]:
-    return [t.number for t in study.trials if t.params and is_middle(t)]
 
 
 # --- ranges --------------------------------------------------------------------------------------
@@ -160,143 +146,6 @@ def test_a_trial_of_another_rate_still_decodes() -> None:
     assert SPACE.from_params(outside.params) == outside
 
 
-# --- the first trial -----------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name", SAMPLERS)
-def test_the_middle_is_the_first_trial_and_no_other(name: str) -> None:
-    study = optuna.create_study(sampler=SAMPLERS[name]())
-    study.optimize(distance, 6)
-    study.sampler = SAMPLERS[name]()  # resumed
-    study.optimize(distance, 1)
-    assert numbers_of_middles(study) == [0]
-
-
-@pytest.mark.parametrize("name", ["s2e", "tpe"])
-def test_the_middle_is_the_first_trial_of_a_batch(name: str) -> None:
-    study = optuna.create_study(sampler=SAMPLERS[name]())
-    with ThreadPoolExecutor(4) as pool:
-        optimize_batch(study, distance, 12, batch_size=4, executor=pool)
-    assert numbers_of_middles(study) == [0]
-    assert study.trials[0].value == np.mean((SPACE.middle.keep_rates - 0.45) ** 2)  # type: ignore[union-attr]
-
-
-@pytest.mark.parametrize("batch", [False, True])
-def test_the_middle_is_no_draw_and_the_search_replays(batch: bool) -> None:
-    study = optuna.create_study(sampler=S2ESampler(population_size=4, seed=0))
-    if batch:
-        optimize_batch(study, distance, 13)
-    else:
-        study.optimize(distance, 13)
-    found = generations(study)
-    assert [len(g.members) for g in found] == [0, 4, 4, 4][: len(found)]
-    assert len(found) >= 3
-    assert all(0 not in g.trials and 0 not in g.members for g in found)
-    for recorded, replayed in zip(found, replay(study), strict=True):
-        assert np.array_equal(recorded.theta, replayed.theta)
-
-
-def test_theta_of_a_batch_does_not_depend_on_the_first_trial() -> None:
-    thetas = []
-    for fails in (False, True):
-        study = optuna.create_study(sampler=S2ESampler(population_size=4, seed=0))
-
-        def objective(trial: optuna.Trial, fails: bool = fails) -> float:
-            value = distance(trial)
-            return float("nan") if fails and trial.number == 0 else value
-
-        optimize_batch(study, objective, 16)
-        thetas.append([g.theta for g in generations(study)])
-    for a, b in zip(*thetas, strict=False):
-        assert np.array_equal(a, b)
-
-
-def test_workers_that_start_at_once_train_the_middle_once(tmp_path: Path) -> None:
-    url = f"sqlite:///{tmp_path / 's.db'}"
-    optuna.create_study(storage=open_storage(url), study_name="s")
-
-    def work(seed: int) -> None:
-        sampler = S2ESampler(population_size=4, seed=0)
-        study = optuna.load_study(study_name="s", storage=open_storage(url), sampler=sampler)
-        study.optimize(distance, 2)
-
-    with ThreadPoolExecutor(4) as pool:
-        list(pool.map(work, range(4)))
-    study = optuna.load_study(study_name="s", storage=open_storage(url))
-    assert len(study.trials) == 8
-    assert numbers_of_middles(study) == [0]
-    assert all(np.array_equal(a.theta, b.theta)
-               for a, b in zip(generations(study), replay(study), strict=True))  # fmt: skip
-
-
-def test_an_interrupted_first_trial_is_followed_by_the_middle() -> None:
-    def interrupted(trial: optuna.Trial) -> float:
-        distance(trial)
-        raise KeyboardInterrupt
-
-    study = optuna.create_study(sampler=S2ESampler(seed=0))
-    with pytest.raises(KeyboardInterrupt):
-        study.optimize(interrupted, 1)
-    study.optimize(distance, 3)
-    assert numbers_of_middles(study) == [0, 1]
-    assert [t.state for t in study.trials[:2]] == [TrialState.FAIL, TrialState.COMPLETE]
-
-
-def test_an_objective_that_fails_at_the_middle_gets_other_schedules() -> None:
-    def objective(trial: optuna.Trial) -> float:
-        value = distance(trial)
-        return float("nan") if SPACE.from_params(trial.params) == SPACE.middle else value
-
-    study = optuna.create_study(sampler=S2ESampler(seed=0))
-    study.optimize(objective, 6)
-    assert numbers_of_middles(study) == [0, 1, 2]
-
-
-def test_an_enqueued_first_trial_stays_as_it_is() -> None:
-    study = optuna.create_study(sampler=S2ESampler(seed=0))
-    wanted = SPACE.from_params({name: low for name, (low, _) in ranges(SPACE).items()})
-    study.enqueue_trial(SPACE.to_params(wanted))
-    study.optimize(distance, 3)
-    assert Schedule.from_trial(study.trials[0]) == wanted
-    assert numbers_of_middles(study) == []
-
-
-def test_other_parameters_of_the_first_trial_are_drawn() -> None:
-    drawn = []
-    for rate in (None, 0.45):
-        study = optuna.create_study(sampler=S2ESampler(seed=0))
-
-        def objective(trial: optuna.Trial, rate: float | None = rate) -> float:
-            size = trial.suggest_float("lr", 1e-3, 1e-1, log=True)
-            return size + ScheduleSpace(40, noise_rate=rate).suggest(trial).keep_rates[-1]
-
-        study.optimize(objective, 1)
-        drawn.append(study.trials[0].params["lr"])
-    assert drawn[0] == drawn[1]
-    assert is_middle(study.trials[0])
-
-
-@pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
-def test_what_a_sampler_fixes_stays_fixed() -> None:
-    fixed = {"R.c": 1.0}
-    sampler = samplers.PartialFixedSampler(fixed, S2ESampler(population_size=4, seed=0))
-    study = optuna.create_study(sampler=sampler)
-    study.optimize(distance, 6)
-    assert {t.params["R.c"] for t in study.trials} == {1.0}
-    assert SPACE.middle is not None
-    assert SPACE.middle.params is not None
-    assert study.trials[0].params == {**SPACE.middle.params, **fixed}
-
-
-def test_a_grid_is_searched_completely() -> None:
-    grid = {name: list(bounds) for name, bounds in ranges(SPACE).items()} | {"R.c": [1.0]}
-    tags = {"R.eq1": [1], "R.n_epochs": [40]}
-    study = optuna.create_study(sampler=samplers.GridSampler({**tags, **grid}))
-    study.optimize(distance)
-    points = {(t.params["R.tau"], t.params["R.tk"]) for t in study.trials}
-    assert points == {(tau, t_k) for tau in grid["R.tau"] for t_k in grid["R.tk"]}
-
-
 # --- another rate at resume ----------------------------------------------------------------------
 
 
@@ -329,14 +178,9 @@ def test_another_rate_at_resume_is_a_change_of_space() -> None:
     assert [t.number for t in study.trials if Schedule.from_trial(t) in middles] == [0]
 
 
-def sampler_of(name: str) -> BaseSampler:
-    sampler: BaseSampler = SAMPLERS[name]()
-    return sampler
-
-
-@pytest.mark.parametrize("name", ["tpe", "cma-es", "gp"])
+@pytest.mark.parametrize("name", SAMPLERS)
 def test_other_samplers_go_on_with_another_rate(name: str) -> None:
-    study = optuna.create_study(sampler=sampler_of(name))
+    study = optuna.create_study(sampler=SAMPLERS[name]())
     study.optimize(distance, 6)
     other = ScheduleSpace(40, noise_rate=0.3)
     study.optimize(lambda trial: float(other.suggest(trial).keep_rates[-1]), 6)

@@ -1,6 +1,7 @@
 """Schedules and their spaces: what is drawn, stored, read back and refused."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -197,3 +198,27 @@ def test_error_names_the_trial() -> None:
 def test_suggest_works_with_a_fixed_trial() -> None:
     schedule = coteaching_schedule(8, 0.5)
     assert ScheduleSpace(8).suggest(FixedTrial(dict(schedule.params or {}))) == schedule
+
+
+def test_a_file_is_written_through_a_symbolic_link(tmp_path: Path) -> None:
+    (tmp_path / "kept").mkdir()
+    link, target = tmp_path / "link.json", tmp_path / "kept" / "schedule.json"
+    target.write_text("old")
+    link.symlink_to(target)
+    schedule = coteaching_schedule(5, 0.5, 3)
+    schedule.save(link)
+    assert link.is_symlink()
+    assert target.read_text() == schedule.to_json()
+    assert sorted(p.name for p in target.parent.iterdir()) == ["schedule.json"]
+
+
+def test_a_pipe_is_written_to_and_not_replaced(tmp_path: Path) -> None:
+    """Nor is a device: /dev/stdout prints the schedule, and /dev/full stays what it is."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    schedule = coteaching_schedule(5, 0.5, 3)
+    schedule.save(pipe)
+    assert os.read(reader, 10_000).decode() == schedule.to_json()
+    os.close(reader)
+    assert pipe.is_fifo()

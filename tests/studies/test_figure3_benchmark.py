@@ -2,15 +2,33 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import figure3_benchmark as benchmark
 import numpy as np
+import optuna
 import pytest
 import runs
+import scipy
 
+from optuna_s2e import ScheduleSpace
 from optuna_s2e.coteaching import METHODS, TrainingConfig, evaluate_schedules
 
-SETUP = {"data": "digits", "n_epochs": 2, "n_trials": 2}
+SETUP = {"data": "digits", "n_epochs": 2, "n_trials": 2, "n_images": None}
+PAGE = Path(__file__).parents[2] / "docs" / "reproduction" / "figure3.md"
+
+
+def document(values: dict[tuple[str, str, int], float]) -> dict[str, Any]:
+    """Return results with these final accuracies."""
+    return {
+        "data": "mnist", "n_epochs": 2, "results": {
+            runs.key_of(job): {
+                "final_accuracy": value, "test_accuracy": [0.1, value],
+                "label_precision": [0.5, None],
+            }
+            for job, value in values.items()
+        },
+    }  # fmt: skip
 
 
 def test_every_method_is_compared():
@@ -31,40 +49,130 @@ def test_a_run_is_an_evaluation_with_its_seed():
     np.testing.assert_allclose(result["label_precision"], found.label_precision[0], atol=1e-5)
 
 
-def test_a_search_trains_its_schedule_anew():
-    result = benchmark.run(("symmetric 50 %", "s2e", 0), **SETUP)
+@pytest.mark.parametrize("method", benchmark.SEARCHES)
+def test_a_search_trains_its_schedule_anew(method: str):
+    result = benchmark.run(("symmetric 50 %", method, 0), **SETUP)
     assert len(result["keep_rates"]) == len(result["test_accuracy"]) == 2
     assert result["keep_rates"][0] == 1.0
 
 
+def test_the_papers_own_method_is_algorithm_2_on_table_1(monkeypatch: pytest.MonkeyPatch):
+    studies = []
+    create = optuna.create_study
+    monkeypatch.setattr(
+        optuna, "create_study", lambda **options: studies.append(create(**options)) or studies[-1]
+    )
+    found = benchmark.run(("symmetric 50 %", "s2e-paper", 3), **SETUP | {"n_trials": 13})
+    (study,) = studies
+    records = [t.system_attrs["s2e:draw"] for t in study.trials]
+    assert [record["generation"] for record in records] == [0] * 6 + [1] * 6 + [2]
+    assert records[0]["settings"]["estimator"] == "paper"
+    best = min(study.trials, key=lambda t: t.value)
+    assert best.value == best.user_attrs["validation_loss"]
+    assert "R.table1" in best.params
+    schedule = ScheduleSpace(2, "table1").from_params(best.params)
+    np.testing.assert_allclose(found["keep_rates"], schedule.keep_rates, atol=1e-4)
+
+
+def test_classes_turn_as_in_jocors_program():
+    data = benchmark.load("digits", "asymmetric 40 %")
+    turned = {1: (7,), 7: (2,), 6: (5,), 5: (6,), 8: (3,)}
+    for label in range(10):
+        of_label = set(data.clean_labels[data.noisy_labels == label].tolist())
+        assert of_label == {label, *turned.get(label, ())}
+    share = float((data.noisy_labels != data.clean_labels).double().mean())
+    assert abs(share - benchmark.kept_rate("asymmetric 40 %")) < 0.04
+    assert benchmark.kept_rate("symmetric 50 %") == 0.5
+
+
+def test_images_are_cut():
+    data = benchmark.load("digits", "pair 45 %", 50)
+    assert len(data.x) == len(data.x_val) == len(data.x_test) == 50
+    found = benchmark.run(("pair 45 %", "coteaching", 0), **SETUP | {"n_images": 50})
+    assert 0 <= found["final_accuracy"] <= 1
+
+
+def test_a_file_in_the_data_root_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    rng = np.random.default_rng(0)
+    x, y = rng.integers(0, 255, (3000, 4, 4, 3), dtype=np.uint8), np.arange(3000) % 100
+    np.savez(tmp_path / "cifar100.npz", train_x=x, train_y=y, test_x=x[:100], test_y=y[:100])
+    monkeypatch.setenv("S2E_DATA_ROOT", str(tmp_path))
+    benchmark.load.cache_clear()
+    data = benchmark.load("cifar100", "symmetric 20 %", 2500)
+    assert data.n_classes == 100
+    assert len(data.x) == 2500
+
+
 def test_the_table_and_the_picture_show_what_is_done(tmp_path: Path):
-    results = {
-        runs.key_of((setting, method, seed)): {
-            "final_accuracy": 0.5 + 0.1 * seed, "test_accuracy": [0.1, 0.5 + 0.1 * seed],
-            "label_precision": [0.5, None],
-        }
-        for setting in list(benchmark.SETTINGS)[:2]
+    found = document({
+        (setting, method, seed): 0.5 + 0.1 * seed + 0.05 * (method == "s2e")
+        for setting in list(benchmark.PAPER)[:2]
         for method in ("standard", "s2e")
         for seed in (0, 1)
-    }  # fmt: skip
-    lines = benchmark.report({"results": results, "n_epochs": 2}).splitlines()
+    })  # fmt: skip
+    lines = benchmark.report(found).splitlines()
     assert lines[0].startswith("8 results of 2 epochs; ")
-    assert len(lines) == 3 + len(benchmark.METHODS)
-    assert lines[3].split() == ["Standard", *2 * ["55.00", "±", "7.07", "(2)"], "-"]
-    assert lines[-1].split()[:2] == ["S2E", "55.00"]
-    benchmark.draw({"results": results}, tmp_path / "figure.png")
+    assert "Reduced: 2 of 200 epochs; " in lines[0]
+    assert lines[4].split() == ["Standard", *2 * ["55.00", "±", "7.07", "(2)"], "-"]
+    row = next(line for line in lines if line.startswith("S2E "))
+    assert row.split()[:2] == ["S2E", "60.00"]
+    at = lines.index("Published (200 epochs, all images) beside ours, in %")
+    assert lines[at + 2].split()[:9] == [
+        "symmetric", "20", "%,", "Standard", "79.56", "55.00", "±", "7.07", "(2)"
+    ]  # fmt: skip
+    assert lines[at + 2].split()[9] == "-24.56"
+    benchmark.draw(found, tmp_path / "figure.png")
     assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_differences_are_paired_by_seed():
+    values = {("pair 45 %", "s2e", s): 0.6 + 0.1 * s for s in range(3)}
+    values |= {("pair 45 %", "jocor", s): 0.5 + 0.1 * s + 0.01 * (s == 2) for s in range(4)}
+    results = document(values)["results"]
+    d = np.array([10.0, 10.0, 9.0])
+    low, high = scipy.stats.ttest_1samp(d, 0).confidence_interval()
+    expected = f"{d.mean():+.2f} [{low:+.2f}, {high:+.2f}]"
+    assert benchmark.difference(results, "pair 45 %", "jocor") == expected
+    del results["pair 45 %|s2e|1"]
+    assert benchmark.difference(results, "pair 45 %", "jocor") == "+9.50 (2 of 3 seeds)"
+    assert benchmark.difference(results, "pair 45 %", "bare") == "-"
+
+
+def test_a_page_is_filled_between_its_comments(tmp_path: Path):
+    page = tmp_path / "page.md"
+    page.write_text("Before\n<!-- mnist -->\nold\n<!-- end of mnist -->\nAfter\n")
+    for _ in range(2):
+        runs.fill_page(page, "mnist", "new")
+        assert page.read_text() == (
+            "Before\n<!-- mnist -->\n\nnew\n\n<!-- end of mnist -->\nAfter\n"
+        )
+    with pytest.raises(ValueError, match="<!-- cifar10 -->"):
+        runs.fill_page(page, "cifar10", "new")
+
+
+@pytest.mark.parametrize("data", ["mnist", "cifar10", "cifar100"])
+def test_the_page_shows_the_results(data: str):
+    file = benchmark.FOLDER / benchmark.FILES.get(data, f"figure3_{data}.json")
+    if not file.exists():
+        pytest.skip(f"{file.name} is not there yet")
+    text = benchmark.markdown(json.loads(file.read_text()))
+    assert runs.filled(PAGE.read_text(), data, text) == PAGE.read_text()
 
 
 def test_another_setup_needs_another_file(tmp_path: Path):
     path = tmp_path / "results.json"
-    path.write_text(json.dumps({"results": {}, "seconds": 0.0, **SETUP}))
+    path.write_text(json.dumps({"results": {"a": 1}, "seconds": 0.0, **SETUP}))
     with pytest.raises(SystemExit, match=r"holds runs of .*'digits'.* --results"):
-        benchmark.main(["--results", str(path), "--epochs", "2"])
+        benchmark.main(["--results", str(path), "--epochs", "2", "--trials", "2"])
+    setup = {"data": "mnist", "n_epochs": 60, "n_trials": 12}  # of a file without "n_images"
+    path.write_text(json.dumps({"results": {"a": 1}, "seconds": 0.0, **setup}))
+    with pytest.raises(SystemExit, match=r"holds runs of .*'n_images': None"):
+        runs.note_setup(path, setup | {"n_images": 500})
+    runs.note_setup(path, setup | {"n_images": None})
 
 
 def test_the_budget_names_every_method_and_the_sum():
-    lines = benchmark.budget(3, 2, SETUP).splitlines()
+    lines = benchmark.budget(benchmark.jobs_of(3), 2, SETUP).splitlines()
     assert [line.split()[0] for line in lines[:-1]] == list(benchmark.METHODS)
     n = 9 * len(benchmark.METHODS)
     assert lines[-1].startswith(f"{n} runs of 2 epochs: ")

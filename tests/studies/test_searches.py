@@ -8,6 +8,7 @@ import functions
 import landscapes
 import numpy as np
 import optuna
+import overtuning
 import picks
 import pytest
 import runs
@@ -61,6 +62,24 @@ def test_the_best_retrained_pick_is_valued_by_trainings_that_did_not_choose_it()
     ]
     assert abs(np.mean(same)) < 4 * np.std(same) / 20  # the least of five is at -1.16 / sqrt(8)
     assert np.std(same) < 0.5
+
+
+def test_a_pick_is_worse_beyond_noise_where_the_fresh_trainings_say_so() -> None:
+    fresh = [0.10, 0.14] * 4  # standard error of the difference of two means: 1.07 points
+    task = NAMES[0]
+    results = {}
+    for seed, pick in enumerate((0.10, 0.21, 0.25)):
+        results[f"{task}|S2E|{seed}"] = {"test_error": {"smoothed": pick}, "validation": fresh}
+        results[f"{task}|random|{seed}"] = {"test_error": {"coteaching": 0.2}}
+    results[f"{task}|S2E|7"] = {"test_error": {"smoothed": 0.9}, "validation": fresh}  # no pair
+    (found,) = overtuning.summarise(list(overtuning.of_trainings(results))).items()
+    assert found[0] == f"trainings|whole|S2E|60|smoothed|{overtuning.TOLD}"
+    assert found[1]["searches"] == 3
+    assert (found[1]["worse"], found[1]["beyond"]) == (66.7, 33.3)
+    assert found[1]["error"] == pytest.approx(
+        100 * np.sqrt(2 * np.var(fresh, ddof=1) / 8), abs=0.01
+    )
+    assert found[1]["mean"] == pytest.approx((-10 + 1 + 5) / 3, abs=0.01)
 
 
 def test_pooled_differences_weigh_tasks_equally():

@@ -9,8 +9,11 @@ Notation
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
+from itertools import starmap
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -22,6 +25,7 @@ from optuna_s2e._typing import FloatArray
 from optuna_s2e.coteaching._config import DTYPES, TrainingConfig
 from optuna_s2e.coteaching._methods import METHODS
 from optuna_s2e.coteaching._networks import Network, make_network
+from optuna_s2e.coteaching._precision import cuda_precision
 from optuna_s2e.coteaching._samples import SampleStatistics, SampleWatch
 from optuna_s2e.coteaching._steps import Method
 from optuna_s2e.coteaching.data import NoisyData
@@ -29,6 +33,7 @@ from optuna_s2e.coteaching.data import NoisyData
 # Products of a step of one network with its weights: the MLP of MNIST has 3e7, "cnn2" at most 4e8
 # (both are faster on one thread: docs/speed.md), "cnn7" has 7e10.
 _SMALL_STEP = 10**9
+_NEARLY = 0.01  # of rounding, also in bfloat16
 
 
 class TrainingSetup(NamedTuple):
@@ -66,6 +71,16 @@ class TrainingSetup(NamedTuple):
         if self.config.dtype != "bfloat16":
             return nullcontext()
         return torch.autocast(self.data.x.device.type, torch.bfloat16)
+
+    def repeatable(self, *, exact: bool = False) -> AbstractContextManager[None]:
+        """Return the context of all work on the device: its libraries repeat their bits.
+
+        Args:
+            exact: Whether "tf32" is float32 here, too.
+        """
+        if self.data.x.device.type != "cuda":
+            return nullcontext()
+        return cuda_precision(tf32=self.config.dtype == "tf32" and not exact)
 
     @property
     def batch_size(self) -> int:
@@ -149,6 +164,9 @@ def make_networks(setup: TrainingSetup, seed: int) -> tuple[nn.Module, nn.Module
 
     Raises:
         ValueError: If the user's function returns the same module twice.
+
+    Warns:
+        UserWarning: If all their weights are equal.
     """
     shape, n_classes = setup.data.input_shape, setup.data.n_classes
     device, seeds = setup.data.x.device, trial_seeds(seed)
@@ -158,7 +176,25 @@ def make_networks(setup: TrainingSetup, seed: int) -> tuple[nn.Module, nn.Module
     )
     if first is second:
         raise ValueError("network must make a new module at each call, but returned one twice.")
+    if _begin_alike(first, second):
+        warnings.warn(
+            "Both networks of a trial begin with the same weights. They learn the same then, and "
+            "cannot correct each other (dropout alone would tell them apart). Let the network "
+            "function draw new weights at each call: without a seed of its own, and with "
+            "reset_parameters() for layers that it copies or sets to zero.",
+            UserWarning,
+            stacklevel=2,
+        )
     return first, second
+
+
+def _begin_alike(first: nn.Module, second: nn.Module) -> bool:
+    """Whether all weights that are trained are equal in both networks."""
+    trained = [
+        [w for w in net.parameters() if w.requires_grad and not is_lazy(w)]
+        for net in (first, second)
+    ]
+    return bool(trained[0]) and all(starmap(torch.equal, zip(*trained, strict=False)))
 
 
 def checked_logits(output: object, shape: tuple[int, int]) -> Tensor:
@@ -173,6 +209,19 @@ def checked_logits(output: object, shape: tuple[int, int]) -> Tensor:
         f"network must return logits of shape (B, C) = {shape}, but got {_described(output)}."
         + ("" if isinstance(output, Tensor) else " Let its forward return the logits alone.")
     )
+
+
+def warn_of_probabilities(outputs: Tensor) -> None:
+    """Warn if a network returns probabilities in place of logits, (..., C)."""
+    sums = outputs.float().sum(dim=-1)
+    if bool((outputs >= 0).all() & ((sums - 1).abs() < _NEARLY).all()):
+        warnings.warn(
+            "The network returns probabilities: no output is negative, and those of each sample "
+            "sum to 1. Logits are asked for, and the loss takes their softmax. Leave out the "
+            "network's own softmax.",
+            UserWarning,
+            stacklevel=2,
+        )
 
 
 def _described(output: object) -> str:
@@ -191,29 +240,61 @@ def _described(output: object) -> str:
 
 
 class DataOrders:
-    """Draws the order of the data of K trials: each epoch a permutation from the trial's seed."""
+    """Draws the order of the data of K trials: each epoch a permutation from the trial's seed.
 
-    def __init__(self, setup: TrainingSetup, seeds: Sequence[int]) -> None:
-        self._n_samples = len(setup.data.x)
-        self._batch_size = setup.batch_size
+    For a device other than a CPU, which would have to wait, a thread draws the next epoch while
+    this one is trained. The thread ends with this object.
+    """
+
+    def __init__(
+        self, setup: TrainingSetup, seeds: Sequence[int], *, ahead: bool | None = None
+    ) -> None:
+        """Seed the generators.
+
+        Args:
+            setup: Data and size of the mini-batches.
+            seeds: Seeds of the trials, (K,).
+            ahead: Whether a thread draws the next epoch; None asks the device.
+        """
+        self._n_samples, self._batch_size = len(setup.data.x), setup.batch_size
         self._device = setup.data.x.device
         self._generators = [torch.Generator().manual_seed(trial_seeds(s).order) for s in seeds]
+        draws_ahead = self._device.type != "cpu" if ahead is None else ahead
+        self._thread = ThreadPoolExecutor(1, "s2e-orders") if draws_ahead else None
+        self._next: Future[Tensor] | None = None
 
     def draw(self) -> Tensor:
         """Return the mini-batches of the next epoch as sample numbers, (S, K, B).
 
         The samples that do not fill a whole mini-batch are dropped.
         """
+        drawn, self._next = self._next, None
+        of_trials = self._permutations() if drawn is None else drawn.result()
+        by_trial = of_trials.to(self._device, copy=self._thread is not None)
+        if self._thread is not None:  # the copy has ended, and its source may be written again
+            self._next = self._thread.submit(self._permutations, of_trials)
         n_steps = self._n_samples // self._batch_size
-        orders = [
-            torch.randperm(self._n_samples, generator=generator)[: n_steps * self._batch_size]
-            for generator in self._generators
-        ]
-        by_trial = torch.stack(orders).to(self._device).view(-1, n_steps, self._batch_size)
+        by_trial = by_trial.view(-1, n_steps, self._batch_size)
         return by_trial.transpose(0, 1).contiguous()
+
+    def _permutations(self, room: Tensor | None = None) -> Tensor:
+        """Return the sample numbers of the next epoch, (K, S * B), in `room` if it is given."""
+        n_used = self._n_samples // self._batch_size * self._batch_size
+        if room is None:
+            room = torch.empty(
+                (len(self._generators), n_used), dtype=torch.int64,
+                pin_memory=self._device.type == "cuda",
+            )  # fmt: skip
+        for of_trial, generator in zip(room, self._generators, strict=True):
+            of_trial.copy_(torch.randperm(self._n_samples, generator=generator)[:n_used])
+        return room
 
     def keep_trials(self, positions: Sequence[int]) -> None:
         """Drop all trials but those at these positions."""
+        if self._next is not None:  # the thread draws from all generators
+            kept: Future[Tensor] = Future()
+            kept.set_result(self._next.result()[list(positions)])
+            self._next = kept
         self._generators = [self._generators[position] for position in positions]
 
 

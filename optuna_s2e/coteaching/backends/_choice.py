@@ -14,14 +14,16 @@ from optuna_s2e._checks import check_choice, check_int
 from optuna_s2e.coteaching._networks import check_inputs, make_network
 from optuna_s2e.coteaching._steps import Method
 from optuna_s2e.coteaching.backends._base import Trainer, TrainingSetup, UnsuitableNetwork
-from optuna_s2e.coteaching.backends._cuda_graph import CudaGraphSteps
-from optuna_s2e.coteaching.backends._fused import FusedTrainer
+from optuna_s2e.coteaching.backends._cuda_graph import CudaGraphs, CudaGraphSteps
+from optuna_s2e.coteaching.backends._fused import EVALUATION_BATCH, FusedTrainer
 from optuna_s2e.coteaching.backends._fused_cnn import FusedCnnTrainer, is_fusible
 from optuna_s2e.coteaching.backends._fused_mlp import FusedMlpTrainer, mlp_sizes
+from optuna_s2e.coteaching.backends._fused_mlp_fixed import FixedMlpTrainer
 from optuna_s2e.coteaching.backends._fused_vmap import FusedVmapTrainer, is_mappable
 from optuna_s2e.coteaching.backends._loop import LoopTrainer
 from optuna_s2e.coteaching.backends._loop_kept_rows import KeptRowsTrainer, has_rules
 from optuna_s2e.coteaching.backends._loop_reweight import ReweightTrainer
+from optuna_s2e.coteaching.backends._memory import free_bytes, trial_bytes, width_that_fits
 
 BACKENDS = ("auto", "loop", "rows", "fused", "graphs")
 
@@ -34,8 +36,8 @@ _NEEDS = {
         "not in 'bfloat16'"
     ),
 }
-_WIDTH = 16  # trials side by side, unless they are MLPs
-_MLP_CUDA_WIDTH = 64
+_WIDTH = 16  # trials side by side, where nothing else is known
+_MOST = 64  # on a GPU
 _MLP_CPU_WIDTH = 32
 _MLP_CPU_CACHE = 16 * 2**20  # bytes
 _SMALL_CNN = 20_000  # products with weights, per image
@@ -148,7 +150,9 @@ def _suitable(
     # backward passes that are written out compute everything in one dtype
     one_dtype = setup.config.dtype != "bfloat16"
     if name != "rows" and sizes is not None and one_dtype:
-        return _fused(name, FusedMlpTrainer, width or _mlp_width(setup, sizes))
+        trainer = FusedMlpTrainer if on_cpu else FixedMlpTrainer
+        own = _mlp_width(setup, sizes) if on_cpu else _device_width(setup, probe, _MOST)
+        return _fused(name, trainer, width or own)
     # Measured on CPUs: "rows" is faster than the loop. Grouped convolutions are slower, unless
     # they are small. "auto" gives each trial a group of its own, because the rounding of a
     # grouped convolution depends on the number of trials in it.
@@ -159,7 +163,7 @@ def _suitable(
         fits = has_rules(probe) and one_dtype and setup.method.is_small_loss
         return Backend(KeptRowsTrainer, 1) if fits else None
     if is_fusible(probe):
-        return _fused(name, FusedCnnTrainer, width or _WIDTH)
+        return _fused(name, FusedCnnTrainer, width or _device_width(setup, probe, _WIDTH))
     # measured on CPUs: faster for very small networks in large groups, slower for all others
     if name != "auto" and is_mappable(setup):
         return _fused(name, FusedVmapTrainer, width or _WIDTH)
@@ -167,8 +171,9 @@ def _suitable(
 
 
 def _fused(name: str, trainer: type[FusedTrainer], width: int) -> Backend:
-    make = trainer if name != "graphs" else partial(trainer, run_steps=CudaGraphSteps())
-    return Backend(make, width)
+    if name != "graphs":
+        return Backend(trainer, width)
+    return Backend(partial(trainer, make_steps=partial(CudaGraphSteps, CudaGraphs())), width)
 
 
 def _make_probe(setup: TrainingSetup) -> nn.Module | None:
@@ -188,14 +193,27 @@ def _count_products(network: nn.Module, input_shape: Sequence[int]) -> int:
     return sum(w.numel() * (pixels if w.ndim == 4 else 1) for w in network.parameters())
 
 
-def _mlp_width(setup: TrainingSetup, sizes: Sequence[int]) -> int:
-    """Return how many multi-layer perceptrons gain from training side by side.
+def _device_width(setup: TrainingSetup, probe: nn.Module, default: int) -> int:
+    """Return how many trials fit onto a CUDA device, at most 64; else the default."""
+    free = free_bytes(setup.data.x.device)
+    if free is None or not isinstance(probe, nn.Sequential):
+        return default
+    needed = trial_bytes(
+        probe,
+        setup.data.input_shape,
+        batch_size=setup.batch_size,
+        evaluation_batch=min(EVALUATION_BATCH, len(setup.evaluation[0])),
+        itemsize=setup.dtype.itemsize,
+    )
+    return width_that_fits(needed, free, _MOST)
 
-    On a CPU the group shares the overhead of each call, until its weights no longer fit into the
+
+def _mlp_width(setup: TrainingSetup, sizes: Sequence[int]) -> int:
+    """Return how many multi-layer perceptrons gain from training side by side on a CPU.
+
+    The group shares the overhead of each call, until its weights no longer fit into the
     cache: 784-256-10 trains 2 at once, 784-64-10 10, 64-256-10 27 (measured: docs/speed.md).
     """
-    if setup.data.x.device.type != "cpu":
-        return _MLP_CUDA_WIDTH
     n_weights = sum((n_in + 1) * n_out for n_in, n_out in pairwise(sizes))
     # weight, gradient and Adam's two moments, of two networks
     trial_bytes = 2 * 4 * n_weights * setup.dtype.itemsize

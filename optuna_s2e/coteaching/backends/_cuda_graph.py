@@ -1,8 +1,8 @@
-"""Experimental: the steps of an epoch as one CUDA graph, for `backend="graphs"`.
+"""Experimental: the steps of a training from one CUDA graph, for `backend="graphs"`.
 
 This module has never run on a GPU: there was none to try it on. `backend="auto"` never takes it.
 The tests run everything but `CudaGraphs` on the CPU, where a recorded step trains bit for bit as
-the step itself. It is the only module that needs CUDA, and only `_choice` imports it.
+the step itself. Only `_choice` imports it.
 
 A step of a small network is some fifty short kernels, and launching them takes longer than they
 run. A graph launches them all at once. It repeats the recorded kernels on the same memory, so a
@@ -13,22 +13,26 @@ from __future__ import annotations
 
 import threading
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from optuna_s2e.coteaching.backends._fused import Tensors
-
-Step = Callable[..., Tensors]
+from optuna_s2e.coteaching.backends._fused import Step, Tensors
 
 _ONE_AT_A_TIME = threading.Lock()  # PyTorch records one graph at a time per process
 
 
 class Graphs(Protocol):
-    """Records steps in order to replay them."""
+    """Records steps in order to replay them.
+
+    Attributes:
+        can_record: Whether every recording so far succeeded.
+    """
+
+    can_record: bool
 
     def warm_up(self, step: Step, inputs: Tensors) -> Tensors:
         """Run the step once, where it will be recorded."""
@@ -48,6 +52,7 @@ class CudaGraphs:
     """CUDA's graphs on one device (see `Graphs`)."""
 
     def __init__(self) -> None:
+        self.can_record = True
         self._stream: torch.cuda.Stream | None = None
 
     def warm_up(self, step: Step, inputs: Tensors) -> Tensors:
@@ -81,42 +86,60 @@ class CudaGraphs:
 
 
 class CudaGraphSteps:
-    """Runs the first step of an epoch, records the second one and replays it for all others.
+    """Runs the steps of one trainer, all but a few of them from a recording (`RunSteps`).
 
-    Each epoch is recorded anew, because the graph holds its learning rate and its numbers of kept
-    samples as constants. If a step cannot be recorded, there is one warning, and all steps run
+    The first step runs as it is, the second one is recorded and replayed from then on, in all
+    epochs until the constants of the step change: Adam's beta1, the number of trials or of kept
+    samples, the method. If a step cannot be recorded, there is one warning, and all steps run
     without a graph.
     """
 
-    def __init__(self, graphs: Graphs | None = None) -> None:
-        self._graphs = graphs or CudaGraphs()
-        self._records = True
+    def __init__(self, graphs: Graphs) -> None:
+        """Begin without a recording.
 
-    def __call__(self, step: Step, inputs: Iterable[Tensors]) -> list[Tensors]:
-        """Run a step on each of its inputs and return the outputs (`RunSteps`).
+        Args:
+            graphs: Records steps, also of other trainers.
+        """
+        self._graphs = graphs
+        self._constants: Hashable = None
+        self._replay: Callable[[Tensors], Tensors] | None = None
+
+    def __call__(
+        self, step: Step, inputs: Iterable[Tensors], n_steps: int, constants: Hashable
+    ) -> list[Tensor]:
+        """Run a step on each of its inputs (see `RunSteps`).
 
         Raises:
             torch.OutOfMemoryError: If recording a step of several trials takes too much memory.
                 Fewer trials may fit.
         """
-        steps = iter(inputs)
-        outputs = [self._graphs.warm_up(step, next(steps))]
-        replay: Step | None = None
-        for values in steps:
-            if replay is None and self._records:
-                replay = self._record(step, values)
-            outputs.append((replay or step)(*values))
+        if constants != self._constants:
+            self._replay, self._constants = None, constants  # the memory of a recording is freed
+        outputs: list[Tensor] = []
+        for i, values in enumerate(inputs):
+            if self._replay is None and i == 0:
+                results = self._graphs.warm_up(step, values)
+            else:
+                if self._replay is None and self._graphs.can_record:
+                    self._replay = self._record(step, values)
+                results = self._replay(values) if self._replay else step(*values)
+            outputs = outputs or [r.new_empty((n_steps, *r.shape)) for r in results]
+            for place, result in zip(outputs, results, strict=True):
+                place[i].copy_(result)
         return outputs
 
-    def _record(self, step: Step, values: Tensors) -> Step | None:
-        """Record a step; return a function that replays it on any values, or None on failure."""
+    def _record(self, step: Step, values: Tensors) -> Callable[[Tensors], Tensors] | None:
+        """Record a step; return a function that replays it on any values, or None on failure.
+
+        What that function returns is overwritten when it is called again.
+        """
         places = tuple(value.clone() for value in values)
         try:
             run, results = self._graphs.record(step, places)
         except Exception as error:
             if isinstance(error, torch.OutOfMemoryError) and len(places[0]) > 1:
                 raise
-            self._records = False
+            self._graphs.can_record = False
             warnings.warn(
                 "backend 'graphs' trains as 'fused', which gives the same numbers but may be "
                 f"slower: a training step cannot be recorded as a CUDA graph ({error!r}). "
@@ -126,10 +149,10 @@ class CudaGraphSteps:
             )
             return None
 
-        def replay(*values: Tensor) -> Tensors:
+        def replay(values: Tensors) -> Tensors:
             for place, value in zip(places, values, strict=True):
                 place.copy_(value)
             run()
-            return tuple(result.clone() for result in results)
+            return results
 
         return replay

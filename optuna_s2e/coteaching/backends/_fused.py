@@ -13,13 +13,18 @@ Notation
 All trials of a group have the same shapes, although their n_k differ. The host never waits for
 the device within an epoch. A method that is no mean of small losses gives a weight to each of the
 B samples (`_steps`); then all are kept.
+
+What a step reads beside its inputs keeps its place in memory from epoch to epoch, so that a step
+may be recorded and replayed: `_keep_in_place` writes it. What is a number in the program instead
+is named by `_constants`: if it changes, a recorded step is not valid any more.
 """
 
 from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +32,7 @@ from torch.nn import functional as F
 
 from optuna_s2e._typing import FloatArray
 from optuna_s2e.coteaching import _selection as selection
-from optuna_s2e.coteaching._config import set_learning_rate
+from optuna_s2e.coteaching._config import constants_of, set_learning_rate
 from optuna_s2e.coteaching._samples import SampleStatistics, margin_and_rival
 from optuna_s2e.coteaching._steps import counts_kept
 from optuna_s2e.coteaching.backends._base import (
@@ -40,16 +45,41 @@ from optuna_s2e.coteaching.backends._base import (
 from optuna_s2e.coteaching.data import to_input
 from optuna_s2e.schedules import n_kept
 
-_EVALUATION_BATCH = 512
+EVALUATION_BATCH = 512
 
 Tensors = tuple[Tensor, ...]
-# (step, the inputs of each step, whose first are sample numbers (K, B)) -> outputs of each step
-RunSteps = Callable[[Callable[..., Tensors], Iterable[Tensors]], list[Tensors]]
+Step = Callable[..., Tensors]
 
 
-def run_eagerly(step: Callable[..., Tensors], inputs: Iterable[Tensors]) -> list[Tensors]:
-    """Run a step on each of its inputs and return the outputs."""
-    return [step(*values) for values in inputs]
+class RunSteps(Protocol):
+    """Runs the steps of one trainer, epoch by epoch."""
+
+    def __call__(
+        self, step: Step, inputs: Iterable[Tensors], n_steps: int, constants: Hashable
+    ) -> list[Tensor]:
+        """Run a step on each of its inputs.
+
+        Args:
+            step: The step.
+            inputs: Inputs of each step; the first of them are sample numbers, (K, B).
+            n_steps: S.
+            constants: What else the step depends on, apart from tensors that keep their place.
+
+        Returns:
+            The outputs of all steps, (S, ...) each.
+        """
+
+
+def run_eagerly(
+    step: Step, inputs: Iterable[Tensors], n_steps: int, constants: Hashable
+) -> list[Tensor]:
+    """Run a step on each of its inputs (see `RunSteps`)."""
+    outputs = [step(*values) for values in inputs]
+    return [torch.stack(of_steps) for of_steps in zip(*outputs, strict=True)]
+
+
+def _eagerly() -> RunSteps:
+    return run_eagerly
 
 
 class FusedTrainer(ABC):
@@ -65,7 +95,7 @@ class FusedTrainer(ABC):
         seeds: Sequence[int],
         labels: Tensor,
         *,
-        run_steps: RunSteps = run_eagerly,
+        make_steps: Callable[[], RunSteps] = _eagerly,
     ) -> None:
         """Make the networks of the trials.
 
@@ -73,9 +103,9 @@ class FusedTrainer(ABC):
             setup: What all trials share.
             seeds: Seeds of the trials, (K,).
             labels: Noisy labels that all trials share, (N,), or those of each trial, (K, N).
-            run_steps: Runs the steps of an epoch.
+            make_steps: Makes what runs the steps of this trainer.
         """
-        self._setup, self._labels, self._run_steps = setup, labels, run_steps
+        self._setup, self._labels, self._run_steps = setup, labels, make_steps()
         self._n_trials = len(seeds)
         self._orders = DataOrders(setup, seeds)
         self._watch = setup.make_watch(self._n_trials)
@@ -87,8 +117,11 @@ class FusedTrainer(ABC):
             raise UnsuitableNetwork("networks must not share parameters.")
         self._parameters, self._buffers = self._join(networks)
         self._template = networks[0]
+        is_recorded = self._run_steps is not run_eagerly
         self._optimizer = setup.config.make_optimizer(
-            self._parameters, capturable=run_steps is not run_eagerly and self._x.is_cuda
+            self._parameters,
+            on_device=is_recorded or self._x.is_cuda,
+            capturable=is_recorded and self._x.is_cuda,
         )
 
     @abstractmethod
@@ -120,6 +153,12 @@ class FusedTrainer(ABC):
         """Return n for R(t) of each trial, (K,)."""
         return self._setup.batch_size
 
+    # what a step reads, kept in place
+    _everyone: Tensor
+    _counts: Tensor
+    _ranks: Tensor
+    _weights: Tensor
+
     @property
     def _x(self) -> Tensor:
         return self._setup.data.x
@@ -136,15 +175,19 @@ class FusedTrainer(ABC):
         y = gather_labels(self._labels, order)
         # (S, M, B): both networks of a trial see the same labels
         targets = y.repeat_interleave(2, dim=1)
-        steps = self._run_steps(
+        losses, predicted, kept, weights, *seen = self._run_steps(
             self._train_step,
             ((*step, *self._draw_masks()) for step in zip(order, targets, strict=True)),
+            len(order),
+            self._constants(),
         )
-        losses, is_right, kept, weights, *seen = map(torch.stack, zip(*steps, strict=True))
+        is_right = predicted == targets
         if self._watch is not None:
             self._watch.add_epoch(order, targets, is_right, kept, weights > 0, *seen)
+        # the loss of a sample that is not used may be infinite
+        used = losses.gather(2, kept).where(weights > 0, 0.0).to(self._sum_dtype)
         weights = weights.to(self._sum_dtype)
-        used = (losses.gather(2, kept).to(self._sum_dtype) * weights).sum(dim=2).mean(dim=0)
+        used = (used * weights).sum(dim=2).mean(dim=0)
         right = is_right.to(self._sum_dtype).mean(dim=(0, 2))
         precision = self._label_precision(order, y, kept, weights)
         return torch.stack([precision, right, used]).view(3, -1, 2)
@@ -153,8 +196,8 @@ class FusedTrainer(ABC):
         """Step all networks.
 
         Returns:
-            Losses and whether predictions are `y`, (M, B) each, kept positions and their weights,
-            (M, n) each. What is seen of each sample follows, if that is watched.
+            Losses and predictions, (M, B) each, kept positions and their weights, (M, n) each.
+            What is seen of each sample follows, if that is watched.
         """
         logits = self._forward(self._inputs(index), masks)
         losses, kept, weights = self._choose(logits, y)
@@ -163,8 +206,8 @@ class FusedTrainer(ABC):
         means.sum().backward()  # type: ignore[no-untyped-call]
         self._optimizer.step()
         logits = logits.detach()
-        is_right = logits.max(dim=1).indices == y
-        return losses.detach(), is_right, kept, weights, *self._seen(logits, y)
+        predicted = logits.max(dim=1).indices
+        return losses.detach(), predicted, kept, weights, *self._seen(logits, y)
 
     def _choose(self, logits: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return losses, (M, B), kept positions and their weights, (M, n) each.
@@ -195,7 +238,7 @@ class FusedTrainer(ABC):
         n_networks = 2 * self._n_trials
         totals = torch.zeros((2, n_networks), dtype=self._sum_dtype, device=x.device)
         for part, labels in zip(
-            torch.split(x, _EVALUATION_BATCH), torch.split(y, _EVALUATION_BATCH), strict=True
+            torch.split(x, EVALUATION_BATCH), torch.split(y, EVALUATION_BATCH), strict=True
         ):
             logits = self._forward(to_input(part, self._setup.dtype)[None], None)
             losses = _cross_entropy(logits, labels.expand(n_networks, -1))
@@ -255,18 +298,33 @@ class FusedTrainer(ABC):
         self._method = self._setup.method.at(self._epoch)
         self._epoch += 1
         device = self._x.device
+        everyone = torch.arange(self._setup.batch_size, device=device)
+        self._keep_in_place("_everyone", everyone.repeat(2 * self._n_trials, 1))
         if not self._method.is_small_loss:
-            size = self._setup.batch_size
-            self._counts = torch.from_numpy(counts_kept(keep_rates, size)).to(device)
-            self._everyone = torch.arange(size, device=device).expand(2 * self._n_trials, -1)
+            counts = torch.from_numpy(counts_kept(keep_rates, self._setup.batch_size))
+            self._keep_in_place("_counts", counts.to(device))
             return
         n_k = torch.from_numpy(n_kept(keep_rates, self._setup.batch_size)).to(device)
         n_k = n_k.repeat_interleave(2)[:, None]
         ranks = torch.arange(self._n_rows(keep_rates), device=device).expand(len(n_k), -1)
         # Beyond n_k the first kept sample is repeated with weight 0: a dropped sample whose loss
         # is not finite then stays out of the sums.
-        self._ranks = torch.where(ranks < n_k, ranks, 0)
-        self._weights = ((ranks < n_k).to(self._sum_dtype) / n_k).to(self._setup.dtype)
+        self._keep_in_place("_ranks", torch.where(ranks < n_k, ranks, 0))
+        weights = ((ranks < n_k).to(self._sum_dtype) / n_k).to(self._setup.dtype)
+        self._keep_in_place("_weights", weights)
+
+    def _keep_in_place(self, name: str, values: Tensor) -> None:
+        """Write values to the tensor of that name; make it where it is missing or has no room."""
+        place = getattr(self, name, None)
+        if place is None or place.shape != values.shape:
+            setattr(self, name, values)
+        else:
+            place.copy_(values)
+
+    def _constants(self) -> Hashable:
+        """Return what a recorded step holds as constants (`RunSteps`)."""
+        shape = self._ranks.shape if self._method.is_small_loss else self._counts.shape
+        return self._method, shape, constants_of(self._optimizer)
 
     def _select(self, losses: Tensor) -> Tensor:
         """Return the positions of small losses that each network is trained on, (M, n)."""

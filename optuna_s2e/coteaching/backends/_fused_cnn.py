@@ -9,7 +9,7 @@ unless the networks are small. The notation is that of `_fused`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -57,9 +57,9 @@ class FusedCnnTrainer(FusedTrainer):
         seeds: Sequence[int],
         labels: Tensor,
         *,
-        run_steps: RunSteps = run_eagerly,
+        make_steps: Callable[[], RunSteps] = lambda: run_eagerly,
     ) -> None:
-        super().__init__(setup, seeds, labels, run_steps=run_steps)
+        super().__init__(setup, seeds, labels, make_steps=make_steps)
         self._dropouts = [torch.Generator(self._x.device).manual_seed(seed) for seed in seeds]
 
     def _join(self, networks: list[nn.Module]) -> tuple[list[Tensor], list[Tensor]]:

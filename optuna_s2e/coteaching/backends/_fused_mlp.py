@@ -26,6 +26,7 @@ from optuna_s2e._typing import FloatArray
 from optuna_s2e.coteaching._networks import is_plain
 from optuna_s2e.coteaching.backends._base import UnsuitableNetwork
 from optuna_s2e.coteaching.backends._fused import FusedTrainer, Tensors
+from optuna_s2e.coteaching.data import NoisyData
 from optuna_s2e.schedules import n_kept
 
 _MULTIPLE = 16  # numbers: 64 bytes of float32, and the pieces that sums are cut into
@@ -55,16 +56,24 @@ def mlp_sizes(
     return sizes if fits else None
 
 
+def joint_sizes(networks: Sequence[nn.Module], data: NoisyData) -> tuple[int, ...]:
+    """Return the sizes of plain multi-layer perceptrons of one shape (`mlp_sizes`).
+
+    Raises:
+        UnsuitableNetwork: If they are anything else.
+    """
+    sizes = {mlp_sizes(net, data.input_shape, data.n_classes) for net in networks}
+    (found,) = sizes if len(sizes) == 1 else (None,)
+    if found is None:
+        raise UnsuitableNetwork("networks must be plain multi-layer perceptrons of one shape.")
+    return found
+
+
 class FusedMlpTrainer(FusedTrainer):
     """Trains K trials of multi-layer perceptrons (see `FusedTrainer`)."""
 
     def _join(self, networks: list[nn.Module]) -> tuple[list[Tensor], list[Tensor]]:
-        data = self._setup.data
-        sizes = {mlp_sizes(net, data.input_shape, data.n_classes) for net in networks}
-        (found,) = sizes if len(sizes) == 1 else (None,)
-        if found is None:
-            raise UnsuitableNetwork("networks must be plain multi-layer perceptrons of one shape.")
-        self._sizes = found
+        self._sizes = joint_sizes(networks, self._setup.data)
         self._flat = nn.Parameter(torch.stack([_flat_parameters(net) for net in networks]))
         self._make_views()
         return [self._flat], []
@@ -81,9 +90,14 @@ class FusedMlpTrainer(FusedTrainer):
     def _plan_selection(self, keep_rates: FloatArray) -> None:
         super()._plan_selection(keep_rates)
         networks = torch.arange(2 * self._n_trials, device=self._x.device)[:, None]
-        self._first_rows = networks * self._setup.batch_size
-        self._first_inputs = networks // 2 * self._setup.batch_size
-        self._minus_one = torch.tensor(-1.0, dtype=self._setup.dtype, device=self._x.device)
+        self._keep_in_place("_first_rows", networks * self._setup.batch_size)
+        self._keep_in_place("_first_inputs", networks // 2 * self._setup.batch_size)
+        minus_one = torch.tensor(-1.0, dtype=self._setup.dtype, device=self._x.device)
+        self._keep_in_place("_minus_one", minus_one)
+
+    _first_rows: Tensor
+    _first_inputs: Tensor
+    _minus_one: Tensor
 
     @torch.no_grad()
     def _train_step(self, index: Tensor, y: Tensor, *masks: Tensor) -> Tensors:
@@ -99,8 +113,8 @@ class FusedMlpTrainer(FusedTrainer):
             delta = torch.ops.aten.threshold_backward(delta, inputs, 0)  # ReLU's
         self._set_gradients(0, delta, _rows(x, kept + self._first_inputs))
         self._optimizer.step()
-        is_right = logits.max(dim=1).indices == y
-        return losses, is_right, kept, weights, *self._seen(logits, y)
+        predicted = logits.max(dim=1).indices
+        return losses, predicted, kept, weights, *self._seen(logits, y)
 
     def _last_delta(self, logits: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return what `_choose` does, and the gradient by the logits of the kept, (M, n, C)."""

@@ -49,7 +49,8 @@ class FusedVmapTrainer(FusedTrainer):
             raise UnsuitableNetwork("networks cannot be mapped: their parameters have hooks.")
         try:
             self._stack(copy.deepcopy(networks))  # batch normalisation changes its statistics
-            self._check(copy.deepcopy(networks))
+            with self._setup.repeatable(exact=True):
+                self._check(copy.deepcopy(networks))
             self._stack(networks)
         except Exception as error:
             raise UnsuitableNetwork(f"networks cannot be mapped: {error}") from error

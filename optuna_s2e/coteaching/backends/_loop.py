@@ -18,8 +18,9 @@ from optuna_s2e.coteaching.backends._base import (
     TrainingSetup,
     checked_logits,
     make_networks,
+    warn_of_probabilities,
 )
-from optuna_s2e.coteaching.backends._sharing import SharingGuard
+from optuna_s2e.coteaching.backends._sharing import SharingGuard, refuse_unregistered
 from optuna_s2e.coteaching.data import to_input
 from optuna_s2e.schedules import n_kept
 
@@ -53,6 +54,7 @@ class LoopTrainer:
         self._orders = DataOrders(setup, seeds)
         self._watch = setup.make_watch(1)
         self._epoch = 0
+        self._is_first_step = True
 
     def train_epoch(self, keep_rates: FloatArray, learning_rate: float, beta1: float) -> Tensor:
         """Train one epoch (see `Trainer`)."""
@@ -98,6 +100,10 @@ class LoopTrainer:
         """
         logits = self._forward(self._setup.data.x.index_select(0, index))
         kept, weights, objectives = self._choose(logits, y)
+        if self._is_first_step:
+            refuse_unregistered(objectives, self._networks)
+            warn_of_probabilities(logits.detach())
+            self._is_first_step = False
         self._optimizer.zero_grad()
         objectives.sum().backward()  # type: ignore[no-untyped-call]
         self._optimizer.step()

@@ -4,6 +4,8 @@ Training changes the trainable weights, and whatever a network writes to in its 
 as the statistics of batch normalisation, also if its weights are frozen. Frozen weights and
 constant buffers may be shared.
 
+Weights that a network uses and does not hold as parameters are refused, too.
+
 Notation
     place           device and address of the memory that holds a tensor
     span            first byte and end of a tensor within that memory
@@ -136,8 +138,9 @@ class SharingGuard:
 
 
 def _held_by(network: nn.Module) -> Iterator[_Held]:
-    """Yield the parameters and buffers of a network that have memory of their own."""
-    for name, tensor in (*network.named_parameters(), *network.named_buffers()):
+    """Yield parameters, buffers and other tensors of a network that have memory of their own."""
+    named = (*network.named_parameters(), *network.named_buffers(), *_attributes_of(network))
+    for name, tensor in named:
         if is_lazy(tensor):  # it gets its memory in the first forward pass
             yield _Held(name, tensor, (tensor.device, -id(tensor)), (0, 1))
         elif tensor.layout == torch.strided and tensor.numel():
@@ -147,6 +150,44 @@ def _held_by(network: nn.Module) -> Iterator[_Held]:
             steps = zip(tensor.shape, tensor.stride(), strict=True)
             last = first + sum((length - 1) * stride for length, stride in steps)
             yield _Held(name, tensor, place, (first * size, (last + 1) * size))
+
+
+def _attributes_of(network: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Yield tensors that are plain attributes of modules or of their classes."""
+    for prefix, module in network.named_modules(prefix="network"):
+        for owner in (module, *type(module).__mro__):
+            for name, value in vars(owner).items():
+                if isinstance(value, Tensor) and not value.is_meta:
+                    yield f"{prefix}.{name}", value
+
+
+def refuse_unregistered(objectives: Tensor, networks: Iterable[nn.Module]) -> None:
+    """Refuse networks that use weights which they do not hold as parameters.
+
+    Training would leave them as they are, and does not see who shares them.
+
+    Args:
+        objectives: What the networks descend on, computed from their outputs.
+        networks: The networks.
+
+    Raises:
+        ValueError: If there are such weights.
+    """
+    known = {id(weight) for net in networks for weight in net.parameters()}
+    nodes, seen = [objectives.grad_fn], set()
+    while nodes:
+        node = nodes.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        weight = getattr(node, "variable", None)
+        if isinstance(weight, nn.Parameter) and id(weight) not in known:
+            raise ValueError(
+                f"network must hold its layers as attributes or in an nn.ModuleList, but uses a "
+                f"weight of shape {tuple(weight.shape)} that is none of its parameters and would "
+                "never be trained. If that is meant, freeze it by requires_grad_(False)."
+            )
+        nodes += [parent for parent, _ in node.next_functions]
 
 
 def _by_place(held: Iterable[_Held]) -> defaultdict[Place, list[_Held]]:

@@ -6,6 +6,7 @@ frame. The classes are the different labels in sorted order: class number i stan
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from numbers import Real
 from typing import Any
@@ -20,6 +21,7 @@ Label = int | str | bytes
 
 # what missing labels become as text, for example by array.astype(str)
 _MISSING = ("", "nan", "NaN", "None", "<NA>", "NaT")
+_IGNORED = 255  # of uint8, as -1 and -100 of other ints, which are refused
 _MISSING_TEXTS = {*_MISSING, *(text.encode() for text in _MISSING)}
 
 
@@ -41,6 +43,10 @@ def encode_labels(
         ValueError: If a label is missing or no label, labels are of several types, there are
             fewer than two classes, or `n_classes` does not fit.
 
+    Warns:
+        UserWarning: If classes differ in blanks or capitals alone, or one seems to mark samples
+            without a label.
+
     Example:
         >>> encode_labels({"y": ["dog", "cat", "dog"]})
         ({'y': array([1, 0, 1])}, ('cat', 'dog'))
@@ -50,6 +56,8 @@ def encode_labels(
     found = {name: set(plain.values()) for name, plain in label_of.items()}
     _check_one_type(found)
     classes = _classes(found, n_classes)
+    if n_classes is None:
+        _warn_of_odd(classes)
     number = {label: i for i, label in enumerate(classes)}
     numbers = {}
     for name, values in given.items():
@@ -175,6 +183,30 @@ def _classes(found: Mapping[str, set[Label]], n_classes: int | None) -> tuple[La
         f"{holder} must be in [0, n_classes) = [0, {n_classes}), but got {outside[0]!r}. Leave "
         f"n_classes out to take the {len(every)} different labels as classes."
     )
+
+
+def _warn_of_odd(classes: tuple[Label, ...]) -> None:
+    """Warn of labels that are mostly no classes of their own."""
+    spellings: dict[str, list[Label]] = {}
+    for label in classes:
+        if isinstance(label, str | bytes):
+            text = label if isinstance(label, str) else label.decode(errors="replace")
+            spellings.setdefault(" ".join(text.split()).casefold(), []).append(label)
+    same = next((labels for labels in spellings.values() if len(labels) > 1), None)
+    if same is not None:
+        warnings.warn(
+            f"The labels {show_classes(same)} differ in blanks or capitals alone, and are taken "
+            "as different classes. Spell them alike if they are one.",
+            UserWarning,
+            stacklevel=4,
+        )
+    if classes[-1] == _IGNORED and _IGNORED - 1 not in classes:
+        warnings.warn(
+            f"The label {_IGNORED} is taken as a class. Drop its samples if it marks those "
+            "without a label.",
+            UserWarning,
+            stacklevel=4,
+        )
 
 
 def _check_signs(found: Mapping[str, set[Label]], every: list[Label]) -> None:

@@ -12,7 +12,7 @@ Notation
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
@@ -26,6 +26,9 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 from optuna_s2e._typing import IntArray
 from optuna_s2e.coteaching.data._inputs import read_inputs
 from optuna_s2e.coteaching.data._labels import Label, encode_labels, show_classes
+
+_N_TELLING = 100  # validation samples from which on equal ones are no accident
+_LEAKS = 0.9  # share of them that are training samples, too
 
 ArrayOrTensor = npt.ArrayLike | Tensor
 
@@ -175,7 +178,9 @@ class NoisyData:
                 training labels lack a class.
 
         Warns:
-            UserWarning: If the training or the validation labels hold no sample of a class.
+            UserWarning: If the training or the validation labels hold no sample of a class,
+                classes differ in blanks or capitals alone, the label 255 may mark samples without
+                a label, or the validation samples are training samples.
 
         Example:
             >>> x, y = np.eye(4, dtype=np.float32), np.array([0, 1, 0, 1])
@@ -271,7 +276,8 @@ def assemble(
         ValueError: If shapes or dtypes differ, or inputs are no numbers or not finite.
 
     Warns:
-        UserWarning: If the training or the validation labels hold no sample of a class.
+        UserWarning: If the training or the validation labels hold no sample of a class, or the
+            validation samples are training samples.
     """
     x = read_inputs(inputs)
     _check_shapes(x, labels)
@@ -288,6 +294,7 @@ def assemble(
                 UserWarning,
                 stacklevel=3,
             )
+    _warn_of_training_samples(x, labels, name)
     y = {part: torch.from_numpy(numbers).to(x["x"].device) for part, numbers in labels.items()}
     return NoisyData(
         x=x["x"],
@@ -322,15 +329,52 @@ def _check_shapes(inputs: Mapping[str, Tensor], labels: Mapping[str, IntArray]) 
             )
 
 
+def _warn_of_training_samples(
+    inputs: Mapping[str, Tensor], labels: Mapping[str, IntArray], name: str
+) -> None:
+    """Warn if validation samples were not taken out of the training data.
+
+    A few equal samples are no fault, and nor are training samples with corrected labels.
+    """
+
+    def samples(x: str, y: str) -> Iterator[int]:
+        rows = zip(inputs[x].cpu().numpy(), labels[y].tolist(), strict=True)
+        return (hash((row.tobytes(), label)) for row, label in rows)
+
+    n = len(labels["y_val"])
+    if n < _N_TELLING:
+        return
+    trained = set(samples("x", "y"))
+    n_trained = sum(sample in trained for sample in samples("x_val", "y_val"))
+    if n_trained >= _LEAKS * n:
+        warnings.warn(
+            f"{n_trained} of {n} validation samples of {name!r} are training samples with the "
+            "same labels: the validation error rewards networks that learn wrong labels by heart. "
+            "Take them out of the training data.",
+            UserWarning,
+            stacklevel=4,
+        )
+
+
 def _read_dataset(name: str, dataset: Dataset[Any]) -> tuple[Tensor, list[Any]]:
+    if isinstance(dataset, DataLoader):
+        raise ValueError(f"{name} must be a data set, but is a DataLoader. Take {name}.dataset.")
+
     def collate(items: list[Any]) -> tuple[Any, list[Any]]:
+        for item in items:
+            if not isinstance(item, tuple | list) or len(item) != 2:
+                size = f" of {len(item)}" if hasattr(item, "__len__") else ""
+                raise ValueError(f"an item is a {type(item).__name__}{size}")
         inputs, labels = zip(*items, strict=True)
         return default_collate(list(inputs)), list(labels)
 
     # without a generator of its own, a DataLoader draws a seed from torch's global one
     loader = DataLoader(dataset, batch_size=1000, generator=torch.Generator(), collate_fn=collate)
     try:
-        inputs, labels = zip(*loader, strict=True)
+        parts = list(loader)
+        if not parts:
+            raise ValueError("it is empty")
+        inputs, labels = zip(*parts, strict=True)
         return torch.cat(list(inputs)), list(chain(*labels))
     except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(

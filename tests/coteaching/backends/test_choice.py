@@ -18,6 +18,7 @@ from optuna_s2e.coteaching.backends._base import UnsuitableNetwork
 from optuna_s2e.coteaching.backends._choice import Backend
 from optuna_s2e.coteaching.backends._fused_cnn import FusedCnnTrainer
 from optuna_s2e.coteaching.backends._fused_mlp import FusedMlpTrainer
+from optuna_s2e.coteaching.backends._fused_mlp_fixed import FixedMlpTrainer
 from optuna_s2e.coteaching.backends._fused_vmap import FusedVmapTrainer
 from optuna_s2e.coteaching.backends._loop import LoopTrainer
 from optuna_s2e.coteaching.backends._loop_kept_rows import KeptRowsTrainer
@@ -83,7 +84,8 @@ def test_auto_on_a_cpu(network, shape, dtype, trainer, width):
 @pytest.mark.parametrize(
     ("network", "shape", "dtype", "trainer", "width"),
     [
-        ("mlp", MNIST, "float32", FusedMlpTrainer, 64),
+        ("mlp", MNIST, "float32", FixedMlpTrainer, 64),
+        ("mlp", MNIST, "tf32", FixedMlpTrainer, 64),
         ("mlp", MNIST, "bfloat16", LoopTrainer, 1),
         ("cnn2", MNIST, "float32", FusedCnnTrainer, 16),
         ("cnn7", DIGITS, "bfloat16", FusedCnnTrainer, 16),
@@ -138,7 +140,7 @@ def test_the_width_is_the_given_one(width):
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA device")
 def test_graphs_take_the_trainers_of_fused():
-    for network, trainer in (("mlp", FusedMlpTrainer), ("cnn7", FusedCnnTrainer)):
+    for network, trainer in (("mlp", FixedMlpTrainer), ("cnn7", FusedCnnTrainer)):
         setup = _make_setup(network, DIGITS, device="cuda")
         graphs, fused = (find_backend(name, setup, None) for name in ("graphs", "fused"))
         assert (graphs.trainer.func, graphs.width) == (trainer, fused.width)

@@ -9,6 +9,7 @@ from optuna_s2e.coteaching import NoisyData, TrainingConfig
 from optuna_s2e.coteaching.backends._base import TrainingSetup, trial_seeds
 from optuna_s2e.coteaching.backends._fused_cnn import FusedCnnTrainer
 from optuna_s2e.coteaching.backends._fused_mlp import FusedMlpTrainer
+from optuna_s2e.coteaching.backends._fused_mlp_fixed import FixedMlpTrainer
 from optuna_s2e.coteaching.backends._fused_vmap import FusedVmapTrainer
 
 SEEDS = [3, 4, 5]
@@ -28,6 +29,7 @@ def _convolutions(input_shape, n_classes):
 
 KINDS = {
     "mlp": (FusedMlpTrainer, _perceptron),
+    "fixed mlp": (FixedMlpTrainer, _perceptron),
     "cnn": (FusedCnnTrainer, _convolutions),
     "vmap": (FusedVmapTrainer, _convolutions),
 }

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from optuna_s2e.coteaching import NoisyData, TrainingConfig, train_batch
+from optuna_s2e.coteaching import CoteachingObjective, NoisyData, TrainingConfig, train_batch
 from optuna_s2e.coteaching.backends import TrainingSetup, find_backend
 
 CONFIG = TrainingConfig(batch_size=10, learning_rate=0.05)
@@ -181,3 +181,16 @@ def test_float64_is_summed_on_devices_that_have_it():
         there = data.to(device)
         setup = TrainingSetup(there, "mlp", CONFIG, (there.x_val, there.y_val))
         assert setup.sum_dtype == dtype
+
+
+def test_a_network_that_ends_in_a_softmax_is_told_before_a_study_is_made():
+    data, _ = _data("float32")
+
+    def network(shape, n_classes):
+        return nn.Sequential(
+            nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, n_classes), nn.Softmax(dim=1)
+        )
+
+    objective = CoteachingObjective(data, network=network, n_epochs=2, device="cpu")
+    with pytest.warns(UserWarning, match="The network returns probabilities"):
+        objective.check()

@@ -177,3 +177,67 @@ def test_old_networks_are_not_kept_and_their_addresses_may_be_used_again(tiny):
     _sharing.SharingGuard([nn.Linear(1, 1), nn.Linear(1, 1)])
     places = {trained.place[1] for trained in _sharing._trained.values()}
     assert not places & {memory[0].ctypes.data, memory[1].ctypes.data}
+
+
+class _Centred(nn.Module):
+    """Keeps a running mean in a plain tensor, which is no buffer."""
+
+    of_class = torch.zeros(6)
+
+    def __init__(self, mean: torch.Tensor | None, n_classes: int) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(5, 6), nn.Linear(6, n_classes)
+        if mean is not None:
+            self.mean = mean
+
+    def forward(self, x):
+        mean = getattr(self, "mean", self.of_class)
+        hidden = self.first(x)
+        if self.training:
+            mean.mul_(0.9).add_(hidden.detach().mean(0), alpha=0.1)
+        return self.last(torch.tanh(hidden - mean))
+
+
+@pytest.mark.parametrize("name", ["mean", "of_class"])
+def test_plain_tensors_that_training_changes_are_refused_and_restored(tiny, name):
+    mean = torch.zeros(6)
+    given = mean if name == "mean" else None
+    for result in _train(tiny, lambda shape, c: _Centred(given, c)):
+        assert f"'network.{name}' is the same memory in both networks" in str(result.failure)
+    assert not mean.any()
+    assert not _Centred.of_class.any()
+
+
+def test_plain_tensors_of_each_network_may_change(tiny):
+    first, second = _train(tiny, lambda shape, c: _Centred(torch.zeros(6), c))
+    assert (first.failure, second.failure) == (None, None)
+    np.testing.assert_array_equal(first.curves.loss, second.curves.loss)
+
+
+class _Hidden(nn.Module):
+    """Uses a layer that PyTorch does not see, because a list holds it."""
+
+    def __init__(self, layer: nn.Module, n_classes: int) -> None:
+        super().__init__()
+        self.layers, self.last = [layer], nn.Linear(6, n_classes)
+
+    def forward(self, x):
+        return self.last(torch.tanh(self.layers[0](x)))
+
+
+@pytest.mark.parametrize("shares", [True, False])
+def test_weights_that_no_parameter_holds_are_refused(tiny, shares):
+    layer = nn.Linear(5, 6)
+
+    def network(shape, n_classes):
+        return _Hidden(layer if shares else nn.Linear(5, 6), n_classes)
+
+    for result in _train(tiny, network):
+        assert isinstance(result.failure, ValueError)
+        assert "in an nn.ModuleList, but uses a weight of shape (6" in str(result.failure)
+
+
+def test_a_frozen_layer_need_not_be_held(tiny):
+    layer = nn.Linear(5, 6).requires_grad_(False)
+    for result in _train(tiny, lambda shape, c: _Hidden(layer, c)):
+        assert result.failure is None

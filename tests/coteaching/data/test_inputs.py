@@ -21,7 +21,6 @@ N = 12
 X = np.random.default_rng(0).normal(size=(N, 4))
 Y = np.arange(N) % 3
 IDS = np.random.default_rng(1).integers(0, 30, (N, 8))
-RAGGED = torch.nested.nested_tensor([torch.ones(2), torch.ones(3)], layout=torch.jagged)
 
 
 class Frame:
@@ -126,7 +125,6 @@ def test_images_with_channels_last_are_turned():
         (np.ma.masked_less(X, 0), "x must hold all values, but some are masked."),
         ([[1.0], [1.0, 2.0]], "x must hold samples of one shape, but they differ. Pad or"),
         ([torch.zeros(2), torch.zeros(3)], "x must hold samples of one shape, but they differ."),
-        (RAGGED, "x must hold samples of one shape, but they differ. Pad or resize them."),
         (scipy.sparse.csr_matrix(X), "x must be dense, but is sparse. Take x.toarray()."),
         (torch.tensor(X).to_sparse(), "x must be dense, but is sparse. Take x.to_dense()."),
         (np.full((2, 2), 2**64 - 1, dtype=np.uint64), "x must hold ints below 2^63, but got 1844"),
@@ -135,6 +133,13 @@ def test_images_with_channels_last_are_turned():
 def test_inputs_of_no_clear_meaning_are_named(x, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         _read(x)
+
+
+def test_ragged_tensors_are_named():
+    ragged = torch.nested.nested_tensor([torch.ones(2), torch.ones(3)], layout=torch.jagged)
+    message = "x must hold samples of one shape, but they differ. Pad or resize them."
+    with pytest.raises(ValueError, match=message):
+        _read(ragged)
 
 
 class Embedded(nn.Module):

@@ -192,3 +192,34 @@ def test_columns_of_pandas_are_labels():
     ):
         with pytest.raises(ValueError, match="y must hold a label of every sample"):
             encode_labels({"y": missing})
+
+
+@pytest.mark.parametrize("n", [2, 10])
+def test_a_label_255_beside_few_others_is_named(n):
+    labels = np.append(np.arange(n).repeat(3), 255).astype(np.uint8)
+    with pytest.warns(UserWarning, match="The label 255 is taken as a class"):
+        encoded, classes = encode_labels({"y": labels})
+    assert classes == (*range(n), 255)
+    assert encoded["y"][-1] == n
+
+
+def test_a_label_255_that_is_a_class_is_fine(recwarn):
+    encode_labels({"y": np.arange(256)})
+    encode_labels({"y": [0, 1, 2]}, 256)
+    encode_labels({"y": [0, 255]}, 256)
+    assert not recwarn.list
+
+
+@pytest.mark.parametrize(
+    ("labels", "same"),
+    [
+        (["cat", "dog", "cat "], "['cat', 'cat ']"),
+        (["Cat", "dog", "cat"], "['Cat', 'cat']"),
+        (["big cat", "dog", "big  cat"], "['big  cat', 'big cat']"),
+        ([b"cat", b"dog", b"CAT"], "[b'CAT', b'cat']"),
+    ],
+)
+def test_classes_that_look_alike_are_named_and_kept(labels, same):
+    with pytest.warns(UserWarning, match=re.escape(f"The labels {same} differ in blanks")):
+        _, classes = encode_labels({"y": labels})
+    assert len(classes) == 3

@@ -11,7 +11,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import Dataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from optuna_s2e.coteaching import NoisyData, load_data, make_network
 from optuna_s2e.coteaching.data import to_input
@@ -440,3 +440,48 @@ def test_numbers_of_numpy_become_numbers_of_python(tmp_path):
     assert torch.equal(data.noisy_labels, same.noisy_labels)
     arrays = NoisyData.from_arrays(X, Y, X, Y, n_classes=np.int64(3))
     assert (arrays.n_classes, type(arrays.n_classes)) == (3, int)
+
+
+def _parts(n_val, x_of_val, relabel=0):
+    """Return 300 training samples and validation samples of which some are among them."""
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(300, 4)).astype(np.float32), np.arange(300) % 3
+    x_val, y_val = x[:n_val].copy(), y[:n_val].copy()
+    x_val[x_of_val:] += 1
+    y_val[:relabel] = (y_val[:relabel] + 1) % 3
+    return x, y, x_val, y_val
+
+
+@pytest.mark.parametrize(("n_val", "n_same"), [(200, 200), (200, 180), (300, 300)])
+def test_validation_samples_that_are_trained_on_are_named(n_val, n_same):
+    words = f"{n_same} of {n_val} validation samples of 'arrays' are training samples"
+    with pytest.warns(UserWarning, match=words):
+        NoisyData.from_arrays(*_parts(n_val, n_same))
+
+
+@pytest.mark.parametrize(
+    ("n_val", "n_same", "relabel"), [(200, 179, 0), (200, 200, 50), (9, 9, 0)]
+)
+def test_a_few_equal_samples_or_other_labels_are_fine(n_val, n_same, relabel, recwarn):
+    NoisyData.from_arrays(*_parts(n_val, n_same, relabel))
+    assert not recwarn.list
+
+
+@pytest.mark.parametrize(
+    ("items", "words"),
+    [
+        ([{"x": torch.zeros(2), "y": 1}], "an item is a dict of 2"),
+        ([(torch.zeros(2), 1, 0)], "an item is a tuple of 3"),
+        ([torch.zeros(2)], "an item is a Tensor of 2"),
+        ([], "it is empty"),
+    ],
+)
+def test_items_that_are_no_pairs_are_named(items, words):
+    with pytest.raises(ValueError, match=f"train must be .*{words}"):
+        NoisyData.from_datasets(items, [(torch.zeros(2), 1)])
+
+
+def test_a_loader_in_place_of_a_data_set_is_named():
+    items = TensorDataset(torch.from_numpy(X), torch.from_numpy(Y))
+    with pytest.raises(ValueError, match=r"val must be .* a DataLoader\. Take val\.dataset"):
+        NoisyData.from_datasets(items, DataLoader(items))

@@ -1,0 +1,81 @@
+"""A benchmark that stops in time and says what failed."""
+
+import signal
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.slow
+
+HERE = Path(__file__).parent
+
+
+@pytest.fixture
+def bench(monkeypatch):
+    monkeypatch.syspath_prepend(str(HERE))
+    import bench_training
+
+    return bench_training
+
+
+def _main(bench, monkeypatch, capsys, *options):
+    """Run the benchmark on the digits and return what it prints."""
+    command = ["bench_training.py", "--case", "digits-mlp", "--device", "cpu", "--share", "0.2"]
+    monkeypatch.setattr(sys, "argv", [*command, *map(str, options)])
+    bench.main()
+    if hasattr(signal, "setitimer"):
+        assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
+    return capsys.readouterr().out
+
+
+def test_a_run_that_takes_too_long_is_a_row_with_its_reason(bench, monkeypatch, capsys, tmp_path):
+    options = ("--epochs", 10**6, "--ways", "floor", "loop", "--out", tmp_path / "out.json")
+    printed = _main(bench, monkeypatch, capsys, *options, "--run-limit", 0.5)
+    assert printed.count("failed: a run takes more than 0.5 s") == 2
+    assert "stopped at --limit" not in printed
+    started = time.monotonic()
+    again = _main(bench, monkeypatch, capsys, *options)
+    assert time.monotonic() - started < 60  # nothing is tried again
+    assert again.count("failed: a run takes more than 0.5 s") == 2
+
+
+def test_a_benchmark_stops_within_a_run_and_begins_it_anew(bench, monkeypatch, capsys, tmp_path):
+    options = (
+        "--epochs",
+        1,
+        "--ways",
+        "floor",
+        "loop",
+        "--repeats",
+        1,
+        "--out",
+        tmp_path / "out.json",
+    )
+    package = bench.Bench.package
+
+    def endless(self, backend, n_trials):
+        while True:
+            time.sleep(0.01)
+
+    monkeypatch.setattr(bench.Bench, "package", endless)
+    printed = _main(bench, monkeypatch, capsys, *options, "--limit", 4)
+    assert "stopped at --limit" in printed
+    assert "failed" not in printed
+    monkeypatch.setattr(bench.Bench, "package", package)
+    printed = _main(bench, monkeypatch, capsys, *options)
+    assert "stopped at --limit" not in printed
+    assert "\nloop " in printed
+
+
+def test_a_way_that_fails_is_a_row_with_its_reason(bench, monkeypatch, capsys):
+    def failing(self, backend, n_trials):
+        raise RuntimeError("TF32 is not float32\nby far")
+
+    monkeypatch.setattr(bench.Bench, "package", failing)
+    printed = _main(
+        bench, monkeypatch, capsys, "--epochs", 1, "--ways", "floor", "loop", "--repeats", 1
+    )
+    assert "failed: RuntimeError: TF32 is not float32\n" in printed
+    assert "\nfloor " in printed
