@@ -33,6 +33,7 @@ import runs
 from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner
 from optuna.trial import FrozenTrial, TrialState
 from scipy.spatial.distance import cdist
+from scipy.stats import spearmanr
 
 from optuna_s2e import S2ESampler, ScheduleSpace, recommend
 from optuna_s2e.coteaching import last_epochs_mean, train_batch
@@ -225,6 +226,17 @@ def run(job: runs.Job) -> dict[str, Any]:
     if job[0] == "curves":
         return train(str(job[1]))
     return search(str(job[0]), str(job[1]), int(job[2]))
+
+
+def foresight(curves: Curves, share: float) -> float:
+    """Return the rank correlation of the loss and the error after a share of the epochs.
+
+    Over the schedules of a table whose ranges are around the noise rate, the second half.
+    """
+    near, n_epochs = curves.error[len(curves.error) // 2 :], curves.error.shape[1]
+    step = int(share * n_epochs)
+    so_far = near[:, max(0, step - n_epochs // 10) : step + 1].mean(axis=1)
+    return float(spearmanr(so_far, [last_epochs_mean(e) for e in near]).statistic)
 
 
 def report(results: runs.Results, part: str, n: int) -> None:
