@@ -271,9 +271,11 @@ def report(results: runs.Results, part: str, n: int) -> None:
         )  # fmt: skip
         counts = ", ".join(f"{t:.0f} ({s:.0f})" for t, s in zip(trials, stopped, strict=True))
         print(f"{rule:16}{line}   {counts}")
-    print(
-        "\nminus full trainings, points, [95 % interval]: with half of the epochs; with the same"
-    )
+    print("\nrank correlation of the loss and the error after a third, a half of the epochs")
+    for name in names:
+        known = (foresight(curves_of(name), share) for share in (1 / 3, 1 / 2))
+        print(f"  {name:34}" + "".join(f"{r:6.2f}" for r in known))
+    print("\nminus full trainings, points, [95 % interval]; after 6, 12 or 24 T epochs each")
     for rule, own in regrets.items():
         line = ""
         for ours, theirs in ((6, 12), (12, 24), (12, 12), (24, 24)):
