@@ -92,11 +92,16 @@ class Others:
 
 
 def _is_of(trial: FrozenTrial, space: SearchSpace) -> bool:
-    """Say whether a trial describes its parameters and its schedule as a space does."""
+    """Say whether a trial describes its parameters and its schedule as a space does.
+
+    Optuna lets an enqueued value be out of its range. No point of the space stands for it.
+    """
     present = [n for n in space.names if n in trial.distributions]
-    return all(trial.distributions[n] == space.distributions[n] for n in present) and all(
-        space.tags.get(n, v) == v for n, v in read_tags(trial).items()
-    )
+    return all(
+        trial.distributions[n] == space.distributions[n]
+        and _optuna.contains(space.distributions[n], trial.params[n])
+        for n in present
+    ) and all(space.tags.get(n, v) == v for n, v in read_tags(trial).items())
 
 
 def _order(trial: FrozenTrial) -> tuple[datetime, int]:
