@@ -79,9 +79,7 @@ class Others:
         fresh = (
             t
             for t in reversed(self._completed)
-            if t.number not in known
-            and names & t.params.keys() in branches
-            and _is_of(t, space)
+            if t.number not in known and names & t.params.keys() in branches and _is_of(t, space)
         )
         return list(islice(fresh, MAX_ALSO))[::-1]
 
