@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime
 from itertools import islice
 
-from optuna.trial import FrozenTrial
+from optuna.trial import FrozenTrial, TrialState
 
 from optuna_s2e import _optuna
 from optuna_s2e._attributes import FIXED_PARAMS_KEY
@@ -47,9 +47,10 @@ class Others:
 
     def take(self, trial: FrozenTrial, rules: Rules) -> None:
         """Read a finished trial that is no draw."""
+        if trial.state != TrialState.FAIL:  # who only looks at a search counts no pruned ones
+            self._by_number[trial.number] = trial
         if rules.counts(trial):
             insort(self._completed, trial, key=_order)
-            self._by_number[trial.number] = trial
         record = own_record(trial.system_attrs, trial)
         if record is None or record.slot is None or record.generation > 0:
             return
