@@ -96,11 +96,12 @@ def _is_of(trial: FrozenTrial, space: SearchSpace) -> bool:
     Optuna lets an enqueued value be out of its range. No point of the space stands for it.
     """
     present = [n for n in space.names if n in trial.distributions]
-    return all(
-        trial.distributions[n] == space.distributions[n]
-        and _optuna.contains(space.distributions[n], trial.params[n])
-        for n in present
-    ) and all(space.tags.get(n, v) == v for n, v in read_tags(trial).items())
+    return (
+        bool(present)
+        and all(trial.distributions[n] == space.distributions[n] for n in present)
+        and all(_optuna.contains(space.distributions[n], trial.params[n]) for n in present)
+        and all(space.tags.get(n, v) == v for n, v in read_tags(trial).items())
+    )
 
 
 def _order(trial: FrozenTrial) -> tuple[datetime, int]:
