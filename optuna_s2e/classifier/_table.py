@@ -264,6 +264,12 @@ def is_missing(value: object) -> bool:
 def _refuse_text(name: str, counts: Mapping[str, int], n_rows: int) -> None:
     if len(counts) > max(TEXT_COUNT, TEXT_SHARE * n_rows):
         words = [text for text in counts if not _is_number(text)]
+        if not words:
+            raise ValueError(
+                f"Column {name} must hold numbers or categories, but holds numbers as strings, "
+                f"such as {next(iter(counts))!r}. Turn them into numbers with astype(float), or "
+                'declare it with astype("category") if it is one.'
+            )
         if 2 * len(words) < len(counts):
             raise ValueError(
                 f"Column {name} must hold numbers or categories, but holds numbers and words such "

@@ -44,11 +44,13 @@ def run_workers(args: argparse.Namespace) -> int:
     words = [sys.executable, "-m", "optuna_s2e", *_without_option(args.argv)]
     workers: dict[str, subprocess.Popen[bytes]] = {}
     came: list[signal.Signals] = []
+    told: set[str] = set()  # workers that a signal was handed on to
 
     def hand_on(number: int, frame: object) -> None:
         came.append(signal.Signals(number))
-        for worker in workers.values():
+        for name, worker in workers.items():
             worker.send_signal(number)  # an ended one gets none
+            told.add(name)
 
     before = {name: signal.signal(signal.Signals[name], hand_on) for name in EXIT_CODES}
     try:
@@ -60,6 +62,8 @@ def run_workers(args: argparse.Namespace) -> int:
                 [*words, "--device", device], start_new_session=True, stdin=subprocess.DEVNULL
             )
             print(f"{name}: process {workers[name].pid}", flush=True)
+            if came and name not in told:  # a signal came while it was being started
+                workers[name].send_signal(came[-1])
         codes = [_ended(name, worker, came) for name, worker in workers.items()]
     finally:
         for name, handler in before.items():

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime
 from itertools import islice
 
-from optuna.trial import FrozenTrial
+from optuna.trial import FrozenTrial, TrialState
 
 from optuna_s2e import _optuna
 from optuna_s2e._attributes import FIXED_PARAMS_KEY
@@ -47,9 +47,10 @@ class Others:
 
     def take(self, trial: FrozenTrial, rules: Rules) -> None:
         """Read a finished trial that is no draw."""
+        if trial.state != TrialState.FAIL:  # who only looks at a search counts no pruned ones
+            self._by_number[trial.number] = trial
         if rules.counts(trial):
             insort(self._completed, trial, key=_order)
-            self._by_number[trial.number] = trial
         record = own_record(trial.system_attrs, trial)
         if record is None or record.slot is None or record.generation > 0:
             return
@@ -79,9 +80,7 @@ class Others:
         fresh = (
             t
             for t in reversed(self._completed)
-            if t.number not in known
-            and names & t.params.keys() in branches
-            and _is_of(t, space)
+            if t.number not in known and names & t.params.keys() in branches and _is_of(t, space)
         )
         return list(islice(fresh, MAX_ALSO))[::-1]
 
@@ -92,11 +91,15 @@ class Others:
 
 
 def _is_of(trial: FrozenTrial, space: SearchSpace) -> bool:
-    """Say whether a trial describes its parameters and its schedule as a space does."""
+    """Say whether a trial describes its parameters and its schedule as a space does.
+
+    Optuna lets an enqueued value be out of its range. No point of the space stands for it.
+    """
     present = [n for n in space.names if n in trial.distributions]
     return (
         bool(present)
         and all(trial.distributions[n] == space.distributions[n] for n in present)
+        and all(_optuna.contains(space.distributions[n], trial.params[n]) for n in present)
         and all(space.tags.get(n, v) == v for n, v in read_tags(trial).items())
     )
 

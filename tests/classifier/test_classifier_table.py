@@ -92,11 +92,12 @@ def test_numbers_of_any_size_keep_their_order():
     ("values", "message"),
     [
         ([f"review number {i}" for i in range(150)], "150 different strings in 150 rows"),
+        ([f"{i}.5" for i in range(150)], "holds numbers as strings, such as '0.5'"),
         (np.arange(150).astype("datetime64[D]"), "dates or times"),
         ([1.0, np.inf] * 75, "infinity"),
         ([{"a": 1}, "b"] * 75, "numbers or strings"),
     ],
-    ids=["text", "dates", "infinity", "dicts"],
+    ids=["text", "numbers as text", "dates", "infinity", "dicts"],
 )
 def test_columns_that_cannot_be_encoded_are_refused_with_the_remedy(values, message):
     array = np.array(values, dtype=getattr(values, "dtype", None) or object)

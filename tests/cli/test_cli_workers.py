@@ -6,13 +6,14 @@ import signal
 import subprocess
 import sys
 import time
+from argparse import Namespace
 
 import optuna
 import pytest
 from commands import N_SEARCHED, Searched, only_line, search, study
 
 from optuna_s2e.cli import main
-from optuna_s2e.cli._workers import _without_option
+from optuna_s2e.cli._workers import _without_option, run_workers
 
 WORKERS = ["worker", "--study-name", "s", "--no-dashboard", "--devices", "cpu,cpu"]
 
@@ -55,6 +56,29 @@ def test_a_signal_ends_all_workers_and_leaves_no_trial_running(number: int, code
         with pytest.raises(ProcessLookupError):
             os.kill(pid, 0)
     assert {t.state.name for t in study().trials} <= {"COMPLETE", "FAIL"}
+
+
+def test_a_signal_reaches_a_worker_that_is_just_being_started(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    handed_on: list[int] = []
+
+    class Starting:
+        pid = 1
+
+        def __init__(self, *_: object, **__: object) -> None:
+            signal.raise_signal(signal.SIGTERM)
+
+        def send_signal(self, number: int) -> None:
+            handed_on.append(number)
+
+        def wait(self) -> int:
+            return 143
+
+    monkeypatch.setattr(subprocess, "Popen", Starting)
+    args = Namespace(devices=["cpu", "cpu"], device="auto", objective=None, argv=["worker"])
+    assert run_workers(args) == 143
+    assert handed_on == [signal.SIGTERM]  # and the second worker is not started
 
 
 def test_the_exit_code_is_that_of_a_worker_that_failed(capfd: pytest.CaptureFixture[str]) -> None:

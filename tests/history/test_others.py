@@ -26,6 +26,13 @@ def trial(number: int, params, distributions=None, **options) -> optuna.trial.Fr
     return made
 
 
+def out_of_range(params) -> optuna.trial.FrozenTrial:  # type: ignore[no-untyped-def]
+    """Return a trial as Optuna keeps one that was enqueued with these parameters."""
+    made = trial(1, dict.fromkeys(params, 0.5) | {"kind": "a"})
+    made.params = params
+    return made
+
+
 def others_of(*trials: optuna.trial.FrozenTrial, rules: Rules | None = None) -> Others:
     others = Others()
     for one in trials:
@@ -57,6 +64,7 @@ def test_completed_trials_of_the_space_are_unknown_until_an_opener_names_them() 
         trial(1, {"x": 1, "kind": "a"}, {"x": IntDistribution(0, 1)}),
         trial(1, {"x": 0.5, "kind": "a"}, {"kind": CategoricalDistribution(["a", "c"])}),
         trial(1, {"x": 0.5}),  # as no draw is
+        out_of_range({"x": 7.0, "kind": "a"}),
         trial(1, {}),
         trial(1, {"x": 0.5, "kind": "a"}, state=TrialState.FAIL, value=None),
         trial(1, {"x": 0.5, "kind": "a"}, state=TrialState.PRUNED, value=None),

@@ -132,6 +132,21 @@ def test_the_default_estimator_learns_from_trials_that_are_no_draws(n_enqueued: 
     assert_replays(study)
 
 
+def test_an_enqueued_trial_that_was_pruned_counts_on_request() -> None:
+    def pruned_at_first(trial: optuna.Trial) -> float:
+        value = quadratic(trial)
+        if trial.number == 0:
+            trial.report(value, 0)
+            raise optuna.TrialPruned
+        return value
+
+    study = make_study(estimator="surrogate", consider_pruned_trials=True)
+    study.enqueue_trial({"x0": 0.3, "x1": 0.3, "x2": 0.1})
+    study.optimize(pruned_at_first, n_trials=K + 1)
+    assert record(study.trials[K])["also"] == [0]
+    assert_replays(study)
+
+
 def test_a_search_of_draws_alone_records_what_it_did_before() -> None:
     study = make_study(estimator="surrogate")
     study.optimize(quadratic, n_trials=K + 1)

@@ -189,12 +189,11 @@ def make_networks(setup: TrainingSetup, seed: int) -> tuple[nn.Module, nn.Module
 
 
 def _begin_alike(first: nn.Module, second: nn.Module) -> bool:
-    """Whether all weights that are trained are equal in both networks."""
-    trained = [
-        [w for w in net.parameters() if w.requires_grad and not is_lazy(w)]
-        for net in (first, second)
-    ]
-    return bool(trained[0]) and all(starmap(torch.equal, zip(*trained, strict=False)))
+    """Whether all weights that are trained are equal in both networks; lazy ones are not yet."""
+    trained = [[w for w in net.parameters() if w.requires_grad] for net in (first, second)]
+    if not trained[0] or any(map(is_lazy, trained[0])):
+        return False
+    return all(starmap(torch.equal, zip(*trained, strict=False)))
 
 
 def checked_logits(output: object, shape: tuple[int, int]) -> Tensor:

@@ -200,7 +200,7 @@ def _warn_of_odd(classes: tuple[Label, ...]) -> None:
             UserWarning,
             stacklevel=4,
         )
-    if classes[-1] == _IGNORED and _IGNORED - 1 not in classes:
+    if classes[-1] == _IGNORED and _IGNORED - 1 not in classes and len(classes) > 2:
         warnings.warn(
             f"The label {_IGNORED} is taken as a class. Drop its samples if it marks those "
             "without a label.",

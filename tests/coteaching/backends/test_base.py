@@ -157,7 +157,13 @@ def test_peers_that_begin_with_the_same_weights_are_named(network):
     assert all(map(torch.equal, first.parameters(), second.parameters()))
 
 
-@pytest.mark.parametrize("network", [_fine_tuned, lambda *_: nn.LazyLinear(3), "mlp"])
+def _partly_lazy(*_):
+    return nn.Sequential(nn.LazyLinear(4), nn.BatchNorm1d(4), nn.LazyLinear(3))
+
+
+@pytest.mark.parametrize(
+    "network", [_fine_tuned, lambda *_: nn.LazyLinear(3), _partly_lazy, "mlp"]
+)
 def test_peers_with_a_part_of_their_own_are_fine(network, recwarn):
     make_networks(_make_setup(network), 3)
     assert not [w for w in recwarn.list if "same weights" in str(w.message)]

@@ -207,6 +207,7 @@ def test_a_label_255_that_is_a_class_is_fine(recwarn):
     encode_labels({"y": np.arange(256)})
     encode_labels({"y": [0, 1, 2]}, 256)
     encode_labels({"y": [0, 255]}, 256)
+    encode_labels({"y": [0, 255]})  # black and white
     assert not recwarn.list
 
 

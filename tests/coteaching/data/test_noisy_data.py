@@ -467,6 +467,13 @@ def test_a_few_equal_samples_or_other_labels_are_fine(n_val, n_same, relabel, re
     assert not recwarn.list
 
 
+def test_equal_samples_are_fine_where_there_are_few_kinds_of_them(recwarn):
+    x = np.array([[i & 1, i >> 1] for i in np.arange(400) % 4], dtype=np.float32)
+    y = np.arange(400) % 4 // 2
+    NoisyData.from_arrays(x[:300], y[:300], x[300:], y[300:])
+    assert not recwarn.list
+
+
 @pytest.mark.parametrize(
     ("items", "words"),
     [
