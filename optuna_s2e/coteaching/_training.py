@@ -166,8 +166,8 @@ def train_batch(
             backward pass over the kept samples alone. Networks like "cnn2", "cnn7" and "cnn9"
             become one network of grouped convolutions. All other networks are mapped by
             `torch.vmap`, which is experimental, if that gives the same numbers (no dropout).
-            "graphs" (experimental): as "fused", but the steps of an epoch are replayed from a
-            CUDA graph. It needs CUDA and has never run on a GPU.
+            "graphs" (experimental): as "fused", but a step is recorded once as a CUDA graph and
+            replayed. It needs CUDA and has never run on a GPU.
             "auto": never "graphs" and never `torch.vmap`. On all devices "fused" for networks
             like "mlp". For networks like "cnn2", "cnn7" and "cnn9": on CUDA "fused"; on a CPU
             "fused" with one trial per group for small ones, else "rows" if it can train them,
