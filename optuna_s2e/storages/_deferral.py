@@ -10,7 +10,9 @@ waited is handed on
 - just before the next trial begins, and at the end of Optuna's loop,
 - or as soon as the main thread has left ask, tell and storage, which a thread tries out.
 
-After MAX_WAIT it is handed on wherever the main thread is. In Optuna's loop the stand-ins stay
+After MAX_WAIT it is handed on wherever the main thread is, again and again until the exception
+that its handler raises has ended the operation: Python drops one that is raised inside a callback
+of the garbage collector or inside a `__del__`. In Optuna's loop the stand-ins stay
 from the first operation of a trial to its end: a tell begins before its first operation does. A
 handler with an attribute `waits_itself` that is true raises nothing amid an operation, and keeps
 its place.
@@ -43,7 +45,9 @@ _SIGNALS = [getattr(signal, name) for name in _NAMES if hasattr(signal, name)]  
 # All of these are the main thread's. Its handlers run amid its code, so the lock is reentrant.
 _lock = threading.RLock()
 _waiting: dict[int, tuple[float, _Handler]] = {}  # signals that wait: since when, and for whom
+_senders: set[int] = set()  # signals that a thread sends again
 _sent_again: set[int] = set()  # by the thread, not from outside
+_raised: dict[int, BaseException] = {}  # by handlers amid the operation under way
 
 
 class _OfThread(threading.local):
@@ -58,7 +62,9 @@ def _begin_process() -> None:
     global _lock
     _lock = threading.RLock()
     _waiting.clear()
+    _senders.clear()
     _sent_again.clear()
+    _raised.clear()
 
 
 if hasattr(os, "register_at_fork"):  # not on Windows
@@ -67,7 +73,11 @@ if hasattr(os, "register_at_fork"):  # not on Windows
 
 @contextlib.contextmanager
 def signals_wait() -> Iterator[None]:
-    """Let signals wait for the end of the block, which is an operation of a storage."""
+    """Let signals wait for the end of the block, which is an operation of a storage.
+
+    A block that their handlers interrupt nevertheless raises what they raised, even where it
+    wrapped it in another error.
+    """
     if not _is_main():
         yield  # handlers never interrupt it
         return
@@ -78,9 +88,15 @@ def signals_wait() -> Iterator[None]:
             if callable(handler) and not getattr(handler, "waits_itself", False):
                 signal.signal(number, _StandIn(handler))
         yield
+    except BaseException as error:
+        if (raised := _end_waiting_of_raised(error)) is None or raised is error:
+            raise
+        raise raised from None  # what wraps it may say that the storage failed
     finally:
         _main.depth -= 1
         frame = sys._getframe()
+        if _main.depth == 0:
+            _raised.clear()
         if _main.depth == 0 and not _optuna.is_asking_or_telling(frame):
             _hand_on(frame)
 
@@ -89,6 +105,11 @@ def hand_on() -> None:
     """Hand on the signals that wait. Call it where an exception does no harm: between trials."""
     if _is_main() and _main.depth == 0:
         _hand_on(sys._getframe())
+
+
+def is_of_handler(error: Exception) -> bool:
+    """Whether a signal's handler raised the error amid the operation under way."""
+    return any(error is raised for raised in _raised.values())
 
 
 def _is_main() -> bool:
@@ -115,13 +136,25 @@ class _StandIn:
             since, _ = _waiting.setdefault(number, (time.monotonic(), self.handler))
         late = time.monotonic() - since > MAX_WAIT
         if late and _main.depth:
-            if (waiting := _end_waiting(number)) is not None:
-                waiting(number, frame)
+            self._interrupt(number, frame)
         elif late or not (_main.depth or _optuna.is_asking_or_telling(frame)):
             _hand_on(frame)
         elif new:
-            with contextlib.suppress(RuntimeError):  # no thread can start: the operation does it
-                _thread.start_new_thread(_send_again, (number,))
+            _start_to_send_again(number)
+
+    @staticmethod
+    def _interrupt(number: int, frame: FrameType | None) -> None:
+        """Call the handler amid an operation; if it raises, the signal waits on."""
+        if (handler := _end_waiting(number)) is None:
+            return
+        try:
+            handler(number, frame)
+        except BaseException as error:
+            _raised[number] = error
+            with _lock:
+                _waiting[number] = (time.monotonic(), handler)
+            _start_to_send_again(number)
+            raise
 
 
 def _hand_on(frame: FrameType | None) -> None:
@@ -146,6 +179,26 @@ def _end_waiting(number: int) -> _Handler | None:
     return handler
 
 
+def _end_waiting_of_raised(error: BaseException | None) -> BaseException | None:
+    """Return what a handler raised, the error or one behind it; its signal waits no longer."""
+    while error is not None:
+        for number, raised in _raised.items():
+            if raised is error:
+                _end_waiting(number)
+                return raised
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def _start_to_send_again(number: int) -> None:
+    with _lock:
+        if number in _senders:
+            return
+        with contextlib.suppress(RuntimeError):  # no thread can start: an operation hands it on
+            _thread.start_new_thread(_send_again, (number,))
+            _senders.add(number)
+
+
 def _send_again(number: int) -> None:
     """Send a signal to the main thread again and again while it waits."""
     main = threading.main_thread().ident
@@ -153,6 +206,7 @@ def _send_again(number: int) -> None:
         time.sleep(_PAUSE)
         with _lock:
             if number not in _waiting or main is None:
+                _senders.discard(number)
                 return
             _sent_again.add(number)
             if hasattr(signal, "pthread_kill"):

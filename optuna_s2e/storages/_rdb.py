@@ -29,6 +29,7 @@ from optuna_s2e.storages._connection import (
     StorageUnusableError,
     is_writing,
 )
+from optuna_s2e.storages._deferral import is_of_handler
 from optuna_s2e.storages._urls import driver_is_missing, hide_passwords, mask_url, sqlite_file
 
 SQLITE_TIMEOUT = 60.0  # seconds that a writer waits for another
@@ -288,6 +289,8 @@ def _raise_unavailable(context: ExceptionContext) -> None:
     error = context.original_exception
     if not isinstance(error, Exception):
         return  # a signal (KeyboardInterrupt, SystemExit), which SQLAlchemy calls a disconnect
+    if is_of_handler(error):
+        return
     if isinstance(error, sqlite3.Error):
         code = getattr(error, "sqlite_errorcode", 0) & 0xFF
         if code in _SQLITE_UNUSABLE:

@@ -128,6 +128,7 @@ class RetryingStorage(BaseStorage, _optuna.BaseHeartbeat):
         self._log_return()
         return result
 
+    @signals_wait()
     def _attempt(
         self,
         operate: Callable[[BaseStorage], T],
@@ -140,7 +141,7 @@ class RetryingStorage(BaseStorage, _optuna.BaseHeartbeat):
         Signals wait for its end. One that waits no longer leaves no transaction behind.
         """
         try:
-            with signals_wait(), self._not_left_open():
+            with self._not_left_open():
                 storage = self._open()
                 if look_up is not None and (found := look_up(storage)) is not None:
                     return found

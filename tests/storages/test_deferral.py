@@ -288,6 +288,66 @@ def test_a_long_operation_is_interrupted_and_leaves_no_lock(
     assert study.user_attrs == {"a": 2}
 
 
+class Finalized:
+    """Python drops an exception that is raised while its end is awaited."""
+
+    def __del__(self) -> None:
+        shoot()
+        wait_in_python(3 * _deferral.MAX_WAIT)
+
+
+def wait_in_python(seconds: float) -> None:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        time.sleep(0.01)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_ctrl_c_that_arrives_inside_a_finalizer_is_not_lost(
+    study: optuna.Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_deferral, "MAX_WAIT", 0.1)
+
+    def finalize_and_wait(*_: Any) -> None:
+        Finalized()
+        wait_in_python(30)
+
+    sqlalchemy.event.listen(engine_of(study), "before_cursor_execute", finalize_and_wait)
+    start = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        study.set_user_attr("a", 1)
+    assert time.monotonic() - start < 20
+    assert_writable(tmp_path)
+    sqlalchemy.event.remove(engine_of(study), "before_cursor_execute", finalize_and_wait)
+    study.set_user_attr("a", 2)  # nothing is left to be handed on
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="a signal of Unix")
+@pytest.mark.parametrize("exception", [TimeoutError, SystemExit])
+def test_a_handler_that_raises_amid_an_operation_is_called_once(
+    exception: type[BaseException], study: optuna.Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_deferral, "MAX_WAIT", 0.1)
+    called: list[int] = []
+
+    def own(number: int, frame: Any) -> None:
+        called.append(number)
+        raise exception("too late")
+
+    def shoot_and_wait(*_: Any) -> None:
+        os.kill(os.getpid(), signal.SIGUSR1)
+        wait_in_python(30)
+
+    before = signal.signal(signal.SIGUSR1, own)
+    sqlalchemy.event.listen(engine_of(study), "before_cursor_execute", shoot_and_wait, once=True)
+    with pytest.raises(exception, match="too late"):
+        study.set_user_attr("a", 1)
+    wait_in_python(5 * _deferral.MAX_WAIT)
+    study.set_user_attr("a", 2)
+    assert called == [signal.SIGUSR1]
+    signal.signal(signal.SIGUSR1, before)
+
+
 def test_ctrl_c_does_not_wait_for_the_lock_of_another_process(
     study: optuna.Study, tmp_path: Path
 ) -> None:
