@@ -1,6 +1,6 @@
 # make demo    search a schedule on the digits with 50 % wrong labels, compare it on test data
 # make test    all tests that this machine can run
-# make readme  the blocks of README and the tutorials as printed, with the package from its wheel
+# make readme  the blocks of README and the docs as printed, with the package from its wheel
 # make docs    the site of the documentation, in build/site; warnings are errors
 # make lint    ruff, mypy --strict, import-linter
 # make hooks   the same and a few more checks before each of your commits

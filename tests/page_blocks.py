@@ -4,9 +4,10 @@ The blocks of Python of a page share their names, like the cells of a notebook. 
 with a comment such as `# search.py` is a file of its own: it is written, and run as a script. Of
 the blocks of shell, the `s2e` commands run. A block of text below a block of Python is what that
 one prints: words have to be the same, and numbers about the same, because they differ a little
-from machine to machine. `...` stands for anything.
+from machine to machine. `...` stands for anything. A section that needs a package of OPTIONAL is
+skipped where that is not installed.
 
-`tests/test_docs.py` runs all pages. `make readme` runs README and the tutorials, with the wheel:
+`make readme` runs README and all pages, with the wheel:
 
     python tests/page_blocks.py PAGE
 """
@@ -26,8 +27,10 @@ from typing import Any, NamedTuple
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
+PAGES = [*sorted(DOCS.glob("tutorials/*.md")), *sorted(DOCS.glob("guides/*.md")), DOCS / "faq.md"]
 S2E = [sys.executable, "-m", "optuna_s2e"]
 TIMEOUT = 600  # seconds that one command may take
+OPTIONAL = {"cleanlab", "pytorch_lightning", "skorch", "transformers"}
 FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 
 
@@ -91,8 +94,8 @@ def run_command(command: list[str]) -> str:
     return done.stdout
 
 
-def run_blocks(blocks: list[Block], names: dict[str, Any]) -> Iterator[Block]:
-    """Run blocks in the working folder, and yield each one when it has run."""
+def run_blocks(blocks: list[Block], names: dict[str, Any]) -> None:
+    """Run blocks in the working folder."""
     for number, block in enumerate(blocks):
         if block.language == "bash":
             for command in commands(block.text):
@@ -105,14 +108,24 @@ def run_blocks(blocks: list[Block], names: dict[str, Any]) -> Iterator[Block]:
             with contextlib.redirect_stdout(io.StringIO()) as printed_to:
                 exec(compile(block.text, f"<block {number}>", "exec"), names)  # noqa: S102
             check_printed(block.printed or "...", printed_to.getvalue())
-        yield block
+
+
+def run_page(text: str, names: dict[str, Any]) -> Iterator[str]:
+    """Run a page section by section, and yield the title of each one that is skipped."""
+    for section in re.split(r"^(?=## )", text, flags=re.MULTILINE):
+        try:
+            run_blocks(read_blocks(section), names)
+        except ModuleNotFoundError as error:
+            if error.name not in OPTIONAL:
+                raise
+            yield f"{section.splitlines()[0]}: {error.name} is not installed"
 
 
 def main() -> None:
     """Run one page in the working folder."""
     page = Path(sys.argv[1])
-    for _ in run_blocks(read_blocks(page.read_text()), {"__name__": page.stem}):
-        pass
+    for skipped in run_page(page.read_text(), {"__name__": page.stem}):
+        print(f"skipped {skipped}")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""Run the blocks of README and of the tutorials as printed, with the package from its wheel.
+"""Run the blocks of README and of the docs as printed, with the package from its wheel.
 
 `make readme` runs this in a few minutes. Each page has a new folder, and its blocks run in order.
 Of README, each block of Python becomes a script, and `s2e dashboard` is started, asked for its
-page and stopped. `page_blocks.py` runs the tutorials. The first command that fails ends the run.
+page and stopped. `page_blocks.py` runs the others. The first command that fails ends the run.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ import urllib.request
 import venv
 from pathlib import Path
 
-from page_blocks import DOCS, ROOT, commands, read_blocks
+from page_blocks import PAGES, ROOT, commands, read_blocks
 
-TIMEOUT = 1200  # seconds that one command, or a tutorial, may take
+TIMEOUT = 1200  # seconds that one command, or a page, may take
 PAGE = "http://127.0.0.1:8080/dashboard/"  # where `s2e dashboard` serves by default
 
 
@@ -88,7 +88,7 @@ def main() -> None:
                     serve(command, folder, env)
                 else:
                     run(["bash", "-c", command], folder, env)
-        for page in sorted((DOCS / "tutorials").glob("*.md")):
+        for page in PAGES:
             own = folder / page.stem
             own.mkdir()
             run([scripts / "python", ROOT / "tests" / "page_blocks.py", page], own, env)
@@ -104,6 +104,9 @@ def run(command: list[str | Path], folder: Path, env: dict[str, str]) -> None:
     if done.returncode:
         sys.exit(f"{done.stdout}\n{Path(shown).name!r} ended with {done.returncode}.")
     print(f"{time.monotonic() - start:6.1f} s  {shown.removeprefix(str(folder) + os.sep)}")
+    for line in done.stdout.splitlines():
+        if line.startswith("skipped "):
+            print(f"          {line}")
 
 
 if __name__ == "__main__":

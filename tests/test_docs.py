@@ -1,77 +1,42 @@
-"""The code on the pages of the docs runs and prints what they say; nothing is missing or dead.
+"""What the pages of the docs name exists; nothing is missing or dead.
 
-`make readme` runs the tutorials, too, and those that search for long it alone runs. `make docs`
-builds the site, and refuses dead links within it.
+`make readme` runs their code, which has to print what they say. `make docs` builds the site, and
+refuses dead links within it.
 """
 
 import ast
 import re
+import sys
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import optuna
 import pytest
-from page_blocks import DOCS, ROOT, Block, check_printed, commands, read_blocks, run_blocks
+from page_blocks import (
+    DOCS,
+    ROOT,
+    Block,
+    check_printed,
+    commands,
+    read_blocks,
+    run_blocks,
+    run_page,
+)
 
 from optuna_s2e.cli._main import make_parser
 
 PAGES = sorted(page for page in DOCS.rglob("*.md") if "optunahub" not in page.parts)
-TRAINERS = DOCS / "guides" / "other-trainers.md"
-LONG = [  # 100 seconds of a core
-    DOCS / "tutorials" / f"{name}.md"
-    for name in ("many-workers", "search-a-schedule", "wrong-labels-in-images")
-]
-RUN = [p for p in PAGES if p.parent.name in ("tutorials", "guides")]
-RUN = [p for p in RUN if p not in (TRAINERS, *LONG)]
-RUN = [p for p in [*RUN, DOCS / "faq.md"] if read_blocks(p.read_text())]
-INTRODUCTION, *SECTIONS = re.split(r"^(?=## )", TRAINERS.read_text(), flags=re.MULTILINE)
-OPTIONAL = {"cleanlab", "pytorch_lightning", "skorch", "transformers"}
 
 
 def name_of(page: Path) -> str:
     return str(page.relative_to(ROOT))
 
 
-def run(text: str, **names: Any) -> None:
-    verbosity = optuna.logging.get_verbosity()
-    try:
-        for _ in run_blocks(read_blocks(text), names | {"__name__": "page"}):
-            pass
-    finally:
-        optuna.logging.set_verbosity(verbosity)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("page", RUN, ids=name_of)
-def test_a_page_does_what_it_says(
-    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    run(page.read_text())
-
-
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:size_average and reduce args:UserWarning")  # of cleanlab
-@pytest.mark.filterwarnings("ignore:__array_wrap__ must accept:DeprecationWarning")  # of cleanlab
-@pytest.mark.parametrize("section", SECTIONS, ids=lambda text: text.splitlines()[0][3:])
-def test_a_trainer_follows_the_schedule(
-    section: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    try:
-        run(INTRODUCTION + section)
-    except ModuleNotFoundError as error:
-        if error.name not in OPTIONAL:
-            raise
-        pytest.skip(f"{error.name} is not installed (pip install {error.name})")
-
-
 def test_the_lines_of_the_start_page_run() -> None:
     from sklearn.datasets import load_wine
 
     X, y = load_wine(return_X_y=True)
-    run((DOCS / "index.md").read_text(), X=X, y=y, X_new=X[:3])
+    run_blocks(read_blocks((DOCS / "index.md").read_text()), {"X": X, "y": y, "X_new": X[:3]})
 
 
 @pytest.mark.parametrize("page", [ROOT / "README.md", *PAGES], ids=name_of)
@@ -127,6 +92,20 @@ def test_blocks_and_what_they_print_are_read() -> None:
     assert first.file == "a.py"
     assert second == Block("bash", "s2e x\n", None)
     assert commands("s2e a \\\n    --b  # c\npip install d\n") == ["s2e a --b"]
+
+
+def test_a_section_that_needs_an_optional_package_is_skipped() -> None:
+    one, two, three = (
+        f"## {title}\n```python\n{code}\n```\n"
+        for title, code in (("A", "x = 1"), ("B", "import skorch"), ("C", "x += 1"))
+    )
+    names: dict[str, Any] = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "skorch", None)
+        assert list(run_page(one + two + three, names)) == ["## B: skorch is not installed"]
+    assert names["x"] == 2
+    with pytest.raises(ModuleNotFoundError, match="nowhere"):
+        list(run_page(two.replace("skorch", "nowhere"), names))
 
 
 def test_printed_words_have_to_be_the_same_and_numbers_nearly() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -11,6 +12,9 @@ from torch import Tensor
 
 from optuna_s2e._checks import check_choice, check_int, check_number
 from optuna_s2e._typing import FloatArray
+from optuna_s2e.coteaching._adam import Adam
+
+Optimizer: TypeAlias = torch.optim.Optimizer | Adam
 
 OPTIMIZERS = ("adam", "sgd", "rmsprop")
 # the dtype of weights, losses and optimisers
@@ -91,7 +95,7 @@ class TrainingConfig:
 
     def make_optimizer(
         self, parameters: Sequence[Tensor], *, on_device: bool = False, capturable: bool = False
-    ) -> torch.optim.Optimizer:
+    ) -> Optimizer:
         """Return a new optimiser, which treats each weight independently of all others.
 
         Args:
@@ -119,18 +123,10 @@ class TrainingConfig:
                 weight_decay=self.weight_decay,
                 capturable=capturable,
             )
-        return torch.optim.Adam(
-            parameters,
-            rate,
-            weight_decay=self.weight_decay,
-            fused=True,
-            capturable=capturable,
-        )
+        return Adam(parameters, rate, weight_decay=self.weight_decay, capturable=capturable)
 
 
-def set_learning_rate(
-    optimizer: torch.optim.Optimizer, learning_rate: float, beta1: float
-) -> None:
+def set_learning_rate(optimizer: Optimizer, learning_rate: float, beta1: float) -> None:
     """Set the learning rate of an optimiser and, if it is Adam, its beta1."""
     for group in optimizer.param_groups:
         if isinstance(group["lr"], Tensor):
@@ -141,7 +137,7 @@ def set_learning_rate(
             group["betas"] = (beta1, group["betas"][1])
 
 
-def constants_of(optimizer: torch.optim.Optimizer) -> tuple[object, ...]:
+def constants_of(optimizer: Optimizer) -> tuple[object, ...]:
     """Return the settings of an optimiser that are no tensors: a recorded step holds them."""
     return tuple(
         value

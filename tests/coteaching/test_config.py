@@ -9,18 +9,19 @@ import pytest
 import torch
 from torch import nn
 
-from optuna_s2e.coteaching import TrainingConfig, train_batch
+from optuna_s2e.coteaching import TrainingConfig, _config, train_batch
+from optuna_s2e.coteaching._adam import Adam
 
 
 def test_learning_rate_and_beta1_reach_adam_as_planned(tiny, monkeypatch):
     used = []
 
-    class Recorded(torch.optim.Adam):
-        def step(self, *args, **kwargs):
+    class Recorded(Adam):
+        def step(self):
             used.append((self.param_groups[0]["lr"], self.param_groups[0]["betas"]))
-            return super().step(*args, **kwargs)
+            super().step()
 
-    monkeypatch.setattr(torch.optim, "Adam", Recorded)
+    monkeypatch.setattr(_config, "Adam", Recorded)
     config = TrainingConfig(batch_size=23, learning_rate=0.6)
     train_batch(np.ones((1, 10)), [0], data=tiny, config=config, network=_linear, device="cpu")
     # one step per epoch; constant for 4 of 10 epochs, then 6/6, 5/6, .. 1/6
@@ -51,7 +52,7 @@ def test_no_decay_is_possible(n_epochs):
 @pytest.mark.parametrize(
     ("name", "kind", "values"),
     [
-        ("adam", torch.optim.Adam, {"lr": 0.5, "weight_decay": 0.25, "betas": (0.9, 0.999)}),
+        ("adam", Adam, {"lr": 0.5, "weight_decay": 0.25, "betas": (0.9, 0.999)}),
         ("sgd", torch.optim.SGD, {"lr": 0.5, "weight_decay": 0.25, "momentum": 0.75}),
         ("rmsprop", torch.optim.RMSprop, {"lr": 0.5, "weight_decay": 0.25, "momentum": 0.75}),
     ],
