@@ -89,7 +89,7 @@ def main() -> None:
                 else:
                     run(["bash", "-c", command], folder, env)
         for page in PAGES:
-            own = folder / page.stem
+            own = folder / f"{page.parent.name}-{page.stem}"
             own.mkdir()
             run([scripts / "python", ROOT / "tests" / "page_blocks.py", page], own, env)
 

@@ -19,22 +19,23 @@ from optuna_s2e.dashboard import _reporter as reporter_module
 pytestmark = pytest.mark.browser
 
 PLOTS = ["s2e_1_schedules", "s2e_2_theta", "s2e_3_generations", "s2e_4_curves"]
+HOSTILE = "x`y|z<img src=http://evil.example/i.png onerror=alert(1)> [l](http://evil.example) ***"
 SECONDS = 60_000  # of patience, in Playwright's milliseconds; the machine may be busy
 
 
 class Search:
     """A search with its pages."""
 
-    def __init__(self, folder: Path, name: str = "s", n_trials: int = 8) -> None:
+    def __init__(self, folder: Path, name: str = "s", kind: str = "eq1") -> None:
         self.folder, self.pictures = folder, folder / "pictures"
         self.reporter = DashboardReporter(self.pictures)
-        self.objective = make_objective(self.reporter)
+        self.objective = make_objective(self.reporter, kind=kind)
         self.study = optuna.create_study(
             study_name=name,
             storage=open_storage(f"sqlite:///{folder}/s2e.db"),
             sampler=S2ESampler(population_size=4, seed=0),
         )
-        self.go_on(n_trials)
+        self.go_on(8)
 
     def go_on(self, n_trials: int) -> None:
         self.study.optimize(self.objective, n_trials=n_trials, callbacks=[self.reporter])
@@ -43,6 +44,17 @@ class Search:
 @pytest.fixture(scope="module")
 def search(tmp_path_factory: pytest.TempPathFactory) -> Search:
     return Search(tmp_path_factory.mktemp("search"))
+
+
+@pytest.fixture(scope="module")
+def hostile(search: Search) -> Search:
+    """A search of Table 1, in the same database, whose strings would like to do something."""
+    hostile = Search(search.folder, HOSTILE, kind="table1")
+    hostile.study.set_user_attr("s2e:command", f"```\n{HOSTILE}")
+    save_note(hostile.study, "<script>alert(2)</script>\n\nMy text.")
+    hostile.go_on(1)
+    hostile.reporter.paint(hostile.study)
+    return hostile
 
 
 @pytest.fixture(scope="module")
@@ -163,14 +175,9 @@ OVERLAPS = """element => {
 
 
 def test_no_text_lies_over_a_plot_or_is_cut_off_on_a_narrow_page(
-    browser: Browser, search: Search, base: str
+    browser: Browser, hostile: Search, base: str
 ) -> None:
-    study = optuna.create_study(
-        storage=search.study._storage, sampler=S2ESampler(population_size=4, seed=0)
-    )
-    reporter = DashboardReporter(None)
-    study.optimize(make_objective(reporter, kind="table1"), n_trials=8, callbacks=[reporter])
-    with browser.at(base, f"/studies/{study._study_id}") as page:
+    with browser.at(base, f"/studies/{hostile.study._study_id}") as page:
         drawn = plot(page, "s2e_2_theta")
         assert (
             drawn.locator("[class*=yaxislayer] text").count() > 16
@@ -178,6 +185,22 @@ def test_no_text_lies_over_a_plot_or_is_cut_off_on_a_narrow_page(
         assert drawn.locator(".gtitle-subtitle").count() == 1
         for name in PLOTS:
             assert plot(page, name).evaluate(OVERLAPS) == []
+
+
+def test_strings_of_the_database_do_nothing(browser: Browser, hostile: Search, base: str) -> None:
+    asked: list[str] = []
+    browser.page.on("dialog", lambda dialog: asked.append(dialog.message))
+    browser.page.on(
+        "request", lambda request: asked.append(request.url) if "evil" in request.url else None
+    )
+    own = f"/studies/{hostile.study._study_id}"
+    for path, shown in ((f"{own}/note", "My text."), (own, "Best Trial")):
+        with browser.at(base, path) as page:
+            page.get_by_text(shown).first.wait_for()
+            page.clock.run_for(1000)
+            page.wait_for_load_state("networkidle")
+            assert page.locator("a[href*=evil], img[src*=evil], svg a").count() == 0
+    assert asked == []
 
 
 def test_links_and_pictures_are_legible(browser: Browser, search: Search, base: str) -> None:
@@ -287,25 +310,3 @@ def test_the_picture_of_a_running_trial_changes_on_the_open_page(
         assert ">2/8<" in second
         page.get_by_text("epoch 2 of 8").wait_for()
     search.study.tell(trial, 0.25)
-
-
-def test_strings_of_the_database_do_nothing(browser: Browser, search: Search, base: str) -> None:
-    name = "x`y|z<img src=http://evil.example/i.png onerror=alert(1)> [l](http://evil.example) ***"
-    hostile = Search(search.folder, name, n_trials=4)
-    hostile.study.set_user_attr("s2e:command", f"```\n{name}")
-    save_note(hostile.study, "<script>alert(2)</script>\n\nMy text.")
-    hostile.go_on(1)
-    hostile.reporter.paint(hostile.study)
-    asked: list[str] = []
-    browser.page.on("dialog", lambda dialog: asked.append(dialog.message))
-    browser.page.on(
-        "request", lambda request: asked.append(request.url) if "evil" in request.url else None
-    )
-    own = f"/studies/{hostile.study._study_id}"
-    for path, shown in ((f"{own}/note", "My text."), (own, "Best Trial")):
-        with browser.at(base, path) as page:
-            page.get_by_text(shown).first.wait_for()
-            page.clock.run_for(1000)
-            page.wait_for_load_state("networkidle")
-            assert page.locator("a[href*=evil], img[src*=evil], svg a").count() == 0
-    assert asked == []
