@@ -14,14 +14,15 @@ CODE = """
 import json, os, threading
 import numpy as np
 import optuna
-from threadpoolctl import threadpool_info, threadpool_limits
+from threadpoolctl import ThreadpoolController, threadpool_limits
 from optuna_s2e import S2ESampler, generations, replay
 from optuna_s2e._blas import one_blas_thread
 
 found = {}
+blas = ThreadpoolController().select(user_api="blas")
 
 def n_threads():
-    return {pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"}
+    return {pool["num_threads"] for pool in blas.info()}
 
 # a model of 140 points is fitted: from 130 on, the number of threads would change its bits
 optuna.logging.set_verbosity(optuna.logging.ERROR)
