@@ -40,7 +40,7 @@ def test_a_similar_task_saves_trainings_and_a_contrary_one_costs_none() -> None:
     gains, harms = [], []
     for seed in range(3):
         earlier = searched(bowl(0.0, offset=5.0, scale=3.0), 24, seed, "earlier")
-        contrary = searched(bowl(0.0, scale=-1.0), 24, seed, "contrary")
+        contrary = searched(bowl(0.0, scale=-1.0), 40, seed, "contrary")
         cold, warm, misled = (
             searched(bowl(0.05), 18, 100 + seed, source_studies=sources)
             for sources in (None, [earlier], [contrary])
