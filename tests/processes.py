@@ -17,7 +17,7 @@ from typing import Any
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload([
-    "torch._dynamo", "optuna_s2e.coteaching", "optuna_s2e.cli._main", "optuna_s2e.parallel",
+    "optuna_s2e.coteaching", "optuna_s2e.cli._main", "optuna_s2e.parallel",
     "optuna_s2e.analysis", "optuna_s2e.storages._rdb", "optuna.storages._rdb.storage",
     "optuna.storages._rdb.models", "alembic.command", "alembic.config", "alembic.migration",
     "sqlalchemy.orm", "sqlalchemy.dialects.sqlite", "sqlalchemy.dialects.postgresql.psycopg",
