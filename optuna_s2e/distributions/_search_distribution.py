@@ -616,7 +616,8 @@ class SearchDistribution:
         for stack, own, part in self._moving(basis):
             scores = stack.family.score_along(theta[stack.theta], stack.points(X), part)
             for columns, of_block in zip(own, scores, strict=True):
-                along[columns] += of_block.T
+                takes_all = len(columns) == len(along)
+                along[... if takes_all else columns] += of_block.T
         return np.ascontiguousarray(along.T)
 
     def hessian_along(
@@ -629,21 +630,29 @@ class SearchDistribution:
             at = stack.theta
             hessians = stack.family.hessian_along(theta[at], stack.points(X), weights, part)
             for columns, of_block in zip(own, hessians, strict=True):
-                along[columns[:, None], columns] += of_block
+                takes_all = len(columns) == len(along)
+                along[... if takes_all else (columns[:, None], columns)] += of_block
         return along
 
     def _moving(self, basis: FloatArray) -> Iterator[tuple[_Stack, IntArray, FloatArray]]:
-        """Yield blocks with columns of the basis (B, m): of categories, those that move them."""
+        """Yield blocks, the columns of the basis that they take (B, m), and their rows of these.
+
+        Categories take the columns that move them. Of other families, one block at a time takes
+        all: with fewer, BLAS would round differently.
+        """
         for stack in self._stacks:
             part = basis[stack.theta]
-            moves = np.asarray(part.any(axis=1))
-            if not isinstance(stack.family, Categorical):
-                moves[:] = True
-            for number in np.unique(moves.sum(axis=1)):
-                some = np.flatnonzero(moves.sum(axis=1) == number)
-                own = np.nonzero(moves[some])[1].reshape(len(some), -1)
-                some_stack = _Stack(stack.family, *(a[some] for a in stack[1:]))
-                yield some_stack, own, np.take_along_axis(part[some], own[:, None], axis=2)
+            if isinstance(stack.family, Categorical):
+                moves = np.asarray(part.any(axis=1))
+                numbers = moves.sum(axis=1)
+                together = [np.flatnonzero(numbers == number) for number in np.unique(numbers)]
+            else:
+                moves = np.ones((len(part), basis.shape[1]), dtype=np.bool_)
+                together = list(np.arange(len(part))[:, None])
+            for some in together:
+                own = np.nonzero(moves[some])[1].reshape(len(some), moves[some[0]].sum())
+                some_blocks = _Stack(stack.family, *(a[some] for a in stack[1:]))
+                yield some_blocks, own, np.take_along_axis(part[some], own[:, None], axis=2)
 
     def kl(self, theta: ArrayLike, other: ArrayLike) -> float:
         """Return KL(p_theta || p_other) >= 0 in nats."""
