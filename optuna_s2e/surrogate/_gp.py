@@ -3,6 +3,7 @@
 Notation
     Z       features of the points: R(t) on a grid, or coordinates in the unit cube   (N, d)
     y       losses, clipped from above and standardised                              (N,)
+    q       distance of two points times the square root of 5 over the length scale   scalar
 
 `optuna_s2e.surrogate._likelihood` describes the covariance and chooses its hyper-parameters.
 
@@ -40,8 +41,8 @@ from optuna_s2e.surrogate._likelihood import (
 LARGEST = float(np.finfo(np.float64).max)
 BLOCK = 16384  # numbers that are worked on at a time
 TILE = 16  # points that BLAS works on at a time, or a multiple
-ERROR = 1e-6  # more than the error of a covariance in single precision
-FARTHEST = 7000.0  # square of a scaled distance beyond which single precision has no covariance
+ERROR = 1e-6  # more than the error of a correlation in single precision
+FARTHEST = 7000.0  # q^2, beyond which the correlation is too small for single precision
 MAX_POINTS = 500  # points to fit at most: the cubic cost is about half a second
 
 
@@ -143,30 +144,30 @@ class GaussianProcess:
     def _screen(self, features: FloatArray) -> tuple[FloatArray, FloatArray]:
         """Return the least mean and the largest deviation that points (M, d) can have, (M,) each.
 
-        They follow from covariances in single precision, which are within `ERROR`.
+        They follow from correlations in single precision, which are within `ERROR`.
         """
         draws, scale = self._screened
-        numbers = self.category_weights == 0.0
+        numbers, signal = self.category_weights == 0.0, 1.0 - self.noise_share
         z = features[:, numbers] * scale
-        k = np.column_stack([z, (z * z).sum(axis=1), np.ones(len(z))]) @ draws
+        k = np.column_stack([z, (z * z).sum(axis=1), np.ones(len(z))]) @ draws  # q^2
         if not numbers.all():
             k += scale**2 * category_squares(features, self.features, self.category_weights)
-        nearest = np.empty(len(k))
+        nearest = signal * matern(np.sqrt(np.maximum(k.min(axis=1), 0.0) / 5.0))
+        if k.max() > FARTHEST:
+            np.minimum(k, FARTHEST, out=k)
         for rows in _blocks(k):
             square = k[rows].astype(np.float32)
-            np.minimum(np.maximum(square, 0.0, out=square), FARTHEST, out=square)
+            np.abs(square, out=square)  # a rounding error of 0 has a sign
             q = np.sqrt(square)
             decay = np.exp(-q)
-            decay *= np.float32(1.0 - self.noise_share)
-            q += np.float32(1.0)
             square /= np.float32(3.0)
             q += square
+            q += np.float32(1.0)
             q *= decay
-            nearest[rows] = q.max(axis=1)
             k[rows] = q
-        mean = k @ self._weights - ERROR * np.abs(self._weights).sum()
-        most = (1.0 - self.noise_share) - nearest**2 + 2.0 * ERROR
-        return self._in_losses(self._shift + self._deviation * mean), self._deviation_of(most)
+        weights = signal * self._weights
+        mean = self._shift + self._deviation * (k @ weights - ERROR * np.abs(weights).sum())
+        return self._in_losses(mean), self._deviation_of(signal - nearest**2 + ERROR)
 
     @cached_property
     def _screened(self) -> tuple[FloatArray, float]:
