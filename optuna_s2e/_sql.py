@@ -7,9 +7,92 @@ another kind of storage imports no SQLAlchemy.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from contextlib import closing
+from functools import cache
 from typing import Any
+
+from optuna.distributions import json_to_distribution
+from optuna.trial import FrozenTrial
+
+_IN_A_STATEMENT = 10_000  # trials; SQLite takes a million characters
+
+
+def read_trials(
+    session: Any, models: Any, study_id: int, last: int, others: Iterable[int]
+) -> list[FrozenTrial]:
+    """Read trials as Optuna does, and return what it returns, with far less work.
+
+    Optuna makes an object of each row of each table, and parses each distribution twice.
+
+    Args:
+        session: A session of SQLAlchemy.
+        models: Optuna's module of that name.
+        study_id: The study.
+        last: Trials with larger identifiers are read.
+        others: Identifiers of other trials that are read.
+
+    Returns:
+        The trials in the order of their identifiers.
+
+    Raises:
+        KeyError: If the study does not exist.
+    """
+    from sqlalchemy import bindparam, select
+
+    def is_one_of(column: Any, ids: Sequence[int]) -> Any:
+        return column.in_(bindparam("ids", ids, expanding=True, literal_execute=True))
+
+    model = models.TrialModel
+    models.StudyModel.find_or_raise_by_id(study_id, session)
+    wanted = model.trial_id > last
+    if others := sorted(others):
+        wanted |= is_one_of(model.trial_id, others)
+    trials = session.scalars(
+        select(model).where(model.study_id == study_id, wanted).order_by(model.trial_id)
+    ).all()
+    ids = [trial.trial_id for trial in trials]
+
+    def rows(table: Any, *columns: str, order: str | None = None) -> dict[int, list[Any]]:
+        found: dict[int, list[Any]] = defaultdict(list)
+        statement = select(*(getattr(table, name) for name in ("trial_id", *columns)))
+        for i in range(0, len(ids), _IN_A_STATEMENT):
+            some = statement.where(is_one_of(table.trial_id, ids[i : i + _IN_A_STATEMENT]))
+            for trial_id, *row in session.execute(some.order_by(order and getattr(table, order))):
+                found[trial_id].append(row)
+        return found
+
+    params = rows(
+        models.TrialParamModel, "param_name", "param_value", "distribution_json", order="param_id"
+    )
+    values = rows(models.TrialValueModel, "objective", "value", "value_type")
+    user_attrs = rows(models.TrialUserAttributeModel, "key", "value_json")
+    system_attrs = rows(models.TrialSystemAttributeModel, "key", "value_json")
+    reported = rows(
+        models.TrialIntermediateValueModel,
+        "step", "intermediate_value", "intermediate_value_type",
+    )  # fmt: skip
+    distribution = cache(json_to_distribution)
+    value = models.TrialValueModel.stored_repr_to_value
+    intermediate = models.TrialIntermediateValueModel.stored_repr_to_intermediate_value
+    return [
+        FrozenTrial(
+            number=trial.number,
+            state=trial.state,
+            value=None,
+            values=[value(*kept) for _, *kept in sorted(values[i])] or None,
+            datetime_start=trial.datetime_start,
+            datetime_complete=trial.datetime_complete,
+            params={name: distribution(d).to_external_repr(x) for name, x, d in params[i]},
+            distributions={name: distribution(d) for name, _, d in params[i]},
+            user_attrs={key: json.loads(text) for key, text in user_attrs[i]},
+            system_attrs={key: json.loads(text) for key, text in system_attrs[i]},
+            intermediate_values={step: intermediate(*kept) for step, *kept in reported[i]},
+            trial_id=i,
+        )
+        for i, trial in zip(ids, trials, strict=True)
+    ]
 
 
 def trials_since(
