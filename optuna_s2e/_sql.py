@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from contextlib import closing
 from functools import cache
 from typing import Any
@@ -16,7 +16,7 @@ from typing import Any
 from optuna.distributions import json_to_distribution
 from optuna.trial import FrozenTrial
 
-_IN_A_STATEMENT = 10_000  # trials; SQLite takes a million characters
+_IN_A_STATEMENT = 500  # identifiers; SQLite before 3.32 takes 999 variables
 
 
 def read_trials(
@@ -39,28 +39,30 @@ def read_trials(
     Raises:
         KeyError: If the study does not exist.
     """
-    from sqlalchemy import bindparam, select
-
-    def is_one_of(column: Any, ids: Sequence[int]) -> Any:
-        return column.in_(bindparam("ids", ids, expanding=True, literal_execute=True))
-
     model = models.TrialModel
     models.StudyModel.find_or_raise_by_id(study_id, session)
-    wanted = model.trial_id > last
-    if others := sorted(others):
-        wanted |= is_one_of(model.trial_id, others)
-    trials = session.scalars(
-        select(model).where(model.study_id == study_id, wanted).order_by(model.trial_id)
-    ).all()
+    others, wanted = set(others), model.trial_id > last
+    if len(others) > _IN_A_STATEMENT:
+        wanted = model.trial_id >= min(others)
+    elif others:
+        wanted |= model.trial_id.in_(sorted(others))
+    query = session.query(model).filter(model.study_id == study_id, wanted)
+    trials = [
+        trial
+        for trial in query.order_by(model.trial_id)
+        if trial.trial_id > last or trial.trial_id in others
+    ]
+    if not trials:
+        return []
     ids = [trial.trial_id for trial in trials]
+    chosen = ids if len(ids) <= _IN_A_STATEMENT else query.with_entities(model.trial_id)
 
     def rows(table: Any, *columns: str, order: str | None = None) -> dict[int, list[Any]]:
         found: dict[int, list[Any]] = defaultdict(list)
-        statement = select(*(getattr(table, name) for name in ("trial_id", *columns)))
-        for i in range(0, len(ids), _IN_A_STATEMENT):
-            some = statement.where(is_one_of(table.trial_id, ids[i : i + _IN_A_STATEMENT]))
-            for trial_id, *row in session.execute(some.order_by(order and getattr(table, order))):
-                found[trial_id].append(row)
+        kept = session.query(*(getattr(table, name) for name in ("trial_id", *columns)))
+        kept = kept.filter(table.trial_id.in_(chosen))
+        for trial_id, *row in kept.order_by(order and getattr(table, order)):
+            found[trial_id].append(row)
         return found
 
     params = rows(
