@@ -4,6 +4,7 @@ import math
 import sqlite3
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,23 @@ def test_a_draw_takes_two_statements_and_one_commit(
     more = [a - b for a, b in zip(counts[S2ESampler], counts[RandomSampler], strict=True)]
     # one finds that nothing has changed, one writes the record
     assert more == ([2, 0] if opener == "s2e" else [2, 1])  # there, the writing one commits alone
+
+
+def test_a_pruned_trial_reads_no_more_than_a_completed_one(tmp_path: Path) -> None:
+    def pruned(trial: optuna.Trial) -> float:
+        quadratic(trial)
+        raise optuna.TrialPruned
+
+    counts = {}
+    for sampler in (RandomSampler(seed=0), S2ESampler(seed=0, population_size=9)):
+        storage = open_storage(f"sqlite:///{tmp_path}/{type(sampler).__name__}.db")
+        study = optuna.create_study(storage=storage, sampler=sampler)
+        study.optimize(quadratic, n_trials=3)
+        for objective in (quadratic, pruned):
+            asked = traced(study, partial(study.optimize, objective, n_trials=1))
+            counts[type(sampler), objective] = sum(s.startswith("SELECT") for s in asked)
+    more = [counts[S2ESampler, f] - counts[RandomSampler, f] for f in (quadratic, pruned)]
+    assert more[0] == more[1]
 
 
 def test_the_statements_of_a_draw_do_not_grow(tmp_path: Path) -> None:
