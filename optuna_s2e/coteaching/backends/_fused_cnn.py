@@ -112,7 +112,10 @@ class FusedCnnTrainer(FusedTrainer):
             parameters = self._parameters_of[i]
             if isinstance(module, nn.Conv2d):
                 # in the first layer, both networks of a trial read the same channels
-                copies = n_networks if i else x.shape[1] // module.in_channels
+                copies = x.shape[1] // module.in_channels
+                if module.groups > 1 and copies < n_networks:  # unless groups share them out
+                    each = x.unflatten(1, (copies, -1)).repeat_interleave(n_networks // copies, 1)
+                    x, copies = each.flatten(1, 2), n_networks
                 x = F.conv2d(
                     x, parameters["weight"], parameters.get("bias"), module.stride,
                     module.padding, module.dilation, copies * module.groups,

@@ -79,6 +79,20 @@ def test_batch_norm_and_dropout_are_those_of_the_loop(width):
     _assert_close(fused, _train(data, "loop", _narrow))
 
 
+def _grouped_first(input_shape, n_classes):
+    return nn.Sequential(
+        *(nn.Conv2d(2, 4, 3, groups=2), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten()),
+        nn.Linear(36, n_classes),
+    )
+
+
+@pytest.mark.parametrize("backend", ["fused", "auto"])
+def test_a_first_convolution_may_have_groups(backend):
+    """Each network reads all channels, each group of a network its own."""
+    data = _data(8)
+    _assert_close(_train(data, backend, _grouped_first), _train(data, "loop", _grouped_first))
+
+
 def test_stopped_trials_leave_and_labels_stay_with_their_trials():
     data = _data(13)
     labels = np.random.default_rng(1).integers(0, 3, (3, 14))
