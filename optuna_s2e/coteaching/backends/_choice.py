@@ -14,7 +14,6 @@ from optuna_s2e._checks import check_choice, check_int
 from optuna_s2e.coteaching._networks import check_inputs, make_network
 from optuna_s2e.coteaching._steps import Method
 from optuna_s2e.coteaching.backends._base import Trainer, TrainingSetup, UnsuitableNetwork
-from optuna_s2e.coteaching.backends._cuda_graph import CudaGraphs, CudaGraphSteps
 from optuna_s2e.coteaching.backends._fused import EVALUATION_BATCH, FusedTrainer
 from optuna_s2e.coteaching.backends._fused_cnn import FusedCnnTrainer, is_fusible
 from optuna_s2e.coteaching.backends._fused_mlp import FusedMlpTrainer, mlp_sizes
@@ -173,6 +172,8 @@ def _suitable(
 def _fused(name: str, trainer: type[FusedTrainer], width: int) -> Backend:
     if name != "graphs":
         return Backend(trainer, width)
+    from optuna_s2e.coteaching.backends._cuda_graph import CudaGraphs, CudaGraphSteps
+
     return Backend(partial(trainer, make_steps=partial(CudaGraphSteps, CudaGraphs())), width)
 
 
