@@ -114,8 +114,9 @@ class FusedCnnTrainer(FusedTrainer):
                 # in the first layer, both networks of a trial read the same channels
                 copies = x.shape[1] // module.in_channels
                 if module.groups > 1 and copies < n_networks:  # unless groups share them out
-                    each = x.unflatten(1, (copies, -1)).repeat_interleave(n_networks // copies, 1)
-                    x, copies = each.flatten(1, 2), n_networks
+                    of_trials = x.reshape(len(x), copies, -1, *x.shape[2:])
+                    x = of_trials.repeat_interleave(n_networks // copies, dim=1).flatten(1, 2)
+                    copies = n_networks
                 x = F.conv2d(
                     x, parameters["weight"], parameters.get("bias"), module.stride,
                     module.padding, module.dilation, copies * module.groups,

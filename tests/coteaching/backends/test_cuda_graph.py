@@ -32,6 +32,7 @@ from optuna_s2e.coteaching.backends._base import TrainingSetup
 from optuna_s2e.coteaching.backends._choice import Backend
 from optuna_s2e.coteaching.backends._cuda_graph import CudaGraphSteps
 from optuna_s2e.coteaching.backends._fused_cnn import FusedCnnTrainer
+from optuna_s2e.coteaching.backends._fused_cnn_unfolded import UnfoldedCnnTrainer
 from optuna_s2e.coteaching.backends._fused_mlp import FusedMlpTrainer
 from optuna_s2e.coteaching.backends._fused_mlp_fixed import FixedMlpTrainer
 from optuna_s2e.coteaching.backends._fused_vmap import FusedVmapTrainer
@@ -56,6 +57,7 @@ KINDS = {
     "mlp": (FusedMlpTrainer, "mlp"),
     "fixed mlp": (FixedMlpTrainer, "mlp"),
     "cnn": (FusedCnnTrainer, _dropout),
+    "unfolded": (UnfoldedCnnTrainer, _dropout),
     "vmap": (FusedVmapTrainer, _convolutions),
 }
 RATES = np.array([[1.0, 0.6], [0.4, 0.9]])

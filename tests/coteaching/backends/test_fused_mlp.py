@@ -292,7 +292,7 @@ def test_unflattened_images_are_no_vectors():
     [
         (
             {"backend": "gpu"},
-            r"one of 'auto', 'loop', 'rows', 'fused', 'graphs', but got 'gpu'",
+            r"one of 'auto', 'loop', 'rows', 'fused', 'unfolded', 'graphs', but got 'gpu'",
         ),
         ({"backend": "fused", "network": lambda s, c: nn.Linear(9, c)}, "backend 'fused' needs"),
         ({"backend": "auto", "fused_width": 0}, "fused_width must be an int of at least 1, but"),
