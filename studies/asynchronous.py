@@ -46,6 +46,7 @@ ALGORITHMS: dict[str, Callable[[int], BaseSampler]] = {
 }
 
 
+@cache
 def drawn(task: tasks.Task) -> np.ndarray:
     """Return the schedules of a lookup, (N, T)."""
     space = ScheduleSpace(task.n_epochs)

@@ -14,19 +14,20 @@ CODE = """
 import json, os, threading
 import numpy as np
 import optuna
-from threadpoolctl import threadpool_info, threadpool_limits
+from threadpoolctl import ThreadpoolController, threadpool_limits
 from optuna_s2e import S2ESampler, generations, replay
 from optuna_s2e._blas import one_blas_thread
 
 found = {}
+blas = ThreadpoolController().select(user_api="blas")
 
 def n_threads():
-    return {pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"}
+    return {pool["num_threads"] for pool in blas.info()}
 
-# a model of 200 points is fitted: from 130 on, the number of threads would change its bits
+# a model of 140 points is fitted: from 130 on, the number of threads would change its bits
 optuna.logging.set_verbosity(optuna.logging.ERROR)
-study = optuna.create_study(sampler=S2ESampler(seed=0, population_size=100))
-study.optimize(lambda t: sum(t.suggest_float(f"x{i}", 0, 1) ** 2 for i in range(20)), 201)
+study = optuna.create_study(sampler=S2ESampler(seed=0, population_size=70))
+study.optimize(lambda t: sum(t.suggest_float(f"x{i}", 0, 1) ** 2 for i in range(20)), 141)
 found["threads of the search"] = sorted(n_threads())
 with threadpool_limits(1, user_api="blas"):
     computed = replay(study)

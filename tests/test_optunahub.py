@@ -3,7 +3,7 @@
 import ast
 import os
 import re
-import subprocess
+import runpy
 import sys
 import time
 from collections.abc import Callable
@@ -14,6 +14,7 @@ import optuna
 import optunahub
 import pytest
 import yaml
+from processes import Process
 
 ROOT = Path(__file__).parent.parent
 REGISTRY = ROOT / "docs" / "optunahub" / "package"
@@ -102,31 +103,43 @@ def wait_for(condition: Callable[[], bool]) -> None:
         time.sleep(0.1)
 
 
+def run_script(path: Path) -> None:
+    runpy.run_path(str(path), run_name="__main__")
+
+
 @pytest.mark.parametrize(("text", "package"), EXAMPLES)
-def test_an_example_runs_as_pasted(text: str, package: Path, tmp_path: Path) -> None:
+def test_an_example_runs_as_pasted(
+    text: str, package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """In an empty folder; the registry that it asks is this checkout."""
     here = text.replace("load_module(", f"load_local_module(registry_root={str(REGISTRY)!r}, ")
     assert here.count("load_local_module(") == 1
     script, browser = tmp_path / "example.py", tmp_path / "browser.py"
     script.write_text(here)
     browser.write_text(BROWSER)
-    done = subprocess.run(
-        [sys.executable, script], cwd=tmp_path, capture_output=True, text=True, timeout=120,
-        env=os.environ | {"BROWSER": f"{sys.executable} {browser} %s &"},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    trials = len(re.findall(r"Trial \d+ finished", done.stderr))
+    monkeypatch.chdir(tmp_path)
+    command = f"{sys.executable} -S {browser} %s &"
+    done = Process(run_script, script, env={"BROWSER": command})
+    assert done.wait(120) == 0, done.errors
+    trials = len(re.findall(r"Trial \d+ finished", done.errors))
     assert trials == int(re.findall(r"n_trials=(\d+)", text)[0])
     wait_for(lambda: len([*tmp_path.glob("*.html")]) == text.count(".show()"))
 
 
-def test_the_suite_of_the_sampler_runs_whole() -> None:
+def run_tests(folder: Path) -> None:
+    os.chdir(folder)
+    sys.exit(pytest.main(["-q", "-p", "no:cacheprovider", "--rootdir", ".", "-c", "/dev/null",
+                          "package/samplers/s2e/tests"]))  # fmt: skip
+
+
+def test_the_suite_of_the_sampler_runs_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Optuna's own tests, as they run in the registry: none is deselected, skipped or replaced."""
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", ".",
-               "-c", "/dev/null", "package/samplers/s2e/tests"]  # fmt: skip
-    done = subprocess.run(command, cwd=REGISTRY.parent, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout
-    last = done.stdout.splitlines()[-1]
+    monkeypatch.chdir(tmp_path)
+    done = Process(run_tests, REGISTRY.parent)
+    assert done.wait() == 0, done.printed
+    last = done.printed.splitlines()[-1]
     assert re.fullmatch(r"\d+ passed(, \d+ warnings?)? in .*", last), last
 
 

@@ -57,17 +57,15 @@ def scheduled(trial: optuna.Trial) -> float:
     return float(ScheduleSpace(n_epochs=10).suggest(trial).keep_rates.mean())
 
 
-def count_of_an_ask(url: Any, sampler: Any, objective: Callable[..., float], n: int) -> list[str]:
-    study = optuna.create_study(storage=url, sampler=sampler)
+def searched(url: Any, objective: Callable[..., float], n: int) -> optuna.Study:
+    study = optuna.create_study(storage=url, sampler=S2ESampler(seed=0, population_size=4))
     study.optimize(objective, n_trials=n)
+    return study
+
+
+def statements_of_a_trial(study: optuna.Study, objective: Callable[..., float]) -> list[str]:
     study.get_trials()  # as a new process does
-    trials: list[optuna.Trial] = []
-
-    def ask() -> None:
-        trials.append(study.ask())
-        objective(trials[0])
-
-    return traced(study, ask)
+    return traced(study, lambda: study.optimize(objective, n_trials=1))
 
 
 @pytest.mark.parametrize("objective", [quadratic, scheduled])
@@ -75,13 +73,15 @@ def count_of_an_ask(url: Any, sampler: Any, objective: Callable[..., float], n: 
 def test_a_draw_takes_two_statements_and_one_commit(
     tmp_path: Path, opener: str, objective: Callable[..., float]
 ) -> None:
-    counts = {}
-    for sampler in (RandomSampler(seed=0), S2ESampler(seed=0, population_size=4)):
-        url = OPENERS[opener](f"sqlite:///{tmp_path}/{type(sampler).__name__}.db")
-        statements = count_of_an_ask(url, sampler, objective, 9)
+    """Beside those of a trial of Optuna's simplest sampler, from the ask to the end."""
+    study = searched(OPENERS[opener](f"sqlite:///{tmp_path}/s.db"), objective, 9)
+    counts = []
+    for sampler in (study.sampler, RandomSampler(seed=0)):
+        study.sampler = sampler
+        statements = statements_of_a_trial(study, objective)
         n_commits = sum(s.startswith("COMMIT") for s in statements)
-        counts[type(sampler)] = len(statements) - n_commits, n_commits
-    more = [a - b for a, b in zip(counts[S2ESampler], counts[RandomSampler], strict=True)]
+        counts.append((len(statements) - n_commits, n_commits))
+    more = [a - b for a, b in zip(*counts, strict=True)]
     # one finds that nothing has changed, one writes the record
     assert more == ([2, 0] if opener == "s2e" else [2, 1])  # there, the writing one commits alone
 
@@ -104,10 +104,11 @@ def test_a_pruned_trial_reads_no_more_than_a_completed_one(tmp_path: Path) -> No
 
 
 def test_the_statements_of_a_draw_do_not_grow(tmp_path: Path) -> None:
-    n = [
-        len(count_of_an_ask(f"sqlite:///{tmp_path}/{k}.db", S2ESampler(seed=0), quadratic, k))
-        for k in (7, 40)
-    ]
+    study = searched(f"sqlite:///{tmp_path}/s.db", quadratic, 9)
+    n = []
+    for n_more in (0, 11):
+        study.optimize(quadratic, n_trials=n_more)
+        n.append(len(statements_of_a_trial(study, quadratic)))
     assert n[0] == n[1]
 
 

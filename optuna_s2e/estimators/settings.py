@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
 from optuna_s2e._checks import check_choice, check_int, check_number
@@ -170,7 +170,8 @@ class UpdateSettings:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the settings as JSON values (tuples as lists); the sign if it is read."""
-        values = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        values = {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
         if not self.as_printed:  # records of other estimators never had one
             del values["sign"]
         return values

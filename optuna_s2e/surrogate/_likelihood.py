@@ -116,10 +116,12 @@ class LogPosterior:
         r, correlation, square = at or self._correlate(v)
         k = (1.0 - expit(v[-1])) * square
         k.reshape(-1)[:: n + 1] = 1.0  # the diagonal, signal and noise
-        cholesky = linalg.cholesky(k.T, lower=True, overwrite_a=True, check_finite=False)
+        cholesky, failed = lapack.dpotrf(k.T, lower=True, overwrite_a=True)
+        if failed:
+            raise linalg.LinAlgError("The covariance of the losses is not positive definite.")
         half = whitened(cholesky, self._y)
         variance = (float(half @ half) + 1.0) / (n + 1)
-        likelihood = float(np.log(np.diag(cholesky)).sum() + 0.5 * (n + 1) * np.log(variance))
+        likelihood = float(np.log(cholesky.diagonal()).sum() + 0.5 * (n + 1) * np.log(variance))
         prior = 0.5 * (log_length / LENGTH_WIDTH) ** 2 + np.log1p((a / PRIOR_WIDTH) ** 2).sum()
         prior += 0.5 * ((v[-1] - NOISE_MODE) / self._noise_width) ** 2
         value = likelihood + float(prior)

@@ -92,7 +92,7 @@ def every_completed_draw_enters_one_update(study: optuna.Study) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
-@settings(max_examples=100, deadline=None, derandomize=True, phases=PHASES)
+@settings(max_examples=60, deadline=None, derandomize=True, phases=PHASES)
 @given(steps)
 def test_ledger_that_follows_knows_what_a_new_one_reads_and_no_draw_counts_twice_or_never(
     steps: list[tuple[str, int]],

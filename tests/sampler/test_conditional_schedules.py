@@ -84,14 +84,21 @@ def test_every_completed_draw_counts_one_by_one_and_in_batches(
     objective: Objective, estimator: str
 ) -> None:
     one, many = (make_study(estimator=estimator) for _ in range(2))
-    one.optimize(objective, n_trials=3 * K)
-    optimize_batch(many, objective, 3 * K)
+    one.optimize(objective, n_trials=2 * K + 1)  # the last one opens generation 2
+    optimize_batch(many, objective, 2 * K + 1)
     assert params(one) == params(many)
     found = generations(one)
     assert [n for g in found for n in g.members] == list(range(2 * K))
-    assert sorted(n for g in found for n in g.trials) == list(range(3 * K))
+    assert sorted(n for g in found for n in g.trials) == list(range(2 * K + 1))
     assert found[0].theta.size == SIZES[objective]
     assert_replays(one)
+
+
+@pytest.mark.filterwarnings("ignore:The parameter 'R.tk'")
+@pytest.mark.parametrize("objective", SIZES, ids=lambda f: f.__name__)
+def test_the_recommendation_compares_the_trials_of_all_branches(objective: Objective) -> None:
+    one = make_study(estimator="natural")
+    one.optimize(objective, n_trials=3 * K)
     for rule in ("smoothed", "theta", "best"):
         picked = recommend(one, rule)
         assert picked.left_out_trials == picked.left_out_params == ()

@@ -1,10 +1,12 @@
 """The study of the basis functions in small: fits, draws, table and picture."""
 
+from functools import partial
 from pathlib import Path
 
 import figure2_basis as figure2
 import numpy as np
 import runs
+import spaces
 
 from optuna_s2e import ScheduleSpace, coteaching_schedule
 
@@ -61,7 +63,8 @@ def test_the_page_shows_the_results():
     assert runs.filled(page.read_text(), "figure 2", text) == page.read_text()
 
 
-def test_the_smoke_run_keeps_nothing(tmp_path: Path, capsys):
+def test_the_smoke_run_keeps_nothing(tmp_path: Path, capsys, monkeypatch):
+    monkeypatch.setattr(figure2, "fit", partial(spaces.fit, n_starts=1))
     before = figure2.RESULTS.exists() and figure2.RESULTS.read_bytes()
     figure2.main(["--smoke", "--picture", str(tmp_path / "figure.png")])
     assert capsys.readouterr().out.startswith("T = 20; ")
@@ -69,5 +72,6 @@ def test_the_smoke_run_keeps_nothing(tmp_path: Path, capsys):
     assert (tmp_path / "figure.png").exists()
 
 
-def test_the_budget_counts_all_fits():
+def test_the_budget_counts_all_fits(monkeypatch):
+    monkeypatch.setattr(figure2, "fit", partial(spaces.fit, n_starts=1))
     assert figure2.budget(2, SETUP).startswith("26 runs: ")

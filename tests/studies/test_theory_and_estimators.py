@@ -17,7 +17,7 @@ every_problem = pytest.mark.parametrize("problem", PROBLEMS.values(), ids=PROBLE
 @every_problem
 def test_known_mean_is_the_mean_of_draws(problem):
     rng, theta = np.random.default_rng(0), np.linspace(1.0, 4.0, len(problem.best))
-    losses = problem.losses(problem.distribution.sample(theta, rng, 10_000))
+    losses = problem.losses(problem.distribution.sample(theta, rng, 4_000))
     assert losses.min() > -1e-12
     error = losses.std() / np.sqrt(len(losses))
     assert losses.mean() == pytest.approx(problem.J(theta), abs=5 * error)
@@ -48,7 +48,7 @@ def test_known_mean_of_one_beta_is_its_closed_form():
 
 @every_problem
 def test_proposition_1_holds_and_needs_both_terms(problem):
-    errors = theory.proposition_1(problem, 25)
+    errors = theory.proposition_1(problem, 15)
     assert errors["gradient"] < 6.0
     assert errors["hessian"] < 6.0
     assert errors["without"] > 20.0
