@@ -23,8 +23,11 @@ Deviations: every epoch has all its mini-batches (the authors' program stops aft
 Run:        S2E_DATA_ROOT=~/data python studies/figure3_benchmark.py --jobs 2 --minutes 60
             ... --data cifar10 --images 5000 --epochs 20 --seeds 1         (reduced)
             ... --epochs 200 --settings "asymmetric 40 %" --methods standard coteaching jocor
-            It resumes. --budget prints what the full run takes here. --smoke runs everything in
-            small, on the digits, and keeps nothing. --device cuda trains on a GPU (never tried).
+            It resumes, a search at the training that it had come to: searches are kept beside the
+            results, in a file .db. Within a seed all settings get one method after the other,
+            searches last: what is done at any time can be compared. --budget prints what the full
+            run takes here. --smoke runs everything in small, on the digits, and keeps nothing.
+            --device cuda trains on a GPU (never tried).
 Read:       studies/results/figure3_benchmark.json (MNIST), figure3_cifar10.json, ..., --report;
             --picture FILE draws it, --page FILE writes the tables into a page of the docs
 """
@@ -35,6 +38,7 @@ import argparse
 import os
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
@@ -47,9 +51,10 @@ import tasks
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from optuna.trial import TrialState
 from scipy import stats
 
-from optuna_s2e import S2ESampler, Schedule, recommend
+from optuna_s2e import S2ESampler, Schedule, open_storage, optimize_batch, recommend
 from optuna_s2e.coteaching import (
     CoteachingObjective,
     NoisyData,
@@ -130,16 +135,26 @@ def load(data: str, setting: str, n_images: int | None = None) -> NoisyData:
     return tasks.first_images(loaded, n_images)
 
 
-def searched(method: str, objective: CoteachingObjective, n_trials: int) -> Schedule:
-    """Search a schedule; return the one that is recommended."""
+def searched(
+    method: str, objective: CoteachingObjective, n_trials: int, storage: str, name: str
+) -> Schedule:
+    """Search a schedule; return the one that is recommended.
+
+    A search of this name in the storage goes on: it comes to the same end as an undisturbed one.
+    """
     if method == "s2e-paper":
         sampler = S2ESampler(
             seed=objective.seed, estimator="paper", population_size=min(POPULATION, n_trials)
         )
     else:
         sampler = S2ESampler(seed=objective.seed)
-    study = optuna.create_study(sampler=sampler)
-    study.optimize(objective, n_trials=n_trials)
+    study = optuna.create_study(
+        storage=open_storage(storage), study_name=name, sampler=sampler, load_if_exists=True
+    )
+    left = n_trials - len(study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)))
+    if left > 0:
+        with ThreadPoolExecutor(1) as one:  # a training is kept when it ends, not with its batch
+            optimize_batch(study, objective, n_trials=left, executor=one)
     found = recommend(study, "best") if method == "s2e-paper" else recommend(study)
     assert found.schedule is not None
     return found.schedule
@@ -147,9 +162,19 @@ def searched(method: str, objective: CoteachingObjective, n_trials: int) -> Sche
 
 def run(
     job: runs.Job, *, data: str, n_epochs: int, n_trials: int, n_images: int | None = None,
-    device: str = "cpu",
+    device: str = "cpu", storage: str = "sqlite:///:memory:",
 ) -> dict[str, Any]:  # fmt: skip
-    """Train a method with a seed; return its curves on the test data."""
+    """Train a method with a seed; return its curves on the test data.
+
+    Args:
+        job: Setting, method and seed.
+        data: Name of the data.
+        n_epochs: T.
+        n_trials: Trainings of a search.
+        n_images: As in `load`.
+        device: Where to train.
+        storage: URL of a storage that keeps what a search has trained.
+    """
     setting, method, seed = str(job[0]), str(job[1]), int(job[2])
     noisy, rate = load(data, setting, n_images), kept_rate(setting)
     network = NETWORKS.get(data, "mlp")
@@ -161,7 +186,9 @@ def run(
     )
     start = time.perf_counter()
     if method in SEARCHES:
-        schedules, methods = {method: searched(method, objective, n_trials)}, {}
+        name = runs.key_of((data, *job, f"{n_epochs} epochs", f"{n_images or 'all'} images"))
+        schedules = {method: searched(method, objective, n_trials, storage, name)}
+        methods: dict[str, str] = {}
     else:
         schedules, methods, _ = compared_methods([method], n_epochs, rate, data=noisy)
     found = evaluate_schedules(
@@ -185,11 +212,16 @@ def run(
     }
 
 
+def storage_of(results: Path) -> str:
+    """Return the URL of the storage that keeps the searches, beside a file of results."""
+    return f"sqlite:///{results.absolute().with_suffix('.db')}"
+
+
 def jobs_of(
     n_seeds: int, settings: Sequence[str] = tuple(PAPER), methods: Sequence[str] = METHODS
 ) -> list[runs.Job]:
-    """Return all jobs, seed by seed: what is done at any time can be compared."""
-    return [(s, m, seed) for seed in range(n_seeds) for s in settings for m in methods]
+    """Return all jobs: seed by seed, then method by method, with all settings of each."""
+    return [(s, m, seed) for seed in range(n_seeds) for m in methods for s in settings]
 
 
 def shown(results: runs.Results) -> list[str]:
@@ -393,10 +425,8 @@ def main(argv: list[str] | None = None) -> None:
             "the paper has 5 seeds of 200 epochs"
         )
         runs.note_setup(args.results, setup, complete=complete)
-        runs.run_missing(
-            args.results, jobs, partial(run, **setup, device=args.device), n_processes=args.jobs,
-            minutes=args.minutes,
-        )  # fmt: skip
+        of_job = partial(run, **setup, device=args.device, storage=storage_of(args.results))
+        runs.run_missing(args.results, jobs, of_job, n_processes=args.jobs, minutes=args.minutes)
     document = runs.read(args.results)
     print(report(document))
     if args.page is not None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
 import platform
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -58,7 +60,7 @@ def run_missing(
     deadline = time.monotonic() + 60 * minutes
     start = time.perf_counter()
     with (
-        ProcessPoolExecutor(n_processes, initializer=_quiet) as pool,
+        ProcessPoolExecutor(n_processes, initializer=_begin_process) as pool,
         tqdm(total=len(missing), unit="run", smoothing=0) as bar,
     ):
         queue, running = iter(missing), {}
@@ -84,9 +86,18 @@ def run_missing(
             os.replace(part, path)
 
 
-def _quiet() -> None:
+def _begin_process() -> None:
     torch.set_num_threads(1)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """End this process, whatever it is doing, when the study was killed: another may go on."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def parser(doc: str | None, *, seeds: int) -> argparse.ArgumentParser:
