@@ -1,6 +1,9 @@
 """The benchmark of all methods in small: its jobs, its file, its table and its picture."""
 
 import json
+import signal
+import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +13,13 @@ import optuna
 import pytest
 import runs
 import scipy
+from optuna.trial import TrialState
+from processes import PATIENCE, Process, wait_until
 
-from optuna_s2e import ScheduleSpace
+from optuna_s2e import ScheduleSpace, _optuna, open_storage
+from optuna_s2e._attributes import DRIVER_KEY
 from optuna_s2e.coteaching import METHODS, TrainingConfig, evaluate_schedules
+from optuna_s2e.parallel._process import Process as Identity
 
 SETUP = {"data": "digits", "n_epochs": 2, "n_trials": 2, "n_images": None}
 PAGE = Path(__file__).parents[2] / "docs" / "reproduction" / "figure3.md"
@@ -35,6 +42,14 @@ def test_every_method_is_compared():
     assert set(METHODS) - {"single"} <= set(benchmark.METHODS)
     jobs = benchmark.jobs_of(3)
     assert len(set(jobs)) == len(jobs) == 3 * 3 * len(benchmark.METHODS)
+
+
+def test_an_interrupted_study_covers_all_settings():
+    jobs = benchmark.jobs_of(2)
+    assert [seed for *_, seed in jobs] == sorted(seed for *_, seed in jobs)
+    for i in range(0, len(jobs), 3):  # no method comes again before each setting has it
+        assert [setting for setting, *_ in jobs[i : i + 3]] == list(benchmark.PAPER)
+        assert len({method for _, method, _ in jobs[i : i + 3]}) == 1
 
 
 def test_a_run_is_an_evaluation_with_its_seed():
@@ -72,6 +87,46 @@ def test_the_papers_own_method_is_algorithm_2_on_table_1(monkeypatch: pytest.Mon
     assert "R.table1" in best.params
     schedule = ScheduleSpace(2, "table1").from_params(best.params)
     np.testing.assert_allclose(found["keep_rates"], schedule.keep_rates, atol=1e-4)
+
+
+def run_missing(path: Path, job: runs.Job, setup: dict[str, Any]) -> None:
+    run = partial(benchmark.run, **setup, storage=benchmark.storage_of(path))
+    runs.run_missing(path, [job], run, n_processes=1, minutes=1)
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks at /proc")
+@pytest.mark.parametrize("method", benchmark.SEARCHES)
+def test_a_killed_search_goes_on_where_it_was(method: str, tmp_path: Path):
+    job, setup = ("pair 45 %", method, 1), SETUP | {"n_epochs": 4, "n_trials": 8}
+    path, url = tmp_path / "results.json", benchmark.storage_of(tmp_path / "results.json")
+    name = f"digits|pair 45 %|{method}|1|4 epochs|all images"
+
+    def complete() -> list[int]:
+        if name not in optuna.get_all_study_names(storage):
+            return []
+        trials = optuna.load_study(study_name=name, storage=storage).trials
+        return [t.number for t in trials if t.state == TrialState.COMPLETE]
+
+    storage = open_storage(url)
+    killed = Process(run_missing, path, job, setup)
+    wait_until(lambda: len(complete()) >= 2, killed)
+    assert killed.stop(signal.SIGKILL)[0] == -signal.SIGKILL
+    study = optuna.load_study(study_name=name, storage=storage)
+    lease = _optuna.study_system_attrs(study)[
+        DRIVER_KEY
+    ]  # the training process must end with the study's
+    trains = Identity(*(lease[field] for field in Identity._fields))
+    end = time.monotonic() + PATIENCE
+    while trains.lives and time.monotonic() < end:
+        time.sleep(0.02)
+    kept = complete()
+    assert 2 <= len(kept) < 8
+    run_missing(path, job, setup)
+    assert complete()[: len(kept)] == kept
+    assert len(complete()) == 8
+    found = runs.read(path)["results"][runs.key_of(job)]
+    expected = benchmark.run(job, **setup)
+    assert found | {"seconds": 0} == expected | {"seconds": 0}
 
 
 def test_classes_turn_as_in_jocors_program():
