@@ -15,7 +15,7 @@ Schedules:  Co-teaching's Eq 1 with the true rate for all methods that obey R(t)
             epochs, and trains the recommended schedule anew. "s2e-paper" is the paper's own
             method: Table 1, the validation loss, Algorithm 2 with generations of 6, the best
             trial; it has the same number of trainings, which is a reduced search (its program's
-            README has 60).
+            README has 60). "jocor/searched" is JoCoR under the schedule of "s2e".
 Deviations: every epoch has all its mini-batches (the authors' program stops after 401); epoch 0 is
             trained; beta1 falls to .1 with the learning rate, as in Co-teaching's program. S2E's
             validation images are clean and of the training part; the follow-up of the paper takes
@@ -74,7 +74,8 @@ PAPER = {"symmetric 20 %": ("symmetric", 0.2), "symmetric 50 %": ("symmetric", 0
 SETTINGS = PAPER | {"symmetric 80 %": ("symmetric", 0.8), "asymmetric 40 %": ("asymmetric", 0.4)}
 METHODS = (
     "standard", "early-stopping", "decoupling", "f-correction", "f-correction-true", "mentornet",
-    "coteaching", "coteaching+", "reweight", "jocor", "bare", "s2e", "s2e-paper",
+    "coteaching", "coteaching+", "reweight", "jocor", "bare", "s2e", "mentornet/searched",
+    "coteaching+/searched", "jocor/searched", "s2e-paper",
 )  # fmt: skip
 SEARCHES = {"s2e": "S2E", "s2e-paper": "S2E, the paper's own"}
 SEARCH_SEED = 10_000  # the search's seeds follow from this and the seed of the repeat
@@ -185,30 +186,33 @@ def run(
         noisy, network=network, n_epochs=n_epochs, seed=SEARCH_SEED + seed, device=device, **space
     )
     start = time.perf_counter()
-    if method in SEARCHES:
-        name = runs.key_of((data, *job, f"{n_epochs} epochs", f"{n_images or 'all'} images"))
-        schedules = {method: searched(method, objective, n_trials, storage, name)}
-        methods: dict[str, str] = {}
-    else:
-        schedules, methods, _ = compared_methods([method], n_epochs, rate, data=noisy)
-    found = evaluate_schedules(
-        {method: schedules[method].keep_rates},
+    row = "coteaching/searched" if method in SEARCHES else method
+    found = None
+    if row.endswith("/searched"):
+        search = method if method in SEARCHES else "s2e"
+        what = (data, setting, search, seed, f"{n_epochs} epochs", f"{n_images or 'all'} images")
+        found = searched(search, objective, n_trials, storage, runs.key_of(what))
+    trained = row.removesuffix("/searched")
+    compared = compared_methods([trained], n_epochs, rate, data=noisy, searched=found)
+    keep_rates = compared.schedules[row].keep_rates
+    evaluation = evaluate_schedules(
+        {row: keep_rates},
         noisy,
         network=network,
-        methods=methods,
+        methods={row: compared.methods[row]},
         config=objective.config,
         n_repeats=1,
         seed=seed,
         device=device,
-    )[method]
+    )[row]
     return {
         "seconds": round(time.perf_counter() - start, 2),
-        "keep_rates": np.round(schedules[method].keep_rates, 4).tolist(),
-        "test_accuracy": np.round(found.test_accuracy[0], 5).tolist(),
+        "keep_rates": np.round(keep_rates, 4).tolist(),
+        "test_accuracy": np.round(evaluation.test_accuracy[0], 5).tolist(),
         "label_precision": [
-            round(v, 5) if np.isfinite(v) else None for v in found.label_precision[0].tolist()
+            round(v, 5) if np.isfinite(v) else None for v in evaluation.label_precision[0].tolist()
         ],
-        "final_accuracy": round(float(found.final_accuracy[0]), 6),
+        "final_accuracy": round(float(evaluation.final_accuracy[0]), 6),
     }
 
 
@@ -342,17 +346,20 @@ def draw(document: dict[str, Any], path: Path) -> None:
     FigureCanvasAgg(figure)
     axes = figure.subplots(2, len(settings), sharex=True, sharey="row", squeeze=False)
     handles: dict[str, Any] = {}
+    own = [method for method in METHODS if not method.endswith("/searched")]  # have a colour
     for column, setting in enumerate(settings):
         for row, name in enumerate(("test_accuracy", "label_precision")):
             axis = axes[row, column]
-            for i, method in enumerate(METHODS):
+            for method in METHODS:
                 found = 100 * curves(results, setting, method, name)
                 if not len(found):
                     continue
+                i = own.index(method.removesuffix("/searched"))
                 color = f"C{i}" if i < 10 else ("gold", "black", "navy")[i - 10]
+                style = "-" if method in own else "--"
                 epochs, mean, sd = np.arange(found.shape[1]), found.mean(0), found.std(0)
                 width = 2.2 if method in SEARCHES else 1.3
-                handles[title(method)] = axis.plot(epochs, mean, color=color, lw=width)[0]
+                handles[title(method)] = axis.plot(epochs, mean, style, color=color, lw=width)[0]
                 axis.fill_between(epochs, mean - sd, mean + sd, color=color, alpha=0.15, lw=0)
             axis.grid(alpha=0.3)
             axis.xaxis.get_major_locator().set_params(integer=True)
@@ -379,12 +386,12 @@ def budget(jobs: list[runs.Job], n_processes: int, setup: dict[str, Any]) -> str
     run((setting, "coteaching", 0), **setup | {"data": "digits", "n_epochs": 2})  # what is once
     minutes: dict[str, float] = {}
     for method in dict.fromkeys(str(job[1]) for job in jobs):
-        timed = "coteaching" if method in SEARCHES else method
+        timed = "coteaching" if method in SEARCHES else method.removesuffix("/searched")
         found = run((setting, timed, 0), **setup | {"n_epochs": 2})
         trainings = setup["n_trials"] + 1 if method in SEARCHES else 1
         minutes[method] = trainings * found["seconds"] / 60 / 2 * n_epochs
     hours = sum(minutes[str(job[1])] for job in jobs) / 60
-    lines = [f"{method:20}{of_one:8.1f} minutes per run" for method, of_one in minutes.items()]
+    lines = [f"{method:22}{of_one:8.1f} minutes per run" for method, of_one in minutes.items()]
     lines.append(
         f"{len(jobs)} runs of {n_epochs} epochs: {hours:.1f} core hours, "
         f"{hours / n_processes:.1f} hours with {n_processes} processes"

@@ -71,6 +71,24 @@ def test_a_search_trains_its_schedule_anew(method: str):
     assert result["keep_rates"][0] == 1.0
 
 
+def test_a_searched_schedule_serves_other_methods(tmp_path: Path):
+    storage = benchmark.storage_of(tmp_path / "results.json")
+    kept = [
+        benchmark.run(("pair 45 %", method, 2), **SETUP, storage=storage)
+        for method in ("s2e", "jocor/searched")
+    ]
+    assert kept[0]["keep_rates"] == kept[1]["keep_rates"]
+    assert optuna.get_all_study_names(open_storage(storage)) == [
+        "digits|pair 45 %|s2e|2|2 epochs|all images"
+    ]
+    data = benchmark.load("digits", "pair 45 %")
+    found = evaluate_schedules(
+        {"a": kept[1]["keep_rates"]}, data, methods={"a": "jocor"}, n_repeats=1, seed=2,
+        config=TrainingConfig(64, 1e-2), device="cpu",
+    )["a"]  # fmt: skip
+    np.testing.assert_allclose(kept[1]["test_accuracy"], found.test_accuracy[0], atol=1e-5)
+
+
 def test_the_papers_own_method_is_algorithm_2_on_table_1(monkeypatch: pytest.MonkeyPatch):
     studies = []
     create = optuna.create_study
