@@ -23,11 +23,12 @@ Deviations: every epoch has all its mini-batches (the authors' program stops aft
 Run:        S2E_DATA_ROOT=~/data python studies/figure3_benchmark.py --jobs 2 --minutes 60
             ... --data cifar10 --images 5000 --epochs 20 --seeds 1         (reduced)
             ... --epochs 200 --settings "asymmetric 40 %" --methods standard coteaching jocor
-            It resumes, a search at the training that it had come to: searches are kept beside the
-            results, in a file .db. Within a seed all settings get one method after the other,
-            searches last: what is done at any time can be compared. --budget prints what the full
-            run takes here. --smoke runs everything in small, on the digits, and keeps nothing.
-            --device cuda trains on a GPU (never tried).
+            It resumes at the training that it had come to: the trainings of searches are kept
+            beside the results in a file .db, all others in a file .rows (Standard serves early
+            stopping, too). Within a seed all settings get one method after the other, searches
+            last: what is done at any time can be compared. --budget prints what the full run takes
+            here. --smoke runs everything in small, on the digits, and keeps nothing. --device cuda
+            trains on a GPU (never tried).
 Read:       studies/results/figure3_benchmark.json (MNIST), figure3_cifar10.json, ..., --report;
             --picture FILE draws it, --page FILE writes the tables into a page of the docs
 """
@@ -163,7 +164,7 @@ def searched(
 
 def run(
     job: runs.Job, *, data: str, n_epochs: int, n_trials: int, n_images: int | None = None,
-    device: str = "cpu", storage: str = "sqlite:///:memory:",
+    device: str = "cpu", kept: Path | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Train a method with a seed; return its curves on the test data.
 
@@ -174,7 +175,8 @@ def run(
         n_trials: Trainings of a search.
         n_images: As in `load`.
         device: Where to train.
-        storage: URL of a storage that keeps what a search has trained.
+        kept: The file of results. Beside it stands what was trained: no training is done twice.
+            None keeps nothing.
     """
     setting, method, seed = str(job[0]), str(job[1]), int(job[2])
     noisy, rate = load(data, setting, n_images), kept_rate(setting)
@@ -191,7 +193,7 @@ def run(
     if row.endswith("/searched"):
         search = method if method in SEARCHES else "s2e"
         what = (data, setting, search, seed, f"{n_epochs} epochs", f"{n_images or 'all'} images")
-        found = searched(search, objective, n_trials, storage, runs.key_of(what))
+        found = searched(search, objective, n_trials, storage_of(kept), runs.key_of(what))
     trained = row.removesuffix("/searched")
     compared = compared_methods([trained], n_epochs, rate, data=noisy, searched=found)
     keep_rates = compared.schedules[row].keep_rates
@@ -204,6 +206,7 @@ def run(
         n_repeats=1,
         seed=seed,
         device=device,
+        keep=kept and kept.with_suffix(".rows"),
     )[row]
     return {
         "seconds": round(time.perf_counter() - start, 2),
@@ -216,9 +219,9 @@ def run(
     }
 
 
-def storage_of(results: Path) -> str:
+def storage_of(results: Path | None) -> str:
     """Return the URL of the storage that keeps the searches, beside a file of results."""
-    return f"sqlite:///{results.absolute().with_suffix('.db')}"
+    return f"sqlite:///{results.absolute().with_suffix('.db') if results else ':memory:'}"
 
 
 def jobs_of(
@@ -432,7 +435,7 @@ def main(argv: list[str] | None = None) -> None:
             "the paper has 5 seeds of 200 epochs"
         )
         runs.note_setup(args.results, setup, complete=complete)
-        of_job = partial(run, **setup, device=args.device, storage=storage_of(args.results))
+        of_job = partial(run, **setup, device=args.device, kept=args.results)
         runs.run_missing(args.results, jobs, of_job, n_processes=args.jobs, minutes=args.minutes)
     document = runs.read(args.results)
     print(report(document))

@@ -18,7 +18,7 @@ from processes import PATIENCE, Process, wait_until
 
 from optuna_s2e import ScheduleSpace, _optuna, open_storage
 from optuna_s2e._attributes import DRIVER_KEY
-from optuna_s2e.coteaching import METHODS, TrainingConfig, evaluate_schedules
+from optuna_s2e.coteaching import METHODS, TrainingConfig, _evaluation, evaluate_schedules
 from optuna_s2e.parallel._process import Process as Identity
 
 SETUP = {"data": "digits", "n_epochs": 2, "n_trials": 2, "n_images": None}
@@ -72,21 +72,21 @@ def test_a_search_trains_its_schedule_anew(method: str):
 
 
 def test_a_searched_schedule_serves_other_methods(tmp_path: Path):
-    storage = benchmark.storage_of(tmp_path / "results.json")
-    kept = [
-        benchmark.run(("pair 45 %", method, 2), **SETUP, storage=storage)
+    path = tmp_path / "results.json"
+    own, others = (
+        benchmark.run(("pair 45 %", method, 2), **SETUP, kept=path)
         for method in ("s2e", "jocor/searched")
-    ]
-    assert kept[0]["keep_rates"] == kept[1]["keep_rates"]
-    assert optuna.get_all_study_names(open_storage(storage)) == [
+    )
+    assert own["keep_rates"] == others["keep_rates"]
+    assert optuna.get_all_study_names(open_storage(benchmark.storage_of(path))) == [
         "digits|pair 45 %|s2e|2|2 epochs|all images"
     ]
     data = benchmark.load("digits", "pair 45 %")
     found = evaluate_schedules(
-        {"a": kept[1]["keep_rates"]}, data, methods={"a": "jocor"}, n_repeats=1, seed=2,
+        {"a": others["keep_rates"]}, data, methods={"a": "jocor"}, n_repeats=1, seed=2,
         config=TrainingConfig(64, 1e-2), device="cpu",
     )["a"]  # fmt: skip
-    np.testing.assert_allclose(kept[1]["test_accuracy"], found.test_accuracy[0], atol=1e-5)
+    np.testing.assert_allclose(others["test_accuracy"], found.test_accuracy[0], atol=1e-5)
 
 
 def test_the_papers_own_method_is_algorithm_2_on_table_1(monkeypatch: pytest.MonkeyPatch):
@@ -107,8 +107,25 @@ def test_the_papers_own_method_is_algorithm_2_on_table_1(monkeypatch: pytest.Mon
     np.testing.assert_allclose(found["keep_rates"], schedule.keep_rates, atol=1e-4)
 
 
+def test_standard_is_trained_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    path, trained = tmp_path / "results.json", []
+    train = _evaluation.train_batch
+
+    def counted(rates: Any, seeds: Any, **options: Any) -> Any:
+        trained.append(options["evaluate_on"])
+        return train(rates, seeds, **options)
+
+    monkeypatch.setattr(_evaluation, "train_batch", counted)
+    for method in ("standard", "early-stopping"):
+        job = ("pair 45 %", method, 0)
+        found = benchmark.run(job, **SETUP, kept=path)
+        assert trained == ["test" if method == "standard" else "validation"]
+        assert found | {"seconds": 0} == benchmark.run(job, **SETUP) | {"seconds": 0}
+        trained.clear()
+
+
 def run_missing(path: Path, job: runs.Job, setup: dict[str, Any]) -> None:
-    run = partial(benchmark.run, **setup, storage=benchmark.storage_of(path))
+    run = partial(benchmark.run, **setup, kept=path)
     runs.run_missing(path, [job], run, n_processes=1, minutes=1)
 
 
