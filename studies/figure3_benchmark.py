@@ -376,7 +376,7 @@ def draw(document: dict[str, Any], path: Path) -> None:
     names = [name for name in map(title, METHODS) if name in handles]
     figure.legend(
         [handles[n] for n in names], names, loc="outside lower center", frameon=False,
-        ncols=1 + 2 * len(settings),
+        ncols=2 * len(settings),
     )  # fmt: skip
     figure.savefig(path, dpi=90)
 

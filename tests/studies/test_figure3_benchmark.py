@@ -249,6 +249,15 @@ def test_the_page_shows_the_results(data: str):
     assert runs.filled(PAGE.read_text(), data, text) == PAGE.read_text()
 
 
+@pytest.mark.parametrize("file", sorted(benchmark.FOLDER.glob("figure3_*.json")))
+def test_the_results_hold_one_search_per_setting_and_seed(file: Path):
+    results = runs.read(file)["results"]
+    for key, result in results.items():
+        setting, method, seed = key.split("|")
+        if method.endswith("/searched"):
+            assert result["keep_rates"] == results[f"{setting}|s2e|{seed}"]["keep_rates"]
+
+
 def test_another_setup_needs_another_file(tmp_path: Path):
     path = tmp_path / "results.json"
     path.write_text(json.dumps({"results": {"a": 1}, "seconds": 0.0, **SETUP}))
