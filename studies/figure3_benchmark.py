@@ -191,9 +191,9 @@ def run(
     row = "coteaching/searched" if method in SEARCHES else method
     found = None
     if row.endswith("/searched"):
-        search = method if method in SEARCHES else "s2e"
-        what = (data, setting, search, seed, f"{n_epochs} epochs", f"{n_images or 'all'} images")
-        found = searched(search, objective, n_trials, storage_of(kept), runs.key_of(what))
+        search = search_of(job)
+        name = runs.key_of((data, *search, f"{n_epochs} epochs", f"{n_images or 'all'} images"))
+        found = searched(str(search[1]), objective, n_trials, storage_of(kept), name)
     trained = row.removesuffix("/searched")
     compared = compared_methods([trained], n_epochs, rate, data=noisy, searched=found)
     keep_rates = compared.schedules[row].keep_rates
@@ -217,6 +217,12 @@ def run(
         ],
         "final_accuracy": round(float(evaluation.final_accuracy[0]), 6),
     }
+
+
+def search_of(job: runs.Job) -> runs.Job:
+    """Return the job whose search a job needs; itself if it needs no other's."""
+    setting, method, seed = job
+    return (setting, "s2e", seed) if str(method).endswith("/searched") else job
 
 
 def storage_of(results: Path | None) -> str:
@@ -436,7 +442,10 @@ def main(argv: list[str] | None = None) -> None:
         )
         runs.note_setup(args.results, setup, complete=complete)
         of_job = partial(run, **setup, device=args.device, kept=args.results)
-        runs.run_missing(args.results, jobs, of_job, n_processes=args.jobs, minutes=args.minutes)
+        runs.run_missing(
+            args.results, jobs, of_job, n_processes=args.jobs, minutes=args.minutes,
+            apart=search_of,
+        )  # fmt: skip
     document = runs.read(args.results)
     print(report(document))
     if args.page is not None:

@@ -11,7 +11,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,7 @@ def run_missing(
     *,
     n_processes: int,
     minutes: float,
+    apart: Callable[[Job], Job] = lambda job: job,
 ) -> None:
     """Run the jobs that the file lacks, in order, and save after each.
 
@@ -53,6 +54,7 @@ def run_missing(
         run: Called in another process; its result is JSON.
         n_processes: How many run at a time.
         minutes: Start no job after that time.
+        apart: Jobs for which it is the same do not run at the same time.
     """
     document = read(path)
     results: Results = document["results"]
@@ -63,12 +65,14 @@ def run_missing(
         ProcessPoolExecutor(n_processes, initializer=_begin_process) as pool,
         tqdm(total=len(missing), unit="run", smoothing=0) as bar,
     ):
-        queue, running = iter(missing), {}
+        running: dict[Future[Any], Job] = {}
         while True:
             while len(running) < n_processes and time.monotonic() < deadline:
-                job = next(queue, None)
+                busy = set(map(apart, running.values()))
+                job = next((job for job in missing if apart(job) not in busy), None)
                 if job is None:
                     break
+                missing.remove(job)
                 running[pool.submit(run, job)] = job
             if not running:
                 break

@@ -124,6 +124,23 @@ def test_standard_is_trained_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         trained.clear()
 
 
+def stamped(job: runs.Job) -> tuple[float, float]:
+    """Take a while; return when."""
+    begun = time.monotonic()
+    time.sleep(0.5)
+    return begun, time.monotonic()
+
+
+def test_a_search_runs_once_at_a_time(tmp_path: Path):
+    methods = ("s2e", "jocor/searched", "mentornet/searched", "s2e-paper")
+    jobs = [("pair 45 %", method, 0) for method in methods]
+    path = tmp_path / "results.json"
+    runs.run_missing(path, jobs, stamped, n_processes=4, minutes=1, apart=benchmark.search_of)
+    times = [runs.read(path)["results"][runs.key_of(job)] for job in jobs]
+    assert times[0][1] < times[1][0] < times[1][1] < times[2][0]
+    assert times[3][0] < times[1][0]  # it need not wait for any
+
+
 def run_missing(path: Path, job: runs.Job, setup: dict[str, Any]) -> None:
     run = partial(benchmark.run, **setup, kept=path)
     runs.run_missing(path, [job], run, n_processes=1, minutes=1)
