@@ -231,6 +231,9 @@ def test_the_table_and_the_picture_show_what_is_done(tmp_path: Path):
         "symmetric", "20", "%,", "Standard", "79.56", "55.00", "±", "7.07", "(2)"
     ]  # fmt: skip
     assert lines[at + 2].split()[9] == "-24.56"
+    (other,) = (line.split() for line in lines if " 94.05 " in line)
+    assert other[:3] + other[8:10] == ["symmetric", "20", "%,", "(2)", "-39.05"]
+    assert other[-4:] == ["CNN", "of", "9", "layers"]
     benchmark.draw(found, tmp_path / "figure.png")
     assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
 
