@@ -385,8 +385,8 @@ class Categorical(Family):
                 for b in basis:
                     d = d - b * inner(b, d)
             length = np.sqrt(inner(d, d))
-            is_one = length > NULL_LENGTH * np.sqrt(total * _sums(theta * v * v))
-            basis.append(np.where(is_one, d / np.where(is_one, length, 1.0), 0.0))
+            is_direction = length > NULL_LENGTH * np.sqrt(total * _sums(theta * v * v))
+            basis.append(np.where(is_direction, d / np.where(is_direction, length, 1.0), 0.0))
         return [own[:, own.any(axis=0)] for own in np.stack(basis, axis=2)]
 
     def kl(self, theta: FloatArray, other: FloatArray) -> FloatArray:
