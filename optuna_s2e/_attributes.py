@@ -20,6 +20,7 @@ from optuna_s2e._typing import FloatArray
 # System attributes of a trial
 DRAW_KEY = "s2e:draw"  # the record of its draw: what theta follows from
 FAILURE_KEY = "s2e:failure"  # why a trial of a batch failed: {"by": "objective", "reason": ...}
+REPEATS_KEY = "s2e:repeats"  # the trial, lost by a machine, in whose place it was enqueued
 WORKER_KEY = "s2e:worker"  # host and process of the worker that runs it
 SAMPLER_KEY = "s2e:sampler"  # name of the sampler that drew it, if that is not S2E's
 CURVES_KEY = "coteaching:curves"  # its learning curves

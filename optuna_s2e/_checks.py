@@ -125,3 +125,21 @@ def _interval(low: float, high: float, open_low: bool, open_high: bool) -> str:
             return "a finite number"
         return f"a finite number {'>' if open_low else '>='} {low:g}"
     return f"a number in {'(' if open_low else '['}{low:g}, {high:g}{')' if open_high else ']'}"
+
+
+def is_number(text: str) -> bool:
+    """Say whether a text is a number, as Python writes it."""
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def spelling(text: str) -> str:
+    """Return the same for texts that differ in blanks or capitals alone.
+
+    A letter and its capital are two texts: data sets of letters have both as classes.
+    """
+    words = " ".join(text.split())
+    return words if len(words) == 1 else words.casefold()

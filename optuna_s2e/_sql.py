@@ -7,9 +7,94 @@ another kind of storage imports no SQLAlchemy.
 from __future__ import annotations
 
 import json
+from collections import defaultdict
 from collections.abc import Iterable
 from contextlib import closing
+from functools import cache
 from typing import Any
+
+from optuna.distributions import json_to_distribution
+from optuna.trial import FrozenTrial
+
+_IN_A_STATEMENT = 500  # identifiers; SQLite before 3.32 takes 999 variables
+
+
+def read_trials(
+    session: Any, models: Any, study_id: int, last: int, others: Iterable[int]
+) -> list[FrozenTrial]:
+    """Read trials as Optuna does, and return what it returns, with far less work.
+
+    Optuna makes an object of each row of each table, and parses each distribution twice.
+
+    Args:
+        session: A session of SQLAlchemy.
+        models: Optuna's module of that name.
+        study_id: The study.
+        last: Trials with larger identifiers are read.
+        others: Identifiers of other trials that are read.
+
+    Returns:
+        The trials in the order of their identifiers.
+
+    Raises:
+        KeyError: If the study does not exist.
+    """
+    model = models.TrialModel
+    models.StudyModel.find_or_raise_by_id(study_id, session)
+    others, wanted = set(others), model.trial_id > last
+    if len(others) > _IN_A_STATEMENT:
+        wanted = model.trial_id >= min(others)
+    elif others:
+        wanted |= model.trial_id.in_(sorted(others))
+    query = session.query(model).filter(model.study_id == study_id, wanted)
+    trials = [
+        trial
+        for trial in query.order_by(model.trial_id)
+        if trial.trial_id > last or trial.trial_id in others
+    ]
+    if not trials:
+        return []
+    ids = [trial.trial_id for trial in trials]
+    chosen = ids if len(ids) <= _IN_A_STATEMENT else query.with_entities(model.trial_id)
+
+    def rows(table: Any, *columns: str, order: str | None = None) -> dict[int, list[Any]]:
+        found: dict[int, list[Any]] = defaultdict(list)
+        kept = session.query(*(getattr(table, name) for name in ("trial_id", *columns)))
+        kept = kept.filter(table.trial_id.in_(chosen))
+        for trial_id, *row in kept.order_by(order and getattr(table, order)):
+            found[trial_id].append(row)
+        return found
+
+    params = rows(
+        models.TrialParamModel, "param_name", "param_value", "distribution_json", order="param_id"
+    )
+    values = rows(models.TrialValueModel, "objective", "value", "value_type")
+    user_attrs = rows(models.TrialUserAttributeModel, "key", "value_json")
+    system_attrs = rows(models.TrialSystemAttributeModel, "key", "value_json")
+    reported = rows(
+        models.TrialIntermediateValueModel,
+        "step", "intermediate_value", "intermediate_value_type",
+    )  # fmt: skip
+    distribution = cache(json_to_distribution)
+    value = models.TrialValueModel.stored_repr_to_value
+    intermediate = models.TrialIntermediateValueModel.stored_repr_to_intermediate_value
+    return [
+        FrozenTrial(
+            number=trial.number,
+            state=trial.state,
+            value=None,
+            values=[value(*kept) for _, *kept in sorted(values[i])] or None,
+            datetime_start=trial.datetime_start,
+            datetime_complete=trial.datetime_complete,
+            params={name: distribution(d).to_external_repr(x) for name, x, d in params[i]},
+            distributions={name: distribution(d) for name, _, d in params[i]},
+            user_attrs={key: json.loads(text) for key, text in user_attrs[i]},
+            system_attrs={key: json.loads(text) for key, text in system_attrs[i]},
+            intermediate_values={step: intermediate(*kept) for step, *kept in reported[i]},
+            trial_id=i,
+        )
+        for i, trial in zip(ids, trials, strict=True)
+    ]
 
 
 def trials_since(

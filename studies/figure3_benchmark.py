@@ -15,7 +15,7 @@ Schedules:  Co-teaching's Eq 1 with the true rate for all methods that obey R(t)
             epochs, and trains the recommended schedule anew. "s2e-paper" is the paper's own
             method: Table 1, the validation loss, Algorithm 2 with generations of 6, the best
             trial; it has the same number of trainings, which is a reduced search (its program's
-            README has 60).
+            README has 60). "jocor/searched" is JoCoR under the schedule of "s2e".
 Deviations: every epoch has all its mini-batches (the authors' program stops after 401); epoch 0 is
             trained; beta1 falls to .1 with the learning rate, as in Co-teaching's program. S2E's
             validation images are clean and of the training part; the follow-up of the paper takes
@@ -23,8 +23,12 @@ Deviations: every epoch has all its mini-batches (the authors' program stops aft
 Run:        S2E_DATA_ROOT=~/data python studies/figure3_benchmark.py --jobs 2 --minutes 60
             ... --data cifar10 --images 5000 --epochs 20 --seeds 1         (reduced)
             ... --epochs 200 --settings "asymmetric 40 %" --methods standard coteaching jocor
-            It resumes. --budget prints what the full run takes here. --smoke runs everything in
-            small, on the digits, and keeps nothing. --device cuda trains on a GPU (never tried).
+            It resumes at the training that it had come to: the trainings of searches are kept
+            beside the results in a file .db, all others in a file .rows (Standard serves early
+            stopping, too). Within a seed all settings get one method after the other, searches
+            last: what is done at any time can be compared. --budget prints what the full run takes
+            here. --smoke runs everything in small, on the digits, and keeps nothing. --device cuda
+            trains on a GPU (never tried).
 Read:       studies/results/figure3_benchmark.json (MNIST), figure3_cifar10.json, ..., --report;
             --picture FILE draws it, --page FILE writes the tables into a page of the docs
 """
@@ -35,10 +39,11 @@ import argparse
 import os
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import optuna
@@ -47,9 +52,10 @@ import tasks
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from optuna.trial import TrialState
 from scipy import stats
 
-from optuna_s2e import S2ESampler, Schedule, recommend
+from optuna_s2e import S2ESampler, Schedule, open_storage, optimize_batch, recommend
 from optuna_s2e.coteaching import (
     CoteachingObjective,
     NoisyData,
@@ -69,7 +75,8 @@ PAPER = {"symmetric 20 %": ("symmetric", 0.2), "symmetric 50 %": ("symmetric", 0
 SETTINGS = PAPER | {"symmetric 80 %": ("symmetric", 0.8), "asymmetric 40 %": ("asymmetric", 0.4)}
 METHODS = (
     "standard", "early-stopping", "decoupling", "f-correction", "f-correction-true", "mentornet",
-    "coteaching", "coteaching+", "reweight", "jocor", "bare", "s2e", "s2e-paper",
+    "coteaching", "coteaching+", "reweight", "jocor", "bare", "s2e", "mentornet/searched",
+    "coteaching+/searched", "jocor/searched", "s2e-paper",
 )  # fmt: skip
 SEARCHES = {"s2e": "S2E", "s2e-paper": "S2E, the paper's own"}
 SEARCH_SEED = 10_000  # the search's seeds follow from this and the seed of the repeat
@@ -81,25 +88,33 @@ ASYMMETRIC = {
     "digits": {7: 1, 2: 7, 5: 6, 6: 5, 3: 8},
 }  # fmt: skip
 
-# Published last-ten-epoch means in % where network and noise are the same: 200 epochs
-JOCOR, S2E_ISSUE = "JoCoR's paper (CVPR 2020)", "a user of the authors' program (its issue 3)"
-PUBLISHED: dict[str, dict[str, dict[str, tuple[float, str]]]] = {
-    "mnist": {
-        setting: {
-            method: (value, JOCOR)
-            for method, value in zip(
-                ("standard", "coteaching", "coteaching+", "jocor"), values, strict=True
-            )
-        }
-        for setting, values in {
-            "symmetric 20 %": (79.56, 95.10, 97.81, 98.06),
-            "symmetric 50 %": (52.66, 89.82, 95.80, 96.64),
-            "symmetric 80 %": (23.43, 79.73, 58.92, 84.89),
-            "asymmetric 40 %": (79.00, 90.28, 93.28, 95.24),
-        }.items()
-    },
-    "cifar10": {"symmetric 50 %": {"s2e-paper": (50.82, S2E_ISSUE)}},
-}
+
+class Published(NamedTuple):
+    """Last-ten-epoch means in % that a paper prints: 200 epochs of all images."""
+
+    source: str
+    methods: tuple[str, ...]
+    values: dict[str, tuple[float, ...]]  # of the methods, by setting
+
+
+JOCOR = Published(
+    "JoCoR's paper (CVPR 2020)", ("standard", "coteaching", "coteaching+", "jocor"),
+    {"symmetric 20 %": (79.56, 95.10, 97.81, 98.06),
+     "symmetric 50 %": (52.66, 89.82, 95.80, 96.64),
+     "symmetric 80 %": (23.43, 79.73, 58.92, 84.89),
+     "asymmetric 40 %": (79.00, 90.28, 93.28, 95.24)},
+)  # fmt: skip
+COTEACHING = Published(  # of another network, for MentorNet and pair noise
+    "Co-teaching's paper (NeurIPS 2018), CNN of 9 layers",
+    ("standard", "decoupling", "f-correction", "mentornet", "coteaching"),
+    {"symmetric 20 %": (94.05, 95.70, 98.80, 96.70, 97.25),
+     "symmetric 50 %": (66.05, 81.15, 79.61, 90.05, 91.32),
+     "pair 45 %": (56.52, 58.03, 0.24, 80.88, 87.63)},
+)  # fmt: skip
+S2E_ISSUE = Published(
+    "a user of the authors' program (its issue 3)", ("s2e-paper",), {"symmetric 50 %": (50.82,)}
+)
+PUBLISHED = {"mnist": (JOCOR, COTEACHING), "cifar10": (S2E_ISSUE,)}  # by data set
 
 
 def kept_rate(setting: str) -> float:
@@ -130,16 +145,26 @@ def load(data: str, setting: str, n_images: int | None = None) -> NoisyData:
     return tasks.first_images(loaded, n_images)
 
 
-def searched(method: str, objective: CoteachingObjective, n_trials: int) -> Schedule:
-    """Search a schedule; return the one that is recommended."""
+def searched(
+    method: str, objective: CoteachingObjective, n_trials: int, storage: str, name: str
+) -> Schedule:
+    """Search a schedule; return the one that is recommended.
+
+    A search of this name in the storage goes on: it comes to the same end as an undisturbed one.
+    """
     if method == "s2e-paper":
         sampler = S2ESampler(
             seed=objective.seed, estimator="paper", population_size=min(POPULATION, n_trials)
         )
     else:
         sampler = S2ESampler(seed=objective.seed)
-    study = optuna.create_study(sampler=sampler)
-    study.optimize(objective, n_trials=n_trials)
+    study = optuna.create_study(
+        storage=open_storage(storage), study_name=name, sampler=sampler, load_if_exists=True
+    )
+    left = n_trials - len(study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)))
+    if left > 0:
+        with ThreadPoolExecutor(1) as one:  # a training is kept when it ends, not with its batch
+            optimize_batch(study, objective, n_trials=left, executor=one)
     found = recommend(study, "best") if method == "s2e-paper" else recommend(study)
     assert found.schedule is not None
     return found.schedule
@@ -147,9 +172,20 @@ def searched(method: str, objective: CoteachingObjective, n_trials: int) -> Sche
 
 def run(
     job: runs.Job, *, data: str, n_epochs: int, n_trials: int, n_images: int | None = None,
-    device: str = "cpu",
+    device: str = "cpu", kept: Path | None = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """Train a method with a seed; return its curves on the test data."""
+    """Train a method with a seed; return its curves on the test data.
+
+    Args:
+        job: Setting, method and seed.
+        data: Name of the data.
+        n_epochs: T.
+        n_trials: Trainings of a search.
+        n_images: As in `load`.
+        device: Where to train.
+        kept: The file of results. Beside it stands what was trained: no training is done twice.
+            None keeps nothing.
+    """
     setting, method, seed = str(job[0]), str(job[1]), int(job[2])
     noisy, rate = load(data, setting, n_images), kept_rate(setting)
     network = NETWORKS.get(data, "mlp")
@@ -160,36 +196,53 @@ def run(
         noisy, network=network, n_epochs=n_epochs, seed=SEARCH_SEED + seed, device=device, **space
     )
     start = time.perf_counter()
-    if method in SEARCHES:
-        schedules, methods = {method: searched(method, objective, n_trials)}, {}
-    else:
-        schedules, methods, _ = compared_methods([method], n_epochs, rate, data=noisy)
-    found = evaluate_schedules(
-        {method: schedules[method].keep_rates},
+    row = "coteaching/searched" if method in SEARCHES else method
+    found = None
+    if row.endswith("/searched"):
+        search = search_of(job)
+        name = runs.key_of((data, *search, f"{n_epochs} epochs", f"{n_images or 'all'} images"))
+        found = searched(str(search[1]), objective, n_trials, storage_of(kept), name)
+    trained = row.removesuffix("/searched")
+    compared = compared_methods([trained], n_epochs, rate, data=noisy, searched=found)
+    keep_rates = compared.schedules[row].keep_rates
+    evaluation = evaluate_schedules(
+        {row: keep_rates},
         noisy,
         network=network,
-        methods=methods,
+        methods={row: compared.methods[row]},
         config=objective.config,
         n_repeats=1,
         seed=seed,
         device=device,
-    )[method]
+        keep=kept and kept.with_suffix(".rows"),
+    )[row]
     return {
         "seconds": round(time.perf_counter() - start, 2),
-        "keep_rates": np.round(schedules[method].keep_rates, 4).tolist(),
-        "test_accuracy": np.round(found.test_accuracy[0], 5).tolist(),
+        "keep_rates": np.round(keep_rates, 4).tolist(),
+        "test_accuracy": np.round(evaluation.test_accuracy[0], 5).tolist(),
         "label_precision": [
-            round(v, 5) if np.isfinite(v) else None for v in found.label_precision[0].tolist()
+            round(v, 5) if np.isfinite(v) else None for v in evaluation.label_precision[0].tolist()
         ],
-        "final_accuracy": round(float(found.final_accuracy[0]), 6),
+        "final_accuracy": round(float(evaluation.final_accuracy[0]), 6),
     }
+
+
+def search_of(job: runs.Job) -> runs.Job:
+    """Return the job whose search a job needs; itself if it needs no other's."""
+    setting, method, seed = job
+    return (setting, "s2e", seed) if str(method).endswith("/searched") else job
+
+
+def storage_of(results: Path | None) -> str:
+    """Return the URL of the storage that keeps the searches, beside a file of results."""
+    return f"sqlite:///{results.absolute().with_suffix('.db') if results else ':memory:'}"
 
 
 def jobs_of(
     n_seeds: int, settings: Sequence[str] = tuple(PAPER), methods: Sequence[str] = METHODS
 ) -> list[runs.Job]:
-    """Return all jobs, seed by seed: what is done at any time can be compared."""
-    return [(s, m, seed) for seed in range(n_seeds) for s in settings for m in methods]
+    """Return all jobs: seed by seed, then method by method, with all settings of each."""
+    return [(s, m, seed) for seed in range(n_seeds) for m in methods for s in settings]
 
 
 def shown(results: runs.Results) -> list[str]:
@@ -267,13 +320,13 @@ def tables(document: dict[str, Any]) -> list[tuple[str, list[str], list[list[str
             about = f"{title(ours)} minus the other, points, paired by seed [95 % interval]"
             made.append((about, ["method", *settings], rows))
     rows = []
-    published = PUBLISHED.get(document.get("data", "mnist"), {})
-    for setting in settings:
-        for method, (value, source) in published.get(setting, {}).items():
-            v = 100 * curves(results, setting, method, "final_accuracy")
-            gap = f"{v.mean() - value:+.2f}" if len(v) else "-"
-            own = accuracy(results, setting, method)
-            rows.append([f"{setting}, {title(method)}", f"{value:.2f}", own, gap, source])
+    for source, methods, values in PUBLISHED.get(document.get("data", "mnist"), ()):
+        for s in filter(values.__contains__, settings):
+            for m, value in zip(methods, values[s], strict=True):
+                v = 100 * curves(results, s, m, "final_accuracy")
+                gap = f"{v.mean() - value:+.2f}" if len(v) else "-"
+                own = accuracy(results, s, m)
+                rows.append([f"{s}, {title(m)}", f"{value:.2f}", own, gap, source])
     if rows:
         about = "Published (200 epochs, all images) beside ours, in %"
         made.append((about, ["setting, method", "published", "ours", "difference", "from"], rows))
@@ -310,17 +363,20 @@ def draw(document: dict[str, Any], path: Path) -> None:
     FigureCanvasAgg(figure)
     axes = figure.subplots(2, len(settings), sharex=True, sharey="row", squeeze=False)
     handles: dict[str, Any] = {}
+    own = [method for method in METHODS if not method.endswith("/searched")]  # have a colour
     for column, setting in enumerate(settings):
         for row, name in enumerate(("test_accuracy", "label_precision")):
             axis = axes[row, column]
-            for i, method in enumerate(METHODS):
+            for method in METHODS:
                 found = 100 * curves(results, setting, method, name)
                 if not len(found):
                     continue
+                i = own.index(method.removesuffix("/searched"))
                 color = f"C{i}" if i < 10 else ("gold", "black", "navy")[i - 10]
+                style = "-" if method in own else "--"
                 epochs, mean, sd = np.arange(found.shape[1]), found.mean(0), found.std(0)
                 width = 2.2 if method in SEARCHES else 1.3
-                handles[title(method)] = axis.plot(epochs, mean, color=color, lw=width)[0]
+                handles[title(method)] = axis.plot(epochs, mean, style, color=color, lw=width)[0]
                 axis.fill_between(epochs, mean - sd, mean + sd, color=color, alpha=0.15, lw=0)
             axis.grid(alpha=0.3)
             axis.xaxis.get_major_locator().set_params(integer=True)
@@ -334,7 +390,7 @@ def draw(document: dict[str, Any], path: Path) -> None:
     names = [name for name in map(title, METHODS) if name in handles]
     figure.legend(
         [handles[n] for n in names], names, loc="outside lower center", frameon=False,
-        ncols=1 + 2 * len(settings),
+        ncols=2 * len(settings),
     )  # fmt: skip
     figure.savefig(path, dpi=90)
 
@@ -347,12 +403,12 @@ def budget(jobs: list[runs.Job], n_processes: int, setup: dict[str, Any]) -> str
     run((setting, "coteaching", 0), **setup | {"data": "digits", "n_epochs": 2})  # what is once
     minutes: dict[str, float] = {}
     for method in dict.fromkeys(str(job[1]) for job in jobs):
-        timed = "coteaching" if method in SEARCHES else method
+        timed = "coteaching" if method in SEARCHES else method.removesuffix("/searched")
         found = run((setting, timed, 0), **setup | {"n_epochs": 2})
         trainings = setup["n_trials"] + 1 if method in SEARCHES else 1
         minutes[method] = trainings * found["seconds"] / 60 / 2 * n_epochs
     hours = sum(minutes[str(job[1])] for job in jobs) / 60
-    lines = [f"{method:20}{of_one:8.1f} minutes per run" for method, of_one in minutes.items()]
+    lines = [f"{method:22}{of_one:8.1f} minutes per run" for method, of_one in minutes.items()]
     lines.append(
         f"{len(jobs)} runs of {n_epochs} epochs: {hours:.1f} core hours, "
         f"{hours / n_processes:.1f} hours with {n_processes} processes"
@@ -393,9 +449,10 @@ def main(argv: list[str] | None = None) -> None:
             "the paper has 5 seeds of 200 epochs"
         )
         runs.note_setup(args.results, setup, complete=complete)
+        of_job = partial(run, **setup, device=args.device, kept=args.results)
         runs.run_missing(
-            args.results, jobs, partial(run, **setup, device=args.device), n_processes=args.jobs,
-            minutes=args.minutes,
+            args.results, jobs, of_job, n_processes=args.jobs, minutes=args.minutes,
+            apart=search_of,
         )  # fmt: skip
     document = runs.read(args.results)
     print(report(document))

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
 import platform
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +44,7 @@ def run_missing(
     *,
     n_processes: int,
     minutes: float,
+    apart: Callable[[Job], Job] = lambda job: job,
 ) -> None:
     """Run the jobs that the file lacks, in order, and save after each.
 
@@ -51,6 +54,7 @@ def run_missing(
         run: Called in another process; its result is JSON.
         n_processes: How many run at a time.
         minutes: Start no job after that time.
+        apart: Jobs for which it is the same do not run at the same time.
     """
     document = read(path)
     results: Results = document["results"]
@@ -58,15 +62,17 @@ def run_missing(
     deadline = time.monotonic() + 60 * minutes
     start = time.perf_counter()
     with (
-        ProcessPoolExecutor(n_processes, initializer=_quiet) as pool,
+        ProcessPoolExecutor(n_processes, initializer=_begin_process) as pool,
         tqdm(total=len(missing), unit="run", smoothing=0) as bar,
     ):
-        queue, running = iter(missing), {}
+        running: dict[Future[Any], Job] = {}
         while True:
             while len(running) < n_processes and time.monotonic() < deadline:
-                job = next(queue, None)
+                busy = set(map(apart, running.values()))
+                job = next((job for job in missing if apart(job) not in busy), None)
                 if job is None:
                     break
+                missing.remove(job)
                 running[pool.submit(run, job)] = job
             if not running:
                 break
@@ -84,9 +90,18 @@ def run_missing(
             os.replace(part, path)
 
 
-def _quiet() -> None:
+def _begin_process() -> None:
     torch.set_num_threads(1)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """End this process, whatever it is doing, when the study was killed: another may go on."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def parser(doc: str | None, *, seeds: int) -> argparse.ArgumentParser:

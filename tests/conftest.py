@@ -3,6 +3,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Generator, Iterator
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
@@ -70,17 +71,19 @@ def _quiet_optuna() -> None:
 @pytest.fixture(autouse=True, scope="session")
 def _migrations_are_read_once() -> None:
     """Alembic runs ten files of Optuna whenever a storage is opened: the largest part of that."""
-    import alembic.util
+    with suppress(ModuleNotFoundError):  # a GPU's machine may have little beside PyTorch
+        import alembic.util
 
-    alembic.util.load_python_file = cache(alembic.util.load_python_file)
+        alembic.util.load_python_file = cache(alembic.util.load_python_file)
 
 
 @pytest.fixture(scope="session")
 def digits_are_read_once() -> None:
     """Each reading of scikit-learn's file takes as long as a short training."""
-    import sklearn.datasets
+    with suppress(ModuleNotFoundError):
+        import sklearn.datasets
 
-    sklearn.datasets.load_digits = cache(sklearn.datasets.load_digits)
+        sklearn.datasets.load_digits = cache(sklearn.datasets.load_digits)
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from optuna_s2e._checks import check_axes, check_choice, check_int, check_number, check_shape
+from optuna_s2e._checks import (
+    check_axes,
+    check_choice,
+    check_int,
+    check_number,
+    check_shape,
+    is_number,
+    spelling,
+)
 
 
 @pytest.mark.parametrize("value", [3, np.int64(3), np.uint8(3)])
@@ -76,3 +84,16 @@ def test_axes_of_any_length_are_counted() -> None:
         check_axes("rates", np.ones((0, 3)), "(K, T)")
     with pytest.raises(ValueError, match=r"^labels must have shape \(N,\), but got \(1, 2\)\.$"):
         check_axes("labels", np.ones((1, 2)), "(N,)", may_be_empty=True)
+
+
+def test_numbers_as_texts() -> None:
+    assert all(map(is_number, ("1", "-1.5e3", " 2 ", "nan", "inf")))
+    assert not any(map(is_number, ("", "1,5", "one", "0x1")))
+
+
+def test_texts_that_differ_in_blanks_or_capitals_alone() -> None:
+    assert spelling("New  York ") == spelling("new york")
+    assert spelling("STRASSE") == spelling("stra\u00dfe")
+    assert spelling(" a") == spelling("a")
+    assert spelling("a") != spelling("A")  # letters
+    assert spelling("ab") != spelling("a b")

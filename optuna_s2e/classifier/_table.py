@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from optuna_s2e._checks import is_number
 from optuna_s2e._typing import FloatArray
 
 N_BINS = 7  # between quantiles, of each column of numbers
@@ -263,7 +264,7 @@ def is_missing(value: object) -> bool:
 
 def _refuse_text(name: str, counts: Mapping[str, int], n_rows: int) -> None:
     if len(counts) > max(TEXT_COUNT, TEXT_SHARE * n_rows):
-        words = [text for text in counts if not _is_number(text)]
+        words = [text for text in counts if not is_number(text)]
         if not words:
             raise ValueError(
                 f"Column {name} must hold numbers or categories, but holds numbers as strings, "
@@ -281,11 +282,3 @@ def _refuse_text(name: str, counts: Mapping[str, int], n_rows: int) -> None:
             f"{n_rows} rows, which is text or a name. Drop it, turn it into numbers (for example "
             'with TfidfVectorizer), or declare it with astype("category") if it is one.'
         )
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True

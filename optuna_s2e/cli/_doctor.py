@@ -21,7 +21,7 @@ HELP = """\
 It looks at the versions, the extras, the device that "auto" takes, the way in
 which networks are trained there, the CPU threads and the storage. Each line is
 ok, a warning or an error, with its remedy. The exit code is 1 if there is an
-error. It changes nothing.
+error. It changes no study; of a GPU it keeps which way of training is faster.
 
     s2e doctor
     s2e doctor --storage postgresql://me@db/s2e

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 import numpy as np
 import numpy.typing as npt
 
+from optuna_s2e._checks import spelling
 from optuna_s2e._npz import read_npz
 from optuna_s2e._pandas import import_pandas
 from optuna_s2e.cli._images import LARGE, SUGGESTED, ImageShape, Listing, list_images, read_images
@@ -210,7 +211,7 @@ def check_labels(y: Texts, where: str) -> list[str]:
     remarks = []
     alike: dict[str, list[str]] = {}
     for name in sorted(counts):
-        alike.setdefault(" ".join(name.casefold().split()), []).append(name)
+        alike.setdefault(spelling(name), []).append(name)
     remarks += [
         f"{_some(names)} count as {len(names)} classes. If they are one, write them alike."
         for names in [names for names in alike.values() if len(names) > 1][:MAX_SHOWN]

@@ -20,6 +20,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from optuna_s2e._checks import is_number
 from optuna_s2e._pandas import import_pandas
 
 if TYPE_CHECKING:
@@ -91,7 +92,7 @@ class TableFile:
         names = [str(name) for name in self._parse(nrows=0).columns]
         bare = [name.strip() for name in names]
         self.columns = bare if len({*bare}) == len(bare) else names
-        if 2 * sum(map(_is_number, self.columns)) >= len(self.columns):
+        if 2 * sum(map(is_number, self.columns)) >= len(self.columns):
             self.remarks.append(
                 f"The first line of {path.name} was taken for the names of the columns "
                 f"({', '.join(self.columns[:4])}, ...). If it is data, say --no-header."
@@ -246,8 +247,8 @@ def describe_words(name: str, values: pd.Series) -> str | None:
         values: Its values.
     """
     texts = [value for value in values.tolist() if isinstance(value, str)]
-    words = [text for text in texts if not _is_number(text)]
-    written = sum(_is_number(re.sub(r"[,%$€£\s]", "", text)) for text in words)
+    words = [text for text in texts if not is_number(text)]
+    written = sum(is_number(re.sub(r"[,%$€£\s]", "", text)) for text in words)
     if not words or 2 * (len(words) - written) > len(texts):
         return None
     return (
@@ -296,11 +297,3 @@ def _with_decimal_commas(frame: pd.DataFrame, kept: Collection[str | None]) -> p
             as_points = frame[name].astype("str").str.replace(",", ".")
             frame[name] = import_pandas(NEEDING).to_numeric(as_points.where(frame[name].notna()))
     return frame
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True

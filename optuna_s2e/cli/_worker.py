@@ -19,7 +19,7 @@ from optuna_s2e.cli._options import (
     option,
     study_name,
 )
-from optuna_s2e.cli._workers import OPTION, read_devices, run_workers
+from optuna_s2e.cli._workers import OPTION, read_devices, run_workers, stop_with_parent
 from optuna_s2e.history import extend_search
 from optuna_s2e.parallel import Objective, Search, is_complete, load_objective, sampler_for
 
@@ -76,6 +76,7 @@ def run(args: argparse.Namespace) -> int:
     """Work on the study until it is complete or a signal comes."""
     if args.devices is not None:
         return run_workers(args)
+    stop_with_parent()
     study = _common.load_study(args, _common.open_for_work(args.storage, create=False))
     _common.check_no_classifier(study)
     n_trials = args.trials or Search.read(study).n_trials

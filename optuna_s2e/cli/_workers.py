@@ -2,20 +2,27 @@
 
 This process trains nothing. It starts the workers, hands signals on to them and waits. They run
 in sessions of their own, so that Ctrl-C in a terminal reaches each of them once, through this
-process.
+process. No worker outlives it: whatever ends it stops them, and they look after it themselves in
+case that it is killed.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Sequence
 
-from optuna_s2e.cli._interrupt import EXIT_CODES
-
 OPTION = "--devices"
+_PARENT = "S2E_WORKERS_PARENT"  # variable of a worker: the process that has started it
+_INTERVAL = 1.0  # seconds between a worker's looks at it
+_SIGNALS = [  # that end a process, if it does not ignore them
+    signal.Signals[name] for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
+]
 
 
 def read_devices(text: str) -> list[str]:
@@ -36,6 +43,7 @@ def run_workers(args: argparse.Namespace) -> int:
 
     Raises:
         ValueError: If a device is missing, or other options say which device or objective it is.
+        OSError: If a worker cannot be started.
     """
     for given, other in ((args.device != "auto", "--device"), (args.objective, "--objective")):
         if given:
@@ -49,28 +57,57 @@ def run_workers(args: argparse.Namespace) -> int:
     def hand_on(number: int, frame: object) -> None:
         came.append(signal.Signals(number))
         for name, worker in workers.items():
-            worker.send_signal(number)  # an ended one gets none
+            _stop(worker, number)
             told.add(name)
 
-    before = {name: signal.signal(signal.Signals[name], hand_on) for name in EXIT_CODES}
+    heeded = [number for number in _SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+    before = {number: signal.signal(number, hand_on) for number in heeded}
     try:
         for i, device in enumerate(devices):
             if came:
                 break
             name = f"worker {i + 1} on {device}"
-            workers[name] = subprocess.Popen(
-                [*words, "--device", device], start_new_session=True, stdin=subprocess.DEVNULL
-            )
+            try:
+                workers[name] = subprocess.Popen(
+                    [*words, "--device", device],
+                    start_new_session=True,
+                    stdin=subprocess.DEVNULL,
+                    env={**os.environ, _PARENT: str(os.getpid())},
+                )
+            except OSError as error:
+                raise OSError(f"{name} cannot be started: {error}. No worker is left.") from error
             print(f"{name}: process {workers[name].pid}", flush=True)
             if came and name not in told:  # a signal came while it was being started
-                workers[name].send_signal(came[-1])
+                _stop(workers[name], came[-1])
         codes = [_ended(name, worker, came) for name, worker in workers.items()]
     finally:
-        for name, handler in before.items():
-            signal.signal(signal.Signals[name], handler)
+        for worker in workers.values():  # after an error, those that have not ended
+            _stop(worker, signal.SIGTERM)
+        for worker in workers.values():
+            worker.wait()
+        for number, handler in before.items():
+            signal.signal(number, handler)
     if came:
-        return EXIT_CODES[came[0].name]
+        return 128 + came[0]
     return next((code for code in codes if code), 0)
+
+
+def stop_with_parent() -> None:
+    """Stop this process, as SIGTERM does, if `run_workers` has started it and is killed."""
+    parent = os.environ.pop(_PARENT, None)
+
+    def watch() -> None:
+        while os.getppid() == int(str(parent)):
+            time.sleep(_INTERVAL)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    if parent is not None:
+        threading.Thread(target=watch, daemon=True).start()
+
+
+def _stop(worker: subprocess.Popen[bytes], number: int) -> None:
+    """Send a signal to a worker, unless it has ended. It knows SIGINT and SIGTERM."""
+    worker.send_signal(number if number == signal.SIGINT else signal.SIGTERM)
 
 
 def _ended(name: str, worker: subprocess.Popen[bytes], came: Sequence[object]) -> int:

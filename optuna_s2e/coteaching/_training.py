@@ -164,15 +164,16 @@ def train_batch(
             `nn.Sequential` of Conv2d, ReLU, MaxPool2d(2), Flatten and Linear, such as "cnn2".
             "fused": trials side by side. Networks like "mlp" become stacked matrices, with a
             backward pass over the kept samples alone. Networks like "cnn2", "cnn7" and "cnn9"
-            become one network of grouped convolutions. All other networks are mapped by
-            `torch.vmap`, which is experimental, if that gives the same numbers (no dropout).
-            "graphs" (experimental): as "fused", but a step is recorded once as a CUDA graph and
+            become one network of grouped convolutions. All others are mapped by `torch.vmap`,
+            which is experimental, if that gives the same numbers (no dropout).
+            "unfolded": such convolutional networks as matrix products, for few channels on CUDA.
+            "graphs" (experimental): as "auto", but a step is recorded once as a CUDA graph and
             replayed. It needs CUDA and has never run on a GPU.
-            "auto": never "graphs" and never `torch.vmap`. On all devices "fused" for networks
-            like "mlp". For networks like "cnn2", "cnn7" and "cnn9": on CUDA "fused"; on a CPU
-            "fused" with one trial per group for small ones, else "rows" if it can train them,
-            else "loop". "loop" for all other networks, and for networks like "mlp" in
-            "bfloat16". The choice is measured on CPUs (docs/speed.md).
+            "auto": never "graphs" and never `torch.vmap`. "fused" for networks like "mlp". For
+            networks like "cnn2", "cnn7" and "cnn9": on CUDA "fused" or "unfolded" (for few
+            channels as measured once, docs/speed.md); on a CPU "fused" with one trial per group
+            for small ones, else "rows" if it can train them, else "loop". "loop" for all other
+            networks, and for networks like "mlp" in "bfloat16".
         fused_width: Largest number of fused trials side by side, at least 1. The default depends
             on the size of the networks. If a group runs out of memory, it is trained again in
             halves.

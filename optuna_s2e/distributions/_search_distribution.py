@@ -61,7 +61,8 @@ class Family(ABC):
     """One independent block of p_theta.
 
     Implementations are `Beta`, `Dirichlet` and `Categorical`. Arrays are as in the notation of
-    `SearchDistribution`, with the columns and the theta of this block alone.
+    `SearchDistribution`, with the columns and the theta of this block alone. What steps among many
+    categories need is computed for B equal blocks at a time, with one array for all of them.
     """
 
     @property
@@ -103,22 +104,31 @@ class Family(ABC):
         """Return the mean, or the most probable category, (n_columns,)."""
 
     def score_sum(self, theta: FloatArray, X: FloatArray, weights: FloatArray) -> FloatArray:
-        """Return the sum of weights (K,) times scores, (n_theta,)."""
-        return np.asarray(weights @ self.score(theta, X))
+        """Return the sum of weights (K,) times scores, (B, n_theta).
+
+        Args:
+            theta: theta of B blocks, (B, n_theta).
+            X: Their columns, (B, K, n_columns).
+            weights: Weights of the points, (K,).
+        """
+        return np.stack([weights @ self.score(t, x) for t, x in zip(theta, X, strict=True)])
 
     def score_along(self, theta: FloatArray, X: FloatArray, basis: FloatArray) -> FloatArray:
-        """Return the scores times a basis (n_theta, m), (K, m)."""
-        return np.asarray(self.score(theta, X) @ basis)
+        """Return the scores times a basis of each block (B, n_theta, m), (B, K, m)."""
+        blocks = zip(theta, X, basis, strict=True)
+        return np.stack([self.score(t, x) @ own for t, x, own in blocks])
 
     @abstractmethod
     def hessian_along(
         self, theta: FloatArray, X: FloatArray, weights: FloatArray, basis: FloatArray
     ) -> FloatArray:
-        """Return basis' (sum of weights times Hessians) basis, (m, m)."""
+        """Return basis' (sum of weights times Hessians) basis of each block, (B, m, m)."""
 
     @abstractmethod
-    def tangents(self, theta: FloatArray, gradient: FloatArray, free: BoolArray) -> FloatArray:
-        """Return the basis of this block for `SearchDistribution.tangents`, (n_theta, m)."""
+    def tangents(
+        self, theta: FloatArray, gradient: FloatArray, free: BoolArray
+    ) -> list[FloatArray]:
+        """Return the bases of B blocks for `SearchDistribution.tangents`, (n_theta, m) each."""
 
     def project(self, theta: FloatArray, bounds: tuple[float, float]) -> FloatArray:
         """Bring finite theta (..., n_theta) of any sign into the box [low, high]."""
@@ -166,14 +176,20 @@ class _Concentration(Family):
         self, theta: FloatArray, X: FloatArray, weights: FloatArray, basis: FloatArray
     ) -> FloatArray:
         """Return minus the sum of the weights times basis' F basis."""
-        return np.asarray(-weights.sum() * (basis.T @ self.fisher(theta) @ basis))
+        blocks = zip(theta, basis, strict=True)
+        return np.stack([-weights.sum() * (own.T @ self.fisher(t) @ own) for t, own in blocks])
 
-    def tangents(self, theta: FloatArray, gradient: FloatArray, free: BoolArray) -> FloatArray:
+    def tangents(
+        self, theta: FloatArray, gradient: FloatArray, free: BoolArray
+    ) -> list[FloatArray]:
         """Return a basis of all free components."""
-        eigenvalues, axes = np.linalg.eigh(self.fisher(theta)[np.ix_(free, free)])
-        basis = np.zeros((self.n_theta, len(eigenvalues)))
-        basis[free] = axes / np.sqrt(eigenvalues)
-        return basis
+        bases = list[FloatArray]()
+        for own_theta, own in zip(theta, free, strict=True):
+            eigenvalues, axes = np.linalg.eigh(self.fisher(own_theta)[np.ix_(own, own)])
+            basis = np.zeros((self.n_theta, len(eigenvalues)))
+            basis[own] = axes / np.sqrt(eigenvalues)
+            bases.append(basis)
+        return bases
 
     def kl(self, theta: FloatArray, other: FloatArray) -> FloatArray:
         """Return A(other) - A(theta) - (other - theta) . grad A(theta), a Bregman divergence."""
@@ -327,48 +343,51 @@ class Categorical(Family):
 
     def score_sum(self, theta: FloatArray, X: FloatArray, weights: FloatArray) -> FloatArray:
         """Return the sum over the draws of each category, without their scores."""
-        return self._totals(X, weights) / theta - _sum(weights) / _sum(theta)
+        return self._totals(X, weights) / theta - _sum(weights) / _sums(theta)
 
     def score_along(self, theta: FloatArray, X: FloatArray, basis: FloatArray) -> FloatArray:
         """Return one row of the basis per draw, without its score."""
-        return np.asarray(
-            (basis / theta[:, None])[self._index(X)] - basis.sum(axis=0) / _sum(theta)
-        )
+        rows = (basis / theta[:, :, None])[np.arange(len(theta))[:, None], self._index(X)]
+        return np.asarray(rows - (basis.sum(axis=1) / _sums(theta))[:, None])
 
     def hessian_along(
         self, theta: FloatArray, X: FloatArray, weights: FloatArray, basis: FloatArray
     ) -> FloatArray:
         """Return the sum of a rank-one and a diagonal form, without their matrices."""
-        columns = basis.sum(axis=0) / _sum(theta)
+        columns = basis.sum(axis=1) / _sums(theta)
         diagonal = self._totals(X, weights) / theta**2
-        return _sum(weights) * np.outer(columns, columns) - (basis.T * diagonal) @ basis
+        diagonal_form = (basis.swapaxes(1, 2) * diagonal[:, None]) @ basis
+        return np.asarray(_sum(weights) * (columns[:, :, None] * columns[:, None]) - diagonal_form)
 
-    def tangents(self, theta: FloatArray, gradient: FloatArray, free: BoolArray) -> FloatArray:
+    def tangents(
+        self, theta: FloatArray, gradient: FloatArray, free: BoolArray
+    ) -> list[FloatArray]:
         r"""Return an orthonormal basis of F^+ g and F^+ 1.
 
         By Proposition 1 the Hessian of this block is :math:`-(g 1^T + 1 g^T) / S`, so a step has
         no other directions.
         """
-        along = theta / np.linalg.norm(theta)
+        along = theta / np.sqrt(theta[:, None] @ theta[:, :, None])[:, 0]
 
         def orthogonal(v: FloatArray) -> FloatArray:  # to theta, along which F is singular
-            return v - along * float((along * v).sum())
+            return v - along * _sums(along * v)
 
-        def inner(a: FloatArray, b: FloatArray) -> float:  # a' F b
-            a, b = (v - theta * (_sum(v) / total) for v in (a, b))  # the same to p_theta
-            return float((a * b / theta).sum()) / total
+        def inner(a: FloatArray, b: FloatArray) -> FloatArray:  # a' F b
+            a, b = (v - theta * (_sums(v) / total) for v in (a, b))  # the same to p_theta
+            return _sums(a * b / theta) / total
 
-        total, basis = _sum(theta), list[FloatArray]()
-        for covector in (gradient, np.ones(self.n)):
-            v = covector / (float(np.abs(covector).max()) or 1.0)
+        total, basis = _sums(theta), list[FloatArray]()
+        for covector in (gradient, np.ones_like(theta)):
+            largest = np.abs(covector).max(axis=1, keepdims=True)
+            v = covector / np.where(largest > 0.0, largest, 1.0)
             d = orthogonal(total * theta * orthogonal(v))  # F^+ v
             for _ in range(2):  # Gram and Schmidt, twice because the first time leaves a rest
                 for b in basis:
                     d = d - b * inner(b, d)
             length = np.sqrt(inner(d, d))
-            if length > NULL_LENGTH * np.sqrt(total * (theta * v * v).sum()):
-                basis.append(d / length)
-        return np.stack(basis, axis=1) if basis else np.zeros((self.n, 0))
+            is_direction = length > NULL_LENGTH * np.sqrt(total * _sums(theta * v * v))
+            basis.append(np.where(is_direction, d / np.where(is_direction, length, 1.0), 0.0))
+        return [own[:, own.any(axis=0)] for own in np.stack(basis, axis=2)]
 
     def kl(self, theta: FloatArray, other: FloatArray) -> FloatArray:
         """Return the sum of p log(p / q)."""
@@ -401,10 +420,14 @@ class Categorical(Family):
     def _index(self, X: FloatArray) -> IntArray:
         if not np.all((np.floor(X) == X) & (X >= 0.0) & np.less(X, self.n)):
             raise ValueError(_outside("a Categorical", f"an index in 0..{self.n - 1}", X))
-        return X[:, 0].astype(np.intp)
+        return X[..., 0].astype(np.intp)
 
     def _totals(self, X: FloatArray, weights: FloatArray) -> FloatArray:
-        return np.bincount(self._index(X), weights, self.n).astype(np.float64)
+        """Return the sum of the weights (K,) of each category of B blocks, (B, n)."""
+        index = self._index(X) + self.n * np.arange(len(X))[:, None]
+        each = np.broadcast_to(weights, index.shape)
+        totals = np.bincount(index.ravel(), each.ravel(), self.n * len(X))
+        return totals.astype(np.float64).reshape(-1, self.n)
 
     def _one_hot(self, X: FloatArray) -> FloatArray:
         return np.asarray(np.eye(self.n)[self._index(X)])
@@ -414,6 +437,19 @@ class _Block(NamedTuple):
     family: Family
     columns: slice
     theta: slice
+
+
+class _Stack(NamedTuple):
+    """B equal blocks: numbers (B,), components of theta (B, n_theta), columns (B, n_columns)."""
+
+    family: Family
+    blocks: IntArray
+    theta: IntArray
+    columns: IntArray
+
+    def points(self, X: FloatArray) -> FloatArray:
+        """Return the columns of each block, (B, K, n_columns)."""
+        return X[:, self.columns].swapaxes(0, 1)
 
 
 class Tangents(NamedTuple):
@@ -553,26 +589,36 @@ class SearchDistribution:
         """
         theta = self._checked_theta("theta", theta)
         slope = self._checked_theta("gradient", gradient, positive=False)
-        bases = [b.family.tangents(theta[b.theta], slope[b.theta], free[b.theta])
-                 for b in self._blocks]  # fmt: skip
+        bases = dict[int, FloatArray]()
+        for stack in self._stacks:
+            at = stack.theta
+            found = stack.family.tangents(theta[at], slope[at], free[at])
+            bases.update(zip(stack.blocks.tolist(), found, strict=True))
         parts = [
             i if isinstance(b.family, Categorical) else -1 for i, b in enumerate(self._blocks)
         ]
-        return Tangents(block_diag(*bases), np.repeat(parts, [b.shape[1] for b in bases]))
+        in_order = [bases[i] for i in range(len(parts))]
+        return Tangents(block_diag(*in_order), np.repeat(parts, [b.shape[1] for b in in_order]))
 
     def score_sum(self, theta: ArrayLike, X: ArrayLike, weights: FloatArray) -> FloatArray:
         """Return the sum of weights (K,) times `score`, (n_theta,)."""
         theta, X = self._checked_theta("theta", theta), self._checked_points(X)
-        sums = [b.family.score_sum(theta[b.theta], X[:, b.columns], weights) for b in self._blocks]
-        return np.concatenate(sums)
+        sums = np.empty_like(theta)
+        for stack in self._stacks:
+            at = stack.theta
+            sums[at] = stack.family.score_sum(theta[at], stack.points(X), weights)
+        return sums
 
     def score_along(self, theta: ArrayLike, X: ArrayLike, basis: FloatArray) -> FloatArray:
         """Return `score` times a basis (n_theta, m), (K, m)."""
         theta, X = self._checked_theta("theta", theta), self._checked_points(X)
-        along = np.zeros((len(X), basis.shape[1]))
-        for b, own, part in self._moving(basis):
-            along[:, own] += b.family.score_along(theta[b.theta], X[:, b.columns], part)
-        return along
+        along = np.zeros((basis.shape[1], len(X)))
+        for stack, own, part in self._moving(basis):
+            scores = stack.family.score_along(theta[stack.theta], stack.points(X), part)
+            for columns, of_block in zip(own, scores, strict=True):
+                takes_all = len(columns) == len(along)
+                along[... if takes_all else columns] += of_block.T
+        return np.ascontiguousarray(along.T)
 
     def hessian_along(
         self, theta: ArrayLike, X: ArrayLike, weights: FloatArray, basis: FloatArray
@@ -580,26 +626,38 @@ class SearchDistribution:
         """Return basis' (sum of weights (K,) times `hessian`) basis, (m, m)."""
         theta, X = self._checked_theta("theta", theta), self._checked_points(X)
         along = np.zeros((basis.shape[1], basis.shape[1]))
-        for b, own, part in self._moving(basis):
-            along[np.ix_(own, own)] += b.family.hessian_along(
-                theta[b.theta], X[:, b.columns], weights, part
-            )
+        for stack, own, part in self._moving(basis):
+            at = stack.theta
+            hessians = stack.family.hessian_along(theta[at], stack.points(X), weights, part)
+            for columns, of_block in zip(own, hessians, strict=True):
+                takes_all = len(columns) == len(along)
+                along[... if takes_all else (columns[:, None], columns)] += of_block
         return along
 
-    def _moving(self, basis: FloatArray) -> Iterator[tuple[_Block, IntArray, FloatArray]]:
-        """Yield each block with columns of the basis: of categories, the two that move them."""
-        every = np.arange(basis.shape[1])
-        for b in self._blocks:
-            part = basis[b.theta]
-            own = np.flatnonzero(part.any(axis=0)) if isinstance(b.family, Categorical) else every
-            yield b, own, np.ascontiguousarray(part[:, own])
+    def _moving(self, basis: FloatArray) -> Iterator[tuple[_Stack, IntArray, FloatArray]]:
+        """Yield blocks, the columns of the basis that they take (B, m), and their rows of these.
+
+        Categories take the columns that move them. Of other families, one block at a time takes
+        all: with fewer, BLAS would round differently.
+        """
+        for stack in self._stacks:
+            part = basis[stack.theta]
+            if isinstance(stack.family, Categorical):
+                moves = np.asarray(part.any(axis=1))
+                numbers = moves.sum(axis=1)
+                together = [np.flatnonzero(numbers == number) for number in np.unique(numbers)]
+            else:
+                moves = np.ones((len(part), basis.shape[1]), dtype=np.bool_)
+                together = list(np.arange(len(part))[:, None])
+            for some in together:
+                own = np.nonzero(moves[some])[1].reshape(len(some), moves[some[0]].sum())
+                some_blocks = _Stack(stack.family, *(a[some] for a in stack[1:]))
+                yield some_blocks, own, np.take_along_axis(part[some], own[:, None], axis=2)
 
     def kl(self, theta: ArrayLike, other: ArrayLike) -> float:
         """Return KL(p_theta || p_other) >= 0 in nats."""
         theta, other = self._checked_theta("theta", theta), self._checked_theta("other", other)
-        return sum(
-            float(family.kl(theta[at], other[at]).sum()) for family, at in self._alike.items()
-        )
+        return sum(float(s.family.kl(theta[s.theta], other[s.theta]).sum()) for s in self._stacks)
 
     def mean(self, theta: ArrayLike) -> FloatArray:
         """Return the mean; the most probable category in a categorical column, (n_columns,)."""
@@ -619,8 +677,8 @@ class SearchDistribution:
         theta = self._checked_theta("theta", theta, positive=False)
         _check_bounds(bounds)
         projected = np.empty_like(theta)
-        for family, at in self._alike.items():
-            projected[at] = family.project(theta[at], bounds)
+        for stack in self._stacks:
+            projected[stack.theta] = stack.family.project(theta[stack.theta], bounds)
         return projected
 
     def free(
@@ -655,13 +713,17 @@ class SearchDistribution:
         )
 
     @cached_property
-    def _alike(self) -> dict[Family, IntArray]:
-        """Components of theta by family, (number of its blocks, n_theta of the family)."""
-        of_block = [(b.family, np.arange(b.theta.start, b.theta.stop)) for b in self._blocks]
-        return {
-            family: np.stack([at for other, at in of_block if other == family])
-            for family in dict.fromkeys(self.families)
-        }
+    def _stacks(self) -> tuple[_Stack, ...]:
+        """The blocks by family."""
+        stacks = []
+        for family in dict.fromkeys(self.families):
+            own = [i for i, other in enumerate(self.families) if other == family]
+            columns, theta = (
+                np.array([range(at.start, at.stop) for at in slices])
+                for slices in zip(*(self._blocks[i][1:] for i in own), strict=True)
+            )
+            stacks.append(_Stack(family, np.array(own), theta, columns))
+        return tuple(stacks)
 
     def _checked_theta(self, name: str, theta: ArrayLike, *, positive: bool = True) -> FloatArray:
         array = np.asarray(theta, dtype=np.float64)
@@ -701,6 +763,11 @@ def _expected_log_weights(theta: FloatArray) -> FloatArray:
 
 def _sum(vector: FloatArray) -> float:
     return float(vector.sum())
+
+
+def _sums(rows: FloatArray) -> FloatArray:
+    """Return the sum of each row, (B, 1)."""
+    return np.asarray(rows.sum(axis=1, keepdims=True))
 
 
 def _outside(what: str, condition: str, X: FloatArray) -> str:

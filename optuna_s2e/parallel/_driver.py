@@ -21,10 +21,17 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.pruners import NopPruner
 from optuna.samplers import BaseSampler
 from optuna.study import Study
-from optuna.trial import FrozenTrial, Trial, TrialState
+from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
 from optuna_s2e import _optuna
-from optuna_s2e._attributes import DRAW_KEY, DRIVER_KEY, FAILURE_KEY, FIXED_PARAMS_KEY, SEED_KEY
+from optuna_s2e._attributes import (
+    DRAW_KEY,
+    DRIVER_KEY,
+    FAILURE_KEY,
+    FIXED_PARAMS_KEY,
+    REPEATS_KEY,
+    SEED_KEY,
+)
 from optuna_s2e.distributions import KeyedSampler
 from optuna_s2e.history import Record, Slot, own_record
 from optuna_s2e.parallel._detached import Outcome, Task, detach
@@ -344,23 +351,38 @@ class Driver:
     def _fail(
         self, trial: FrozenTrial, by: str, reason: str, level: int = logging.WARNING
     ) -> None:
-        """Fail a trial and record why. Enqueue its point again if a machine lost it."""
+        """Record why a trial fails, enqueue its point again if a machine lost it, and fail it.
+
+        In this order: a driver that dies in between leaves it running, and the next one goes on.
+        """
         _logger.log(level, f"Trial {trial.number} failed. {reason}")
         mark = {"by": by, "reason": reason[:_MAX_REASON]}
         _optuna.set_system_attr(self._study, trial, FAILURE_KEY, mark)
+        if by == "machine":
+            self._enqueue_again(trial)
         self._study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
+
+    def _enqueue_again(self, trial: FrozenTrial) -> None:
+        """Enqueue the fixed parameters of a trial, if it has any, unless that was done before."""
         fixed = trial.system_attrs.get(FIXED_PARAMS_KEY)
-        if by == "machine" and fixed:
-            self._study.enqueue_trial(fixed, user_attrs=trial.user_attrs)
+        others = _optuna.all_trials(self._study) if fixed else []
+        if fixed and all(t.system_attrs.get(REPEATS_KEY) != trial.number for t in others):
+            attrs = {FIXED_PARAMS_KEY: fixed, REPEATS_KEY: trial.number}
+            waiting = create_trial(
+                state=TrialState.WAITING, user_attrs=trial.user_attrs, system_attrs=attrs
+            )
+            self._study.add_trial(waiting)
 
     def _fail_running(self, reason: str, *, of_others: bool = False) -> None:
         """Fail the running trials of this driver, or those of other drivers, which are dead."""
         for trial in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             driver = trial.system_attrs.get(DRIVER_KEY)
             if driver is not None and (driver != self.lease.driver) == of_others:
-                marked = FAILURE_KEY in trial.system_attrs  # its driver died while failing it
+                mark = trial.system_attrs.get(FAILURE_KEY)
                 with contextlib.suppress(UpdateFinishedTrialError):
-                    if marked:
+                    if mark is not None:  # its driver died while failing it
+                        if mark.get("by") == "machine":
+                            self._enqueue_again(trial)
                         self._study.tell(trial.number, state=TrialState.FAIL)
                     else:
                         level = logging.WARNING if of_others else logging.INFO

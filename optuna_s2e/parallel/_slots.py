@@ -12,8 +12,9 @@ the worst among the draws of the update. If no slot has any left, nothing is kno
 make one more attempt.
 
 The default estimator also learns from trials that are no draws. A slot whose trial got fixed
-parameters, as the first one of a space that knows the noise rate, is settled by that trial. No
-generation opens while an enqueued trial waits.
+parameters, as the first one of a space that knows the noise rate, is settled by that trial, or by
+the last of `max_attempts` such trials that failed. No generation opens while an enqueued trial
+waits.
 
 All slots make an attempt before any slot makes the next one. So the draws that a draw knows, and
 keeps away from, are the same whatever ran or died meanwhile (`known_before`).
@@ -103,7 +104,11 @@ def find_batch(
     }
     enough = max(max_attempts, min(failures.values()) + 1)  # one more, if all slots have failed
     found = {number: _settled(draws, enough) for number, draws in tries.items()}
-    unsettled = [Slot(number, failures[number]) for number, d in found.items() if d is None]
+    unsettled = [  # a suggested schedule has no draw: where it failed often enough, none is left
+        Slot(number, failures[number])
+        for number, d in found.items()
+        if d is None and failures[number] < enough
+    ]
     attempt = min((slot.attempt for slot in unsettled), default=0)
     pending = [slot for slot in unsettled if slot.attempt == attempt]
     settled = [d for d in found.values() if d is not None]

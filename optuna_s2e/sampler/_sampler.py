@@ -172,6 +172,7 @@ class S2ESampler(BaseSampler):
         )
         self.independent_sampler = independent_sampler
         self._warn_independent_sampling = warn_independent_sampling
+        self._last_state, self._in_a_row = TrialState.COMPLETE, 0  # of trials of this process
         self._local = threading.local()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -274,6 +275,8 @@ class S2ESampler(BaseSampler):
         if getattr(trial, "constraints", None):  # an attribute since Optuna 5
             self._engine.warn_once("constraints", "S2ESampler does not use constraints.")
         k = self.population_size
+        self._in_a_row = self._in_a_row + 1 if state == self._last_state else 1
+        self._last_state = state
         if state == TrialState.FAIL and FAILURE_KEY not in trial.system_attrs:
             self._warn_in_a_row(study, state, k, "have failed", "")
         if state == TrialState.PRUNED and not self._engine.settings["consider_pruned_trials"]:
@@ -308,7 +311,12 @@ class S2ESampler(BaseSampler):
     def _warn_in_a_row(
         self, study: Study, state: TrialState, n: int, what: str, remedy: str
     ) -> None:
-        """Warn if the last n trials, this one among them, ended in a state that does not count."""
+        """Warn if the last n trials, this one among them, ended in a state that does not count.
+
+        The study is read only if those of this process did.
+        """
+        if self._in_a_row % n:
+            return
         finished = [t for t in _optuna.all_trials(study) if t.state.is_finished()]
         others = finished[-(n - 1) :] if n > 1 else []
         if len(others) == n - 1 and all(t.state == state for t in others):

@@ -22,6 +22,7 @@ from optuna.exceptions import ExperimentalWarning, StorageInternalError
 from optuna.storages import RDBStorage
 from sqlalchemy.engine import Engine, ExceptionContext
 
+from optuna_s2e import _optuna
 from optuna_s2e.storages._connection import (
     Connection,
     ServerNotReadyError,
@@ -144,7 +145,7 @@ def _open(
         given = {name: v for name, v in _LIBPQ_OPTIONS.items() if name not in url.query}
         options["connect_args"] = given
     make = partial(
-        RDBStorage,
+        _optuna.FastRDBStorage,
         # RDBStorage formats its URL: doubled braces become single ones again
         url.render_as_string(hide_password=False).replace("{", "{{").replace("}", "}}"),
         engine_kwargs=options,
@@ -164,7 +165,7 @@ def _open(
     return storage
 
 
-def _open_beside_others(make: partial[RDBStorage]) -> RDBStorage:
+def _open_beside_others(make: Callable[[], RDBStorage]) -> RDBStorage:
     """Open a storage, also while another process makes its tables."""
     end, waits = time.monotonic() + SQLITE_TIMEOUT, iter((0.2, 0.5, 1.0, 2.0))
     while True:

@@ -42,7 +42,7 @@ _A_SECOND = timedelta(seconds=1)
 _logger = optuna.logging.get_logger(__name__)
 
 
-class RetryingStorage(BaseStorage, _optuna.BaseHeartbeat):
+class RetryingStorage(_optuna.RunsOperations, BaseStorage, _optuna.BaseHeartbeat):
     """Pass every operation to a storage of Optuna, and try it again while that is unavailable.
 
     An operation that was carried out although its acknowledgement was lost is not repeated: what

@@ -50,7 +50,7 @@ from scipy.spatial.distance import cdist
 
 from optuna_s2e._blas import one_blas_thread
 from optuna_s2e._checks import check_int
-from optuna_s2e._typing import FloatArray
+from optuna_s2e._typing import FloatArray, IntArray
 from optuna_s2e.surrogate._likelihood import category_squares
 from optuna_s2e.surrogate._model import Model
 
@@ -105,18 +105,21 @@ def propose(
     x = _candidates(theta, model, rng)
     known = model.featurize(pending) if len(pending) else None
     z = model.featurize(x)
+    z_failed = model.featurize(failed) if len(failed) else failed
     unit = model.gp.unit  # no square overflows
-    risk, worst = np.zeros(len(x)), 0.0
-    if len(failed):
-        completed = model.gp.features
-        risk = share_failed(z, completed, model.featurize(failed), model.gp.category_weights)
-        worst = model.mean_at_draws.max() / unit
+    means = model.mean_at_draws / unit
+    worst, none_differs, kappa = float(means.max()), not np.ptp(means), exploration(generation)
 
-    def bound(mean: FloatArray, deviation: FloatArray) -> FloatArray:
+    def bound(mean: FloatArray, deviation: FloatArray, rows: IntArray | None) -> FloatArray:
         mean, deviation = mean / unit, deviation / unit
         observed = np.hypot(deviation, model.gp.noise_deviation / unit)
         change = deviation**2 / np.maximum(observed, np.finfo(np.float64).tiny)
-        lowest = mean - exploration(generation) * change if np.ptp(mean) else np.zeros(len(x))
+        lowest = np.zeros_like(mean) if none_differs else mean - kappa * change
+        if not len(failed):
+            return lowest
+        if rows is None:
+            return np.minimum(lowest, worst)
+        risk = share_failed(z[rows], model.gp.features, z_failed, model.gp.category_weights)
         return (1.0 - risk) * lowest + risk * worst
 
     chosen: FloatArray = x[model.gp.lowest(z, bound, known)]

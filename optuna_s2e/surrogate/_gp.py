@@ -3,6 +3,7 @@
 Notation
     Z       features of the points: R(t) on a grid, or coordinates in the unit cube   (N, d)
     y       losses, clipped from above and standardised                              (N,)
+    q       distance of two points times the square root of 5 over the length scale   scalar
 
 `optuna_s2e.surrogate._likelihood` describes the covariance and chooses its hyper-parameters.
 
@@ -16,6 +17,7 @@ References:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -27,7 +29,7 @@ from scipy.linalg import lapack
 from scipy.special import expit
 
 from optuna_s2e._checks import check_axes, check_shape
-from optuna_s2e._typing import FloatArray
+from optuna_s2e._typing import FloatArray, IntArray
 from optuna_s2e.surrogate._likelihood import (
     LogPosterior,
     category_squares,
@@ -39,7 +41,8 @@ from optuna_s2e.surrogate._likelihood import (
 LARGEST = float(np.finfo(np.float64).max)
 BLOCK = 16384  # numbers that are worked on at a time
 TILE = 16  # points that BLAS works on at a time, or a multiple
-ROUNDING = 1e-9  # more than the rounding error of a variance
+ERROR = 1e-6  # more than the error of a correlation in single precision
+FARTHEST = 7000.0  # q^2, beyond which the correlation is too small for single precision
 MAX_POINTS = 500  # points to fit at most: the cubic cost is about half a second
 
 
@@ -109,32 +112,69 @@ class GaussianProcess:
     def lowest(
         self,
         features: FloatArray,
-        bound: Callable[[FloatArray, FloatArray], FloatArray],
+        bound: Callable[[FloatArray, FloatArray, IntArray | None], FloatArray],
         pending: FloatArray | None = None,
     ) -> int:
-        """Return the point with the lowest `bound(mean, deviation)`, the first one of equals.
+        """Return the point with the lowest bound, the first one of equals.
 
-        The deviations are what costs most of `predict`. They are computed only for the points that
-        would have the lowest bound if just the nearest of the N draws were known.
+        The bounds of all points are estimated first: in single precision, as if just the nearest
+        of the N draws was known. Only points that may be the lowest then need a prediction.
 
         Args:
             features: Points, (M, d), M > 0.
-            bound: A function of what `predict` returns, (M,) both, that does not rise with the
-                deviation.
+            bound: A function `bound(mean, deviation, rows)` of what `predict` returns, (m,) both,
+                and of the rows of these points, (m,). It does not fall with the mean and does not
+                rise with the deviation. If the rows are None, it returns the least that the
+                bounds of all points can be.
             pending: As in `predict`.
 
         Returns:
             Row of the point.
         """
-        k = self._kernel(features, self.features)
-        mean, deviation = self._mean(k), np.zeros(len(k))
-        most = self._deviation_of((1.0 - self.noise_share) - k.max(axis=1) ** 2 + ROUNDING)
-        lowest, highest = bound(mean, most), bound(mean, deviation)
-        n = int(np.count_nonzero(lowest <= highest.min()))
-        n = min(-(-n // TILE) * TILE, len(k))  # the bits of a column depend on its place in a tile
-        rows = np.sort(np.argpartition(lowest, n - 1)[:n])
-        deviation[rows] = self._deviation_left(k[rows], features[rows], pending)
-        return int(np.argmin(bound(mean, deviation)))
+        least = bound(*self._screen(features), None)
+        order = np.argsort(least, kind="stable")
+        bounds, n, n_known = np.full(len(least), np.inf), 1, 0
+        while n > n_known:
+            n = min(-(-n // TILE) * TILE, len(order))  # bits depend on the place in a tile
+            rows = np.sort(order[n_known:n])
+            bounds[rows] = bound(*self.predict(features[rows], pending), rows)
+            n_known, n = n, int(np.count_nonzero(least <= bounds.min()))
+        return int(np.argmin(bounds))
+
+    def _screen(self, features: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """Return the least mean and the largest deviation that points (M, d) can have, (M,) each.
+
+        They follow from correlations in single precision, which are within `ERROR`.
+        """
+        draws, scale = self._screened
+        numbers, signal = self.category_weights == 0.0, 1.0 - self.noise_share
+        z = features[:, numbers] * scale
+        k = np.column_stack([z, (z * z).sum(axis=1), np.ones(len(z))]) @ draws  # q^2
+        if not numbers.all():
+            k += scale**2 * category_squares(features, self.features, self.category_weights)
+        nearest = signal * matern(np.sqrt(np.maximum(k.min(axis=1), 0.0) / 5.0))
+        if k.max() > FARTHEST:
+            np.minimum(k, FARTHEST, out=k)
+        for rows in _blocks(k):
+            square = k[rows].astype(np.float32)
+            np.abs(square, out=square)  # a rounding error of 0 has a sign
+            q = np.sqrt(square)
+            decay = np.exp(-q)
+            square /= np.float32(3.0)
+            q += square
+            q += np.float32(1.0)
+            q *= decay
+            k[rows] = q
+        weights = signal * self._weights
+        mean = self._shift + self._deviation * (k @ weights - ERROR * np.abs(weights).sum())
+        return self._in_losses(mean), self._deviation_of(signal - nearest**2 + ERROR)
+
+    @cached_property
+    def _screened(self) -> tuple[FloatArray, float]:
+        """A matrix whose product with (z, |z|^2, 1) is q^2 of all draws, and the factor of z."""
+        scale = math.sqrt(5.0) / self.length_scale
+        z = self.features[:, self.category_weights == 0.0] * scale
+        return np.vstack([-2.0 * z.T, np.ones(len(z)), (z * z).sum(axis=1)]), scale
 
     def _mean(self, k: FloatArray) -> FloatArray:
         """Return the posterior mean at points with covariances k (M, N)."""

@@ -258,11 +258,21 @@ def category_squares(a: FloatArray, b: FloatArray, weights: FloatArray) -> Float
     Returns:
         Squared distances, (N, M).
     """
-    squares = np.zeros((len(a), len(b)))
-    for j in np.flatnonzero(weights):
-        one, other = a[:, j, None], b[:, j]
-        differ = (one != other).astype(np.float64)
-        if (one < 0).any() or (other < 0).any():
-            differ -= 0.5 * ((one < 0) != (other < 0))
-        squares += weights[j] * differ
-    return squares
+    columns = np.flatnonzero(weights)
+    one, other = (np.ascontiguousarray(v[:, columns].T).astype(np.int32) for v in (a, b))
+    some_inactive = bool((one < 0).any() or (other < 0).any())
+    squares, differ = np.zeros((len(b), len(a))), np.empty((len(b), len(a)), dtype=np.bool_)
+    # Where all weights are 1, sums are exact in any order: bytes count up to 255 features.
+    alike = bool((weights[columns] == 1.0).all()) and not some_inactive
+    at_a_time = 255 if alike else 1
+    for first in range(0, len(columns), at_a_time):
+        count = np.zeros(squares.shape, dtype=np.uint8)
+        for u, v in zip(one[first : first + at_a_time], other[first:], strict=False):
+            np.not_equal(u, v[:, None], out=differ)
+            count += differ.view(np.uint8)
+        each = weights[columns[first]] * count
+        if some_inactive:
+            one_only = (one[first] < 0) != (other[first][:, None] < 0)
+            each = weights[columns[first]] * (count - 0.5 * one_only)
+        squares += each
+    return np.ascontiguousarray(squares.T)

@@ -82,14 +82,14 @@ def fill(path: Path, n_trials: int, n_epochs: int) -> None:
 def run_server(name: str, url: str, pipe: Connection) -> None:
     """Serve until told to stop; send the address, then the CPU seconds whenever asked."""
     warnings.simplefilter("ignore")
-    storage = open_storage(url)
     if name == "s2e dashboard":
-        with serve(storage) as address:
+        with serve(url) as address:
             answer(pipe, address)
         return
     from optuna_dashboard import wsgi
 
-    server = make_server("127.0.0.1", 0, wsgi(storage), _Server, _Quiet)
+    app = wsgi(optuna.storages.get_storage(url))
+    server = make_server("127.0.0.1", 0, app, _Server, _Quiet)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     answer(pipe, f"http://127.0.0.1:{server.server_port}/dashboard")
 

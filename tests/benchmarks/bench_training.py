@@ -17,7 +17,8 @@ two networks on the same noisy labels at one keep rate:
     auto        the package's choice for one trial
     auto xK     its choice for K trials at once, per trial
     fused xK    on CUDA: K trials side by side, whatever the default width
-    graphs xK   on CUDA: the same, the steps of an epoch replayed from a CUDA graph
+    unfolded xK on CUDA, CIFAR-10: the same, convolutions as matrix products
+    graphs xK   on CUDA: the faster of the two, the steps of an epoch replayed from a CUDA graph
     tf32 xK     on CUDA: the same with products of TF32
     bf16 xK     on CUDA: the same with products of bfloat16
     floor       forward, backward and one fused Adam for both networks on mini-batches that were
@@ -155,6 +156,8 @@ class Bench:
             ways[f"auto x{k}"] = lambda k=k: self.package("auto", k)
             if self.device.type == "cuda":
                 ways[f"fused x{k}"] = lambda k=k: self.package("fused", k, width=k)
+                if self.case.network == "cnn2":
+                    ways[f"unfolded x{k}"] = lambda k=k: self.package("unfolded", k, width=k)
                 ways[f"graphs x{k}"] = lambda k=k: self.package("graphs", k, width=k)
                 ways[f"tf32 x{k}"] = lambda k=k: self.package("graphs", k, width=k, config=tf32)
                 ways[f"bf16 x{k}"] = lambda k=k: self.package("graphs", k, width=k, config=bf16)

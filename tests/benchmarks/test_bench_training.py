@@ -1,5 +1,7 @@
 """A benchmark that stops in time and says what failed."""
 
+import re
+import shlex
 import signal
 import sys
 import time
@@ -79,3 +81,24 @@ def test_a_way_that_fails_is_a_row_with_its_reason(bench, monkeypatch, capsys):
     )
     assert "failed: RuntimeError: TF32 is not float32\n" in printed
     assert "\nfloor " in printed
+
+
+PAGE = HERE.parents[1] / "docs" / "speed.md"
+COMMANDS = re.findall(
+    r"python tests/benchmarks/bench_training\.py (.*)", PAGE.read_text().replace("\\\n", " ")
+)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_commands_of_the_page_are_understood(bench, monkeypatch, command):
+    options = shlex.split(command, comments=True)
+    monkeypatch.setattr(sys, "argv", ["bench_training.py", *options])
+    args = bench.parse_args()
+    of_cuda = ("fused", "unfolded", "graphs", "tf32", "bf16")
+    known = {f"{way} x{k}" for way in ("auto", *of_cuda) for k in args.widths}
+    assert set(args.ways or []) <= known | {"floor", "floor + eval", "auto", "loop", "authors"}
+    assert args.limit >= args.run_limit or args.run_limit == 300  # the default
+
+
+def test_the_page_has_the_commands_of_a_first_run():
+    assert sum("--device cuda" in command for command in COMMANDS) >= 5

@@ -186,6 +186,7 @@ def test_classes_that_are_written_in_two_ways_are_told() -> None:
         "'New York', 'new  York' count as 2 classes. If they are one, write them alike.",
         "'Yes', 'yes' count as 2 classes. If they are one, write them alike.",
     ]
+    assert check_labels(np.array(["a", "A", "b", "B"] * 3), "it") == []  # letters
 
 
 def test_a_column_that_holds_a_word_among_numbers_is_told() -> None:

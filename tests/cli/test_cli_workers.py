@@ -1,89 +1,161 @@
-"""s2e worker --devices: several workers from one command, real processes on CPU devices."""
+"""s2e worker --devices: several workers from one command, real processes on CPU devices.
 
+Where no search is needed, a script takes the place of Python in the workers: it starts at once.
+"""
+
+import errno
 import os
 import re
 import signal
 import subprocess
 import sys
 import time
-from argparse import Namespace
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
 
 import optuna
 import pytest
-from commands import N_SEARCHED, Searched, only_line, search, study
+from commands import Searched, only_line, study
+from processes import PATIENCE, Command, Process, wait_until
 
 from optuna_s2e.cli import main
-from optuna_s2e.cli._workers import _without_option, run_workers
+from optuna_s2e.cli._workers import _without_option
 
-WORKERS = ["worker", "--study-name", "s", "--no-dashboard", "--devices", "cpu,cpu"]
+WORKERS = ["worker", "--study-name", "s", "--no-dashboard", "--trials", "100000", "--devices"]
+SCRIPT = r"""#!/bin/sh
+trap 'echo INT >> told; exit 130' INT
+trap 'echo TERM >> told; exit 143' TERM
+echo $$ >> started
+number=$(grep -n "^$$\$" started | cut -d: -f1)
+while sleep 0.05; do [ -f codes ] && exit $(sed -n "${number}p" codes); done
+"""
 
 
-def _pids(trials: list[optuna.trial.FrozenTrial]) -> set[int]:
-    """Return the processes that ran these trials."""
-    return {t.system_attrs["s2e:worker"]["pid"] for t in trials if "s2e:worker" in t.system_attrs}
+def _trials_by_worker(study: optuna.Study) -> dict[int, list[optuna.trial.FrozenTrial]]:
+    """Return the trials by the process that runs them; those that have just begun are left out."""
+    found: dict[int, list[optuna.trial.FrozenTrial]] = defaultdict(list)
+    for trial in study.trials:
+        if "s2e:worker" in trial.system_attrs:
+            found[trial.system_attrs["s2e:worker"]["pid"]].append(trial)
+    return found
 
 
-def test_two_workers_share_a_search(searched: Searched, capfd: pytest.CaptureFixture[str]) -> None:
-    n = N_SEARCHED + 6
-    assert main([*WORKERS, "--trials", str(n)]) == 0
-    out = capfd.readouterr().out
-    pids = re.findall(r"^worker \d on cpu: process (\d+)$", out, re.MULTILINE)
-    assert len(set(pids)) == 2
-    trials = study().trials
-    assert n <= len(trials) <= n + 1
-    assert {t.state.name for t in trials} == {"COMPLETE"}
-    assert _pids(trials[N_SEARCHED:]) <= set(map(int, pids))
+def _pids(parent: Process) -> list[int]:
+    """Return the processes of the workers that the command has named."""
+    found = re.findall(r"^worker \d on cpu: process (\d+)$", parent.printed, re.MULTILINE)
+    return list(map(int, found))
+
+
+def _lives(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def test_two_workers_share_a_search_and_stop_when_their_parent_is_killed(
+    searched: Searched,
+) -> None:
+    parent, opened = Command(*WORKERS, "cpu,cpu", "--grace", "60"), study()
+    wait_until(lambda: len(_pids(parent)) == 2, parent)
+    pids = _pids(parent)
+    assert all(map(_lives, pids))
+    wait_until(lambda: all(len(_trials_by_worker(opened)[pid]) > 1 for pid in pids), parent)
+    assert parent.stop(signal.SIGKILL)[0] == -signal.SIGKILL
+    end = time.monotonic() + PATIENCE
+    while any(map(_lives, pids)):
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    assert parent.printed.count("stopped. Completed trials are kept") == 2
+    found = _trials_by_worker(opened)
+    assert found.keys() == {os.getpid(), *pids}  # the search ran in this process
+    assert {t.state.name for t in opened.trials} == {"COMPLETE"}  # within the grace
+
+
+# --- scripts as workers ---
+
+
+def _command_with_scripts(how: str = "") -> None:
+    """Run the command with a script in place of Python; the second start may raise."""
+    script, popen = Path("script").absolute(), subprocess.Popen
+    script.write_text(SCRIPT)
+    script.chmod(0o755)
+    sys.executable = str(script)
+
+    def start(*args: Any, **options: Any) -> subprocess.Popen[bytes]:
+        if not Path("began").exists():
+            Path("began").touch()
+        elif how == "raise":
+            raise OSError(errno.EAGAIN, "Resource temporarily unavailable")
+        elif how == "signal":  # while a process is being started
+            signal.raise_signal(signal.SIGTERM)
+        return popen(*args, **options)
+
+    if how == "ignore":
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    subprocess.Popen = start  # type: ignore[assignment, misc]
+    sys.exit(main([*WORKERS, "cpu,cpu,cpu" if how == "signal" else "cpu,cpu"]))
+
+
+def _told() -> list[str]:
+    return Path("told").read_text().split() if Path("told").exists() else []
+
+
+def _started() -> list[int]:
+    return list(map(int, Path("started").read_text().split())) if Path("started").exists() else []
 
 
 @pytest.mark.parametrize(
-    ("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)], ids=["SIGTERM", "SIGINT"]
+    ("sign", "code", "told"),
+    [
+        (signal.SIGTERM, 143, "TERM"),
+        (signal.SIGINT, 130, "INT"),
+        (signal.SIGHUP, 129, "TERM"),
+    ],
+    ids=["SIGTERM", "SIGINT", "SIGHUP"],
 )
-def test_a_signal_ends_all_workers_and_leaves_no_trial_running(number: int, code: int) -> None:
-    assert main(search(1)) == 0
-    command = [sys.executable, "-m", "optuna_s2e", *WORKERS, "--trials", "100000", "--grace", "60"]
-    started = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    assert started.stdout is not None
-    pids = [int(started.stdout.readline().rsplit(maxsplit=1)[-1]) for _ in range(2)]
-    deadline = time.monotonic() + 90
-    while len(_pids(study().trials[1:])) < 2:
-        assert time.monotonic() < deadline, "the workers do not work"
-        time.sleep(0.2)
-    started.send_signal(number)
-    out, _ = started.communicate(timeout=90)
-    assert started.returncode == code
-    assert out.count("stopped. Completed trials are kept") == 2
-    for pid in pids:
-        with pytest.raises(ProcessLookupError):
-            os.kill(pid, 0)
-    assert {t.state.name for t in study().trials} <= {"COMPLETE", "FAIL"}
+def test_a_signal_is_handed_on_to_all_workers(sign: int, code: int, told: str) -> None:
+    parent = Process(_command_with_scripts)
+    wait_until(lambda: len(_started()) == 2, parent)
+    assert parent.stop(sign)[0] == code
+    assert _told() == [told, told]
+    assert not any(map(_lives, _started()))
 
 
-def test_a_signal_reaches_a_worker_that_is_just_being_started(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    handed_on: list[int] = []
-
-    class Starting:
-        pid = 1
-
-        def __init__(self, *_: object, **__: object) -> None:
-            signal.raise_signal(signal.SIGTERM)
-
-        def send_signal(self, number: int) -> None:
-            handed_on.append(number)
-
-        def wait(self) -> int:
-            return 143
-
-    monkeypatch.setattr(subprocess, "Popen", Starting)
-    args = Namespace(devices=["cpu", "cpu"], device="auto", objective=None, argv=["worker"])
-    assert run_workers(args) == 143
-    assert handed_on == [signal.SIGTERM]  # and the second worker is not started
+def test_a_signal_that_is_ignored_is_not_handed_on() -> None:
+    parent = Process(_command_with_scripts, "ignore")
+    wait_until(lambda: len(_started()) == 2, parent)
+    parent.send_signal(signal.SIGHUP)
+    Path("codes").write_text("0\n0\n")
+    assert parent.wait() == 0
+    assert _told() == []
 
 
-def test_the_exit_code_is_that_of_a_worker_that_failed(capfd: pytest.CaptureFixture[str]) -> None:
-    assert main(["worker", "--storage", "sqlite:///none.db", "--devices", "cpu"]) == 2
-    assert "worker 1 on cpu: ended with exit code 2" in capfd.readouterr().err
+def test_a_signal_reaches_a_worker_that_is_just_being_started() -> None:
+    parent = Process(_command_with_scripts, "signal")
+    assert parent.wait() == 143
+    assert len(parent.printed.splitlines()) == 2  # and the third worker is not started
+    assert not any(map(_lives, _started()))
+
+
+def test_no_worker_is_left_if_another_cannot_be_started() -> None:
+    parent = Process(_command_with_scripts, "raise")
+    assert parent.wait() == 2
+    assert parent.errors == (
+        "s2e worker: error: worker 2 on cpu cannot be started: [Errno 11] Resource temporarily "
+        "unavailable. No worker is left.\n"
+    )
+    (pid,) = _pids(parent)
+    assert not _lives(pid)
+
+
+@pytest.mark.parametrize(("codes", "code"), [("0\n0\n", 0), ("0\n3\n", 3)])
+def test_the_exit_code_is_that_of_a_worker_that_failed(codes: str, code: int) -> None:
+    Path("codes").write_text(codes)
+    parent = Process(_command_with_scripts)
+    assert parent.wait() == code
+    assert ("ended with exit code 3" in parent.errors) == (code == 3)
 
 
 @pytest.mark.parametrize(

@@ -312,14 +312,14 @@ def test_find_label_errors_trains_estimates_and_lists():
     pytest.importorskip("pandas")
     data = load_data("digits", noise="symmetric", noise_rate=0.3, seed=1)
     wrong = (data.noisy_labels != data.clean_labels).numpy()
-    errors = find_label_errors(data, n_epochs=40, device="cpu")
-    estimate = estimate_noise(data, device="cpu")
+    errors = find_label_errors(data, n_epochs=20, device="cpu")
+    estimate = estimate_noise(data, n_epochs=7, device="cpu")  # three eighths of the training's
     assert len(errors) == round(estimate.noise_rate * len(wrong))
     assert 0.8 * wrong.sum() < len(errors) < 1.2 * wrong.sum()
     assert wrong[errors["index"]].mean() > 0.85
     right = errors["suggested_label"] == data.clean_labels.numpy()[errors["index"]]
     assert right.mean() > 0.85
-    again = find_label_errors(data, noise=estimate, n_epochs=40, device="cpu")
+    again = find_label_errors(data, noise=estimate, n_epochs=20, device="cpu")
     assert errors.equals(again)
 
 
@@ -340,13 +340,14 @@ def test_find_label_errors_selects_only_where_no_clean_label_tells_the_noise():
         assert found.equals(expected)
 
 
-@pytest.mark.parametrize("n_pairs", [0, 1])
-def test_pair_noise_of_nearly_half_is_found_with_clean_labels(n_pairs):
+def test_pair_noise_of_nearly_half_is_found_with_clean_labels():
     pytest.importorskip("pandas")
     data = load_data("digits", noise="pair", noise_rate=0.45, seed=1)
     wrong = (data.noisy_labels != data.clean_labels).numpy()
-    errors = find_label_errors(data, n=int(wrong.sum()), n_pairs=n_pairs, device="cpu")
-    assert wrong[errors["index"]].mean() > 0.95  # 0.69 by the history of a pair that selects
+    options = {"noise": estimate_noise(data, device="cpu"), "n": int(wrong.sum())}
+    for n_pairs in (0, 1):
+        errors = find_label_errors(data, n_pairs=n_pairs, n_epochs=20, device="cpu", **options)
+        assert wrong[errors["index"]].mean() > 0.95  # 0.69 by the history of a pair that selects
 
 
 def test_find_label_errors_takes_a_schedule_a_number_and_several_pairs():

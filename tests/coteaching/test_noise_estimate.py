@@ -68,7 +68,7 @@ def test_errors_of_the_networks_do_not_count_as_wrong_labels() -> None:
 
 def test_intervals_hold_the_rate_as_often_as_they_say() -> None:
     held, widths = 0, []
-    for seed in range(40):
+    for seed in range(20):
         rng = np.random.default_rng([3, seed])
         z, odds = _predictions(rng, 1000)
         y = flip_labels(z, CLASS_DEPENDENT, rng)
@@ -76,7 +76,7 @@ def test_intervals_hold_the_rate_as_often_as_they_say() -> None:
         low, high = _by_clean_labels(odds[None], y, odds_val[None, None], z_val, rng).interval
         held += low <= (y != z).mean() <= high
         widths.append(high - low)
-    assert held >= 34  # 38 on average, if 95 % hold it
+    assert held >= 16  # 19 on average, if 95 % hold it
     assert np.median(widths) < 0.25
 
 
@@ -94,35 +94,27 @@ def test_anchor_points_give_the_matrix_or_an_upper_bound() -> None:
     assert _by_anchors(blunt, y, rng).noise_rate > 0.35
 
 
-@pytest.mark.parametrize(("noise", "rate"), [("none", 0.0), ("symmetric", 0.5), ("pair", 0.4)])
-def test_the_noise_of_the_digits_is_found(noise: str, rate: float) -> None:
+@pytest.mark.parametrize(
+    ("noise", "rate", "n_epochs"), [("none", 0.0, 6), ("symmetric", 0.5, 12), ("pair", 0.4, 12)]
+)
+def test_the_noise_of_the_digits_is_found(noise: str, rate: float, n_epochs: int) -> None:
     data = load_data("digits", noise=noise, noise_rate=rate, seed=1)
     assert data.clean_labels is not None
     true = (data.noisy_labels != data.clean_labels).double().mean().item()
-    found = estimate_noise(data, device="cpu")
+    found = estimate_noise(data, n_epochs=n_epochs, device="cpu")
     assert found.noise_rate == pytest.approx(true, abs=0.03)
     assert found.interval[0] - 0.01 <= true <= found.interval[1] + 0.01
     matrix = transition_matrix(noise, rate, 10)
     assert np.abs(found.transition_matrix - matrix).mean() < 0.03
-    unaided = estimate_noise(data, device="cpu", clean_validation=False)
+    unaided = estimate_noise(data, n_epochs=6, device="cpu", clean_validation=False)
     assert unaided.noise_rate == pytest.approx(true, abs=0.12)
     assert str(unaided).endswith("estimated without clean labels)")
-
-
-def test_the_same_seed_gives_the_same_numbers() -> None:
-    data = load_data("digits", noise="pair", noise_rate=0.3, seed=0)
-    first, again, other = (
-        estimate_noise(data, n_epochs=3, device="cpu", seed=seed) for seed in (0, 0, 1)
-    )
-    assert (first.noise_rate, first.interval) == (again.noise_rate, again.interval)
-    np.testing.assert_array_equal(first.transition_matrix, again.transition_matrix)
-    assert first.noise_rate != other.noise_rate
 
 
 def test_noisy_validation_labels_are_noticed() -> None:
     data = load_data("digits", noise="symmetric", noise_rate=0.4, seed=0, validation="noisy")
     with pytest.warns(UserWarning, match="or the validation labels are as wrong as"):
-        estimate_noise(data, device="cpu", clean_validation=True)
+        estimate_noise(data, n_epochs=6, device="cpu", clean_validation=True)
     assert not estimate_noise(data, n_epochs=2, device="cpu").used_clean_labels  # data know it
 
 
@@ -135,9 +127,18 @@ def _breast_cancer(rate: float, seed: int) -> NoisyData:
     return NoisyData.from_arrays(x[150:], noisy, x[:150], y[:150], clean_labels=y[150:])
 
 
-@pytest.mark.parametrize("seed", [1, 2])
-def test_two_classes_with_half_of_their_labels_wrong_are_told_by_the_clean_ones(seed: int) -> None:
-    data = _breast_cancer(0.49, seed)
+def test_the_same_seed_gives_the_same_numbers() -> None:
+    data = _breast_cancer(0.3, seed=0)
+    first, again, other = (
+        estimate_noise(data, n_epochs=3, device="cpu", seed=seed) for seed in (0, 0, 1)
+    )
+    assert (first.noise_rate, first.interval) == (again.noise_rate, again.interval)
+    np.testing.assert_array_equal(first.transition_matrix, again.transition_matrix)
+    assert first.noise_rate != other.noise_rate
+
+
+def test_two_classes_with_half_of_their_labels_wrong_are_told_by_the_clean_ones() -> None:
+    data = _breast_cancer(0.49, seed=1)
     assert data.clean_labels is not None
     true = (data.noisy_labels != data.clean_labels).double().mean().item()
     found = estimate_noise(data, config=TrainingConfig(batch_size=64), device="cpu")
@@ -164,7 +165,7 @@ def test_classes_of_one_or_two_samples_do_no_harm(clean_validation: bool) -> Non
     y[:3] = 10, 10, 11
     with pytest.warns(UserWarning, match=r"no sample of the classes \[10, 11\]"):
         data = NoisyData.from_arrays(digits.x, y, digits.x_val, digits.y_val, n_classes=12)
-    found = estimate_noise(data, device="cpu", clean_validation=clean_validation)
+    found = estimate_noise(data, n_epochs=6, device="cpu", clean_validation=clean_validation)
     assert found.noise_rate == pytest.approx(0.3, abs=0.1)
     np.testing.assert_allclose(found.transition_matrix.sum(axis=1), 1.0)
 
@@ -172,7 +173,7 @@ def test_classes_of_one_or_two_samples_do_no_harm(clean_validation: bool) -> Non
 def test_probabilities_are_of_networks_that_have_not_seen_the_sample() -> None:
     data = load_data("digits", noise="symmetric", noise_rate=0.3, seed=0)
     assert data.clean_labels is not None
-    found = estimate_noise(data, device="cpu", config=TrainingConfig(64, 1e-2))
+    found = estimate_noise(data, n_epochs=6, device="cpu", config=TrainingConfig(64, 1e-2))
     assert found.probabilities.shape == (len(data.x), 10)
     np.testing.assert_allclose(found.probabilities.sum(axis=1), 1.0)
     named = found.probabilities.argmax(axis=1)
@@ -242,7 +243,7 @@ def test_of_a_class_without_samples_nothing_is_said(clean_validation: bool) -> N
         data = NoisyData.from_arrays(
             digits.x, digits.noisy_labels, digits.x_val, digits.y_val, n_classes=12
         )
-    found = estimate_noise(data, n_epochs=3, device="cpu", clean_validation=clean_validation)
+    found = estimate_noise(data, n_epochs=2, device="cpu", clean_validation=clean_validation)
     np.testing.assert_array_equal(found.transition_matrix[10:], np.eye(12)[10:])
     np.testing.assert_array_equal(found.deviations[10:], 0.0)
 

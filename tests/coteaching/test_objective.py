@@ -406,7 +406,10 @@ def test_damaged_settings_are_refused(settings, message):
     [
         ({"network": "vgg"}, "network must be one of ['cnn2', 'cnn7', "),
         ({"network": "cnn2"}, "network 'cnn2' needs inputs (channels, height, width) of at least"),
-        ({"backend": "gpu"}, "backend must be one of 'auto', 'loop', 'rows', 'fused', 'graphs'"),
+        (
+            {"backend": "gpu"},
+            "backend must be one of 'auto', 'loop', 'rows', 'fused', 'unfolded', ",
+        ),
         ({"metric": "accuracy"}, "metric must be one of 'validation_error', 'validation_loss'"),
         ({"seed": -1}, "seed must be an int of at least 0, but got -1"),
         ({"n_epochs": 1}, "n_epochs must be an int in [2,"),

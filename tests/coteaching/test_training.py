@@ -308,16 +308,13 @@ def test_last_epochs_mean_averages_a_tenth_and_at_least_one_epoch():
 
 def test_standard_memorises_half_wrong_digits_and_a_schedule_resists():
     config = TrainingConfig(batch_size=64, learning_rate=1e-2)
-    schedules = [standard_schedule(40).keep_rates, coteaching_schedule(40, 0.6, 6).keep_rates]
-    gaps = []
-    for seed in (0, 1):
-        data = load_data("digits", noise="symmetric", noise_rate=0.5, seed=seed)
-        standard, resisting = train_batch(
-            schedules, [seed] * 2, data=data, config=config, device="cpu", evaluate_on="test"
-        )
-        errors = [last_epochs_mean(result.curves.error) for result in (standard, resisting)]
-        gaps.append(errors[0] - errors[1])
-    assert min(gaps) > 0.10
+    schedules = [standard_schedule(30).keep_rates, coteaching_schedule(30, 0.6, 6).keep_rates]
+    data = load_data("digits", noise="symmetric", noise_rate=0.5, seed=0)
+    standard, resisting = train_batch(
+        schedules, [0, 0], data=data, config=config, device="cpu", evaluate_on="test"
+    )
+    errors = [last_epochs_mean(result.curves.error) for result in (standard, resisting)]
+    assert errors[0] - errors[1] > 0.10
 
 
 @pytest.mark.parametrize(
@@ -351,7 +348,7 @@ def test_compiled_networks_train_as_they_are(tiny):
     config = TrainingConfig(8, 0.01, dtype="float64")
 
     def compiled(input_shape, n_classes):
-        return torch.compile(_small_net(input_shape, n_classes), backend="aot_eager")
+        return torch.compile(_small_net(input_shape, n_classes), backend="eager")
 
     results = [
         train_batch([[1.0, 0.5]], [0], data=tiny, network=network, config=config)
@@ -412,11 +409,11 @@ def test_kept_networks_are_those_that_were_evaluated_last(backend, network):
     x, y = rng.normal(size=(40, 1, 4, 4)).astype(np.float32), np.arange(40) % 3
     data = NoisyData.from_arrays(x[:30], y[:30], x[30:], y[30:])
     results = train_batch(
-        np.broadcast_to(RATES, (3, 6)), [0, 1, 2], data=data, network=network, config=CONFIG,
-        device="cpu", backend=backend, keep_networks=True,
-        on_epoch=lambda k, epoch, metrics: (k, epoch) == (1, 2),
+        np.broadcast_to(RATES[1:4], (3, 3)), [0, 1, 2], data=data, network=network,
+        config=CONFIG, device="cpu", backend=backend, keep_networks=True,
+        on_epoch=lambda k, epoch, metrics: (k, epoch) == (1, 1),
     )  # fmt: skip
-    assert [result.n_epochs for result in results] == [6, 3, 6]
+    assert [result.n_epochs for result in results] == [3, 2, 3]
     for result in results:
         for i, net in enumerate(result.networks):
             assert not net.training

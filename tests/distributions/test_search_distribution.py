@@ -1,6 +1,7 @@
 """p_theta against scipy.stats, central differences, quadrature and Monte Carlo."""
 
 import dataclasses
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -420,24 +421,28 @@ def test_categorical_refuses_what_is_no_index(index):
         SearchDistribution((Categorical(3),)).score(np.ones(3), [[1.0], [index]])
 
 
-def test_the_directions_of_a_block_of_many_cost_as_those_of_one(monkeypatch):
+def test_equal_blocks_are_one_call_and_cost_as_much_as_one_by_one(monkeypatch):
     """With the columns of all blocks for each, the work would grow with their square."""
-    numbers = {}
-    for name in ("score_along", "hessian_along"):
+    calls, numbers = Counter(), Counter()
+    for name in ("tangents", "score_sum", "score_along", "hessian_along"):
         original = getattr(Categorical, name)
 
         def counted(self, *args, original=original, name=name):
-            numbers[name] = numbers.get(name, 0) + args[-1].size  # of the basis
+            calls[name] += 1
+            numbers[name] += args[-1].size  # of the basis
             return original(self, *args)
 
         monkeypatch.setattr(Categorical, name, counted)
     for n_blocks in (1, 40):
-        numbers.clear()
-        many = SearchDistribution((Categorical(5),) * n_blocks)
+        calls.clear(), numbers.clear()
+        many = SearchDistribution((*[Categorical(5)] * n_blocks, Beta(), Categorical(4)))
         theta, points = some_theta(many), some_points(many, 30)
-        gradient = np.random.default_rng(2).normal(size=many.n_theta)
+        weights = np.random.default_rng(2).normal(size=30)
+        gradient = many.score_sum(theta, points, weights)
         basis, _ = many.tangents(theta, gradient, np.ones(many.n_theta, dtype=bool))
         along = many.score_along(theta, points, basis)
         np.testing.assert_allclose(along, many.score(theta, points) @ basis, atol=1e-12)
-        many.hessian_along(theta, points, np.ones(30), basis)
-        assert numbers == {"score_along": 10 * n_blocks, "hessian_along": 10 * n_blocks}
+        many.hessian_along(theta, points, weights, basis)
+        assert set(calls.values()) == {2}  # of five categories, and of four
+        for name in ("score_along", "hessian_along"):
+            assert numbers[name] == 10 * n_blocks + 8

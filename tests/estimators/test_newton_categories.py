@@ -104,3 +104,49 @@ def test_categories_that_are_alike_stay_alike():
     ]  # fmt: skip
     assert len(set(found[0][alike])) > 10
     assert len(set(found[1][alike])) == 1
+
+
+def test_the_curvature_of_many_categories_is_solved_block_by_block(monkeypatch):
+    """A matrix of all directions would cost cubic time. The axes are those of that matrix."""
+    distribution = SearchDistribution((Categorical(5),) * 60)
+    rng = np.random.default_rng(0)
+    theta = rng.uniform(1, 9, distribution.n_theta)
+    X, solve, sizes, hessians = distribution.sample(theta, rng, 400), np.linalg.eigh, [], []
+
+    def counted(matrix):
+        sizes.append(matrix.shape)
+        return solve(matrix)
+
+    def direction(gradient, hessian, *others):
+        hessians.append(hessian)
+        return newton.newton_direction(gradient, hessian, *others)
+
+    monkeypatch.setattr(np.linalg, "eigh", counted)
+    _, step = newton.subspace_step(
+        distribution, theta, X, newton.z_scores(X[:, 0] + X[:, 7]), direction=direction,
+        needs_hessian=True, reference=theta, settings=settings_of(),
+    )  # fmt: skip
+    assert sizes == [(60, 2, 2)]
+    assert step.scale > 0
+    for found, expected in zip(newton._eigh(hessians[0]), solve(hessians[0]), strict=True):
+        np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize(
+    "matrix",
+    [
+        np.diag([3.0, 1.0, 2.0]),
+        [[2, 1, 0, 0], [1, 3, 0, 0], [0, 0, 0, 0], [0, 0, 0, 1]],
+        [[2, 1, 0], [1, 3, 1], [0, 1, 1]],
+        [[2, 1, 5], [1, 3, 0], [5, 0, 1]],
+        [[2, 0, 5], [0, 3, 0], [5, 0, 1]],
+        [[7]],
+        np.zeros((0, 0)),
+    ],
+)
+def test_axes_are_those_of_the_whole_matrix(matrix):
+    matrix = np.array(matrix, dtype=float)
+    eigenvalues, axes = newton._eigh(matrix)
+    np.testing.assert_allclose(eigenvalues, np.linalg.eigh(matrix).eigenvalues, atol=1e-15)
+    np.testing.assert_allclose(axes * eigenvalues @ axes.T, matrix, atol=1e-14)
+    np.testing.assert_allclose(axes.T @ axes, np.eye(len(matrix)), atol=1e-14)

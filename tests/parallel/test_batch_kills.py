@@ -95,6 +95,38 @@ def test_no_enqueued_point_is_lost_with_its_driver(
 
 
 @pytest.mark.parametrize("after", [False, True])
+def test_an_enqueued_point_is_repeated_once_if_the_next_driver_dies_too(
+    after: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lease, "_lives", lambda *_: False)
+    n, died = 0, True
+    while died:
+        n += 1
+        storage = DyingStorage(10**9, after)
+        study = new_study(storage, size=2)
+        study.enqueue_trial({"x": 0.25}, user_attrs={"whose": "mine"})
+
+        def dying(trial: Trial, storage: DyingStorage = storage) -> float:
+            storage.left = 0  # no write succeeds any more
+            return trial.suggest_float("x", 0, 1)
+
+        with pytest.raises(Dead):
+            optimize_batch(study, dying, 1)
+        assert [t.state for t in study.trials] == [TrialState.RUNNING]
+        storage.left, died = n, False
+        try:
+            optimize_batch(study, failing_above, 1)
+        except Dead:
+            died = True
+        storage.left = 10**9
+        optimize_batch(study, failing_above, 2)
+        mine = [t.value for t in study.trials if t.user_attrs.get("whose") == "mine" and t.value]
+        assert mine == [0.25], n
+        assert states(study) <= {TrialState.COMPLETE, TrialState.FAIL}
+    assert n > 8
+
+
+@pytest.mark.parametrize("after", [False, True])
 def test_the_suggested_schedule_is_known_whichever_driver_dies(
     after: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,8 +11,9 @@ import pytest
 from batches import K, assert_sound, new_study, parabola, states, thetas
 from optuna.trial import Trial, TrialState
 
-from optuna_s2e import S2ESampler, generations, optimize_batch
-from optuna_s2e._attributes import FAILURE_KEY
+from optuna_s2e import S2ESampler, ScheduleSpace, generations, optimize_batch
+from optuna_s2e._attributes import DRAW_KEY, FAILURE_KEY
+from optuna_s2e.history import Record
 
 
 def always_raising(trial: Trial) -> float:
@@ -192,3 +193,26 @@ def test_enqueued_trials_run_and_take_no_slot(undisturbed: list[str]) -> None:
     assert [study.trials[n].params["x0"] for n in (0, 1)] == [0.1, 0.2]
     assert len(study.trials) == 5 * K + 3
     assert thetas(study) == undisturbed[6]
+
+
+@pytest.mark.parametrize(
+    ("max_attempts", "first"),
+    [(1, [(0, 0), (1, 0), (2, 0)]), (2, [(0, 0), (1, 0), (2, 0), (0, 1)])],
+)
+def test_a_suggested_schedule_fails_as_often_as_any_point_may(
+    max_attempts: int, first: list[tuple[int, int]]
+) -> None:
+    space = ScheduleSpace(8, noise_rate=0.4)
+    assert space.middle is not None
+    suggested = space.middle.keep_rates
+
+    def objective(trial: Trial) -> float:
+        rates = space.suggest(trial).keep_rates
+        return math.nan if np.array_equal(rates, suggested) else float(rates.mean())
+
+    study = new_study(size=3, estimator="surrogate")
+    optimize_batch(study, objective, 6, max_attempts=max_attempts)
+    records = [Record.from_attr(t.system_attrs[DRAW_KEY]) for t in study.trials]
+    tries = [(r.slot, r.attempt) for r in records if r is not None]
+    assert tries == [*first, (3, 0), (4, 0), (5, 0)]
+    assert [len(g.members) for g in generations(study)] == [0, 2]

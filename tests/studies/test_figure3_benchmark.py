@@ -1,6 +1,9 @@
 """The benchmark of all methods in small: its jobs, its file, its table and its picture."""
 
 import json
+import signal
+import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +13,13 @@ import optuna
 import pytest
 import runs
 import scipy
+from optuna.trial import TrialState
+from processes import PATIENCE, Process, wait_until
 
-from optuna_s2e import ScheduleSpace
-from optuna_s2e.coteaching import METHODS, TrainingConfig, evaluate_schedules
+from optuna_s2e import ScheduleSpace, _optuna, open_storage
+from optuna_s2e._attributes import DRIVER_KEY
+from optuna_s2e.coteaching import METHODS, TrainingConfig, _evaluation, evaluate_schedules
+from optuna_s2e.parallel._process import Process as Identity
 
 SETUP = {"data": "digits", "n_epochs": 2, "n_trials": 2, "n_images": None}
 PAGE = Path(__file__).parents[2] / "docs" / "reproduction" / "figure3.md"
@@ -37,6 +44,14 @@ def test_every_method_is_compared():
     assert len(set(jobs)) == len(jobs) == 3 * 3 * len(benchmark.METHODS)
 
 
+def test_an_interrupted_study_covers_all_settings():
+    jobs = benchmark.jobs_of(2)
+    assert [seed for *_, seed in jobs] == sorted(seed for *_, seed in jobs)
+    for i in range(0, len(jobs), 3):  # no method comes again before each setting has it
+        assert [setting for setting, *_ in jobs[i : i + 3]] == list(benchmark.PAPER)
+        assert len({method for _, method, _ in jobs[i : i + 3]}) == 1
+
+
 def test_a_run_is_an_evaluation_with_its_seed():
     result = benchmark.run(("pair 45 %", "jocor", 4), **SETUP)
     data = benchmark.load("digits", "pair 45 %")
@@ -56,6 +71,24 @@ def test_a_search_trains_its_schedule_anew(method: str):
     assert result["keep_rates"][0] == 1.0
 
 
+def test_a_searched_schedule_serves_other_methods(tmp_path: Path):
+    path = tmp_path / "results.json"
+    own, others = (
+        benchmark.run(("pair 45 %", method, 2), **SETUP, kept=path)
+        for method in ("s2e", "jocor/searched")
+    )
+    assert own["keep_rates"] == others["keep_rates"]
+    assert optuna.get_all_study_names(open_storage(benchmark.storage_of(path))) == [
+        "digits|pair 45 %|s2e|2|2 epochs|all images"
+    ]
+    data = benchmark.load("digits", "pair 45 %")
+    found = evaluate_schedules(
+        {"a": others["keep_rates"]}, data, methods={"a": "jocor"}, n_repeats=1, seed=2,
+        config=TrainingConfig(64, 1e-2), device="cpu",
+    )["a"]  # fmt: skip
+    np.testing.assert_allclose(others["test_accuracy"], found.test_accuracy[0], atol=1e-5)
+
+
 def test_the_papers_own_method_is_algorithm_2_on_table_1(monkeypatch: pytest.MonkeyPatch):
     studies = []
     create = optuna.create_study
@@ -72,6 +105,83 @@ def test_the_papers_own_method_is_algorithm_2_on_table_1(monkeypatch: pytest.Mon
     assert "R.table1" in best.params
     schedule = ScheduleSpace(2, "table1").from_params(best.params)
     np.testing.assert_allclose(found["keep_rates"], schedule.keep_rates, atol=1e-4)
+
+
+def test_standard_is_trained_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    path, trained = tmp_path / "results.json", []
+    train = _evaluation.train_batch
+
+    def counted(rates: Any, seeds: Any, **options: Any) -> Any:
+        trained.append(options["evaluate_on"])
+        return train(rates, seeds, **options)
+
+    monkeypatch.setattr(_evaluation, "train_batch", counted)
+    for method in ("standard", "early-stopping"):
+        job = ("pair 45 %", method, 0)
+        found = benchmark.run(job, **SETUP, kept=path)
+        assert trained == ["test" if method == "standard" else "validation"]
+        assert found | {"seconds": 0} == benchmark.run(job, **SETUP) | {"seconds": 0}
+        trained.clear()
+
+
+def stamped(job: runs.Job) -> tuple[float, float]:
+    """Take a while; return when."""
+    begun = time.monotonic()
+    time.sleep(0.5)
+    return begun, time.monotonic()
+
+
+def test_a_search_runs_once_at_a_time(tmp_path: Path):
+    methods = ("s2e", "jocor/searched", "mentornet/searched", "s2e-paper")
+    jobs = [("pair 45 %", method, 0) for method in methods]
+    path = tmp_path / "results.json"
+    runs.run_missing(path, jobs, stamped, n_processes=4, minutes=1, apart=benchmark.search_of)
+    times = [runs.read(path)["results"][runs.key_of(job)] for job in jobs]
+    assert times[0][1] < times[1][0] < times[1][1] < times[2][0]
+    assert times[3][0] < times[1][0]  # it need not wait for any
+
+
+def run_missing(path: Path, job: runs.Job, setup: dict[str, Any]) -> None:
+    run = partial(benchmark.run, **setup, kept=path)
+    runs.run_missing(path, [job], run, n_processes=1, minutes=1)
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks at /proc")
+@pytest.mark.parametrize("method", benchmark.SEARCHES)
+def test_a_killed_search_goes_on_where_it_was(
+    method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)  # for what the process prints
+    job, setup = ("pair 45 %", method, 1), SETUP | {"n_epochs": 4, "n_trials": 8}
+    path, url = tmp_path / "results.json", benchmark.storage_of(tmp_path / "results.json")
+    name = f"digits|pair 45 %|{method}|1|4 epochs|all images"
+
+    def complete() -> list[int]:
+        if name not in optuna.get_all_study_names(storage):
+            return []
+        trials = optuna.load_study(study_name=name, storage=storage).trials
+        return [t.number for t in trials if t.state == TrialState.COMPLETE]
+
+    storage = open_storage(url)
+    killed = Process(run_missing, path, job, setup)
+    wait_until(lambda: len(complete()) >= 2, killed)
+    assert killed.stop(signal.SIGKILL)[0] == -signal.SIGKILL
+    study = optuna.load_study(study_name=name, storage=storage)
+    lease = _optuna.study_system_attrs(study)[
+        DRIVER_KEY
+    ]  # the training process must end with the study's
+    trains = Identity(*(lease[field] for field in Identity._fields))
+    end = time.monotonic() + PATIENCE
+    while trains.lives and time.monotonic() < end:
+        time.sleep(0.02)
+    kept = complete()
+    assert 2 <= len(kept) < 8
+    run_missing(path, job, setup)
+    assert complete()[: len(kept)] == kept
+    assert len(complete()) == 8
+    found = runs.read(path)["results"][runs.key_of(job)]
+    expected = benchmark.run(job, **setup)
+    assert found | {"seconds": 0} == expected | {"seconds": 0}
 
 
 def test_classes_turn_as_in_jocors_program():
@@ -121,6 +231,9 @@ def test_the_table_and_the_picture_show_what_is_done(tmp_path: Path):
         "symmetric", "20", "%,", "Standard", "79.56", "55.00", "±", "7.07", "(2)"
     ]  # fmt: skip
     assert lines[at + 2].split()[9] == "-24.56"
+    (other,) = (line.split() for line in lines if " 94.05 " in line)
+    assert other[:3] + other[8:10] == ["symmetric", "20", "%,", "(2)", "-39.05"]
+    assert other[-4:] == ["CNN", "of", "9", "layers"]
     benchmark.draw(found, tmp_path / "figure.png")
     assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
 
@@ -157,6 +270,15 @@ def test_the_page_shows_the_results(data: str):
         pytest.skip(f"{file.name} is not there yet")
     text = benchmark.markdown(json.loads(file.read_text()))
     assert runs.filled(PAGE.read_text(), data, text) == PAGE.read_text()
+
+
+@pytest.mark.parametrize("file", sorted(benchmark.FOLDER.glob("figure3_*.json")))
+def test_the_results_hold_one_search_per_setting_and_seed(file: Path):
+    results = runs.read(file)["results"]
+    for key, result in results.items():
+        setting, method, seed = key.split("|")
+        if method.endswith("/searched"):
+            assert result["keep_rates"] == results[f"{setting}|s2e|{seed}"]["keep_rates"]
 
 
 def test_another_setup_needs_another_file(tmp_path: Path):

@@ -12,6 +12,7 @@ from scipy.spatial.distance import cdist
 
 from optuna_s2e.distributions import SearchSpace
 from optuna_s2e.surrogate import Model, _acquisition, propose
+from optuna_s2e.surrogate._acquisition import share_failed
 
 UNIT = SearchSpace.of({name: FloatDistribution(0, 1) for name in "ab"})
 THETA = UNIT.distribution.uniform_theta()
@@ -168,3 +169,24 @@ def test_share_failed_is_that_of_the_five_nearest() -> None:
     assert share.tolist() == [0.0, 0.6, 0.6]
     few = _acquisition.share_failed(np.array([[0.0]]), completed[:1], failed[:2], np.zeros(1))
     assert few.tolist() == [2 / 3]
+
+
+def test_neighbours_are_looked_for_where_the_bound_may_be_lowest(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model, failed, sizes = model_of(bowl, 30), np.array([[0.2, 0.69], [0.9, 0.1]]), list[int]()
+
+    def counted(z: np.ndarray, *others: np.ndarray) -> np.ndarray:
+        sizes.append(len(z))
+        return share_failed(z, *others)
+
+    monkeypatch.setattr(_acquisition, "share_failed", counted)
+    for seed in range(5):
+        rng = np.random.default_rng(seed)
+        x = _acquisition._candidates(THETA, model, np.random.default_rng(seed))
+        z, of_failed = model.featurize(x), model.featurize(failed)
+        risk = share_failed(z, model.gp.features, of_failed, model.gp.category_weights)
+        lowest = (1 - risk) * bounds(model, x, 3.0) + risk * model.mean_at_draws.max()
+        found = propose(THETA, model, pending=NONE, failed=failed, generation=1, rng=rng)
+        assert found.tolist() == x[lowest.argmin()].tolist()
+    assert sum(sizes) < 5 * 400

@@ -14,7 +14,7 @@ from scipy.spatial.distance import cdist, pdist
 from scipy.special import expit
 
 from optuna_s2e import surrogate
-from optuna_s2e.surrogate import clip_and_standardize
+from optuna_s2e.surrogate import _gp, clip_and_standardize
 from optuna_s2e.surrogate._likelihood import LOG_LENGTHS, LOGITS, LogPosterior
 
 
@@ -86,7 +86,8 @@ def test_deviation_after_pending_draws_is_that_of_a_model_that_knows_them() -> N
     np.testing.assert_array_equal(gp.predict(new, pending)[0], gp.predict(new)[0])
 
 
-def bound(mean: np.ndarray, deviation: np.ndarray) -> np.ndarray:
+def bound(mean: np.ndarray, deviation: np.ndarray, rows: np.ndarray | None) -> np.ndarray:
+    """Return bounds that do not depend on the points."""
     return np.asarray(mean - 2.0 * deviation)
 
 
@@ -100,28 +101,69 @@ def test_lowest_is_where_the_bound_is_lowest_with_all_deviations(
     pending = rng.uniform(size=(n_pending, 3))
     for size in (1, 15, 16, 17, 800):
         new = rng.uniform(size=(size, 3))
-        expected = np.argmin(bound(*gp.predict(new, pending)))
+        expected = np.argmin(bound(*gp.predict(new, pending), None))
         assert gp.lowest(new, bound, pending) == expected
     twice = np.vstack([new, new])
     assert gp.lowest(twice, bound, pending) == expected  # the first of equals
 
 
-def test_lowest_solves_for_the_points_that_may_be_lowest_only(
+def test_lowest_knows_a_bound_only_where_it_is_evaluated() -> None:
+    """The bounds of all points are near the least one; those of most are far above it."""
+    gp = surrogate.fit(*observations(60, 0.3, 0))
+    new = np.random.default_rng(0).uniform(size=(800, 3))
+    penalty = np.random.default_rng(1).uniform(size=800)
+
+    def penalised(mean: np.ndarray, deviation: np.ndarray, rows: np.ndarray | None) -> np.ndarray:
+        lowest = bound(mean, deviation, rows)
+        return lowest if rows is None else lowest + penalty[rows]
+
+    expected = np.argmin(bound(*gp.predict(new), None) + penalty)
+    assert gp.lowest(new, penalised) == expected
+
+
+@pytest.mark.parametrize(("n", "noise"), [(1, 0.0), (6, 0.0), (60, 0.3), (200, 0.0)])
+@pytest.mark.parametrize("with_categories", [False, True])
+def test_single_precision_is_on_the_safe_side(n: int, noise: float, with_categories: bool) -> None:
+    z, losses = observations(n, noise, n)
+    new = np.random.default_rng(7).uniform(-2, 3, size=(500, 3))
+    new[:n] = z[:500]  # where the nearest draw is at no distance
+    weights = None
+    if with_categories:
+        z, new = (np.column_stack([v, (8 * v[:, 1]).round() % 3]) for v in (z, new))
+        weights = np.array([0, 0, 0, 0.7])
+    gp = surrogate.fit(z, 1e200 * losses, weights)
+    mean, deviation = gp.predict(new)
+    least, most = gp._screen(new)
+    assert np.all(least <= mean)
+    unit = losses.std() or 1.0
+    np.testing.assert_allclose(least / 1e200, mean / 1e200, atol=1e-3 * unit)  # and not by far
+    assert np.all(most >= deviation)
+
+
+def test_lowest_evaluates_few_points_in_double_precision(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     gp = surrogate.fit(*observations(200, 0.0, 0))
     new = np.random.default_rng(0).uniform(size=(800, 3))
-    solve, sizes = lapack.dtrtrs, list[int]()
+    solve, solved, evaluated = lapack.dtrtrs, list[int](), list[int]()
 
     def counted(a: np.ndarray, b: np.ndarray, **options: Any) -> Any:
-        sizes.append(b.shape[1])
+        solved.append(b.shape[1])
         return solve(a, b, **options)
 
+    def counted_matern(r: np.ndarray) -> np.ndarray:
+        evaluated.append(r.size)
+        return exact(r)
+
+    exact = _gp.matern
     monkeypatch.setattr(lapack, "dtrtrs", counted)
+    monkeypatch.setattr(_gp, "matern", counted_matern)
     gp.predict(new)
+    assert (sum(solved), sum(evaluated)) == (800, 800 * 200)
+    solved.clear(), evaluated.clear()
     gp.lowest(new, bound)
-    assert sizes[0] == 800
-    assert sizes[1] <= 200
+    assert sum(solved) <= 64
+    assert sum(evaluated) == 800 + 200 * sum(solved)  # the nearest draw of each, and these
 
 
 def test_a_prediction_needs_one_matrix_of_covariances_at_a_time() -> None:

@@ -144,3 +144,20 @@ def test_pairs_are_as_far_apart_as_in_the_square() -> None:
     apart = category_squares(z, z, np.array([4.0, 0.0, 1.0])) + (z[:, 1, None] - z[:, 1]) ** 2
     found = pair_squares(z, np.array([4.0, 0.0, 1.0]))
     np.testing.assert_allclose(squareform(found), apart, atol=1e-15)
+
+
+@pytest.mark.parametrize("weight", [1.0, 0.7])
+@pytest.mark.parametrize("inactive", [False, True])
+def test_squares_between_categories_are_those_of_a_loop(weight: float, inactive: bool) -> None:
+    """600 categories that differ do not fit into a byte."""
+    rng = np.random.default_rng(0)
+    one, other = (rng.integers(-1 if inactive else 0, 9, (n, 600)).astype(float) for n in (5, 3))
+    one[0], other[0] = 1.0, 2.0
+    weights = np.full(600, weight)
+    weights[7] = 0.0
+    differ = np.where((one[:, None] < 0) ^ (other < 0), 0.5, 1.0) * (one[:, None] != other)
+    found = category_squares(one, other, weights)
+    np.testing.assert_allclose(found, differ @ weights, rtol=1e-13)
+    if weight == 1.0:
+        assert found[0, 0] == 599
+        np.testing.assert_array_equal(found, differ @ weights)

@@ -25,7 +25,6 @@ from optuna_s2e._typing import FloatArray
 from optuna_s2e.coteaching._config import DTYPES, TrainingConfig
 from optuna_s2e.coteaching._methods import METHODS
 from optuna_s2e.coteaching._networks import Network, make_network
-from optuna_s2e.coteaching._precision import cuda_precision
 from optuna_s2e.coteaching._samples import SampleStatistics, SampleWatch
 from optuna_s2e.coteaching._steps import Method
 from optuna_s2e.coteaching.data import NoisyData
@@ -80,6 +79,8 @@ class TrainingSetup(NamedTuple):
         """
         if self.data.x.device.type != "cuda":
             return nullcontext()
+        from optuna_s2e.coteaching._precision import cuda_precision
+
         return cuda_precision(tf32=self.config.dtype == "tf32" and not exact)
 
     @property

@@ -14,9 +14,10 @@ from optuna_s2e._checks import check_choice, check_int
 from optuna_s2e.coteaching._networks import check_inputs, make_network
 from optuna_s2e.coteaching._steps import Method
 from optuna_s2e.coteaching.backends._base import Trainer, TrainingSetup, UnsuitableNetwork
-from optuna_s2e.coteaching.backends._cuda_graph import CudaGraphs, CudaGraphSteps
+from optuna_s2e.coteaching.backends._fastest import fastest
 from optuna_s2e.coteaching.backends._fused import EVALUATION_BATCH, FusedTrainer
 from optuna_s2e.coteaching.backends._fused_cnn import FusedCnnTrainer, is_fusible
+from optuna_s2e.coteaching.backends._fused_cnn_unfolded import UnfoldedCnnTrainer
 from optuna_s2e.coteaching.backends._fused_mlp import FusedMlpTrainer, mlp_sizes
 from optuna_s2e.coteaching.backends._fused_mlp_fixed import FixedMlpTrainer
 from optuna_s2e.coteaching.backends._fused_vmap import FusedVmapTrainer, is_mappable
@@ -25,11 +26,12 @@ from optuna_s2e.coteaching.backends._loop_kept_rows import KeptRowsTrainer, has_
 from optuna_s2e.coteaching.backends._loop_reweight import ReweightTrainer
 from optuna_s2e.coteaching.backends._memory import free_bytes, trial_bytes, width_that_fits
 
-BACKENDS = ("auto", "loop", "rows", "fused", "graphs")
+BACKENDS = ("auto", "loop", "rows", "fused", "unfolded", "graphs")
 
 _MAPPABLE = "can be mapped by torch.vmap (no dropout, no control flow that depends on values)"
 _NEEDS = {
     "fused": _MAPPABLE,
+    "unfolded": "is a plain convolutional nn.Sequential, such as 'cnn2'",
     "graphs": _MAPPABLE,
     "rows": (
         "is an nn.Sequential of Conv2d, ReLU, MaxPool2d(2), Flatten and Linear, such as 'cnn2', "
@@ -41,6 +43,8 @@ _MOST = 64  # on a GPU
 _MLP_CPU_WIDTH = 32
 _MLP_CPU_CACHE = 16 * 2**20  # bytes
 _SMALL_CNN = 20_000  # products with weights, per image
+_FEW_CHANNELS = 16  # that a filter reads: less than tensor cores multiply at a time
+_MEASURED = ("cuda",)  # devices on which a choice is measured
 
 # (setup, seeds, labels) -> the trainer of a group of trials
 MakeTrainer = Callable[[TrainingSetup, Sequence[int], Tensor], Trainer]
@@ -62,7 +66,7 @@ class Backend(NamedTuple):
         """Its name, one of `BACKENDS` other than "auto"."""
         if isinstance(self.trainer, partial):
             return "graphs"
-        names = {LoopTrainer: "loop", KeptRowsTrainer: "rows"}
+        names = {LoopTrainer: "loop", KeptRowsTrainer: "rows", UnfoldedCnnTrainer: "unfolded"}
         return next((name for kind, name in names.items() if self.trainer is kind), "fused")
 
     def make_trainer(self, setup: TrainingSetup, seeds: Sequence[int], labels: Tensor) -> Trainer:
@@ -149,7 +153,7 @@ def _suitable(
     sizes = mlp_sizes(probe, setup.data.input_shape, setup.data.n_classes)
     # backward passes that are written out compute everything in one dtype
     one_dtype = setup.config.dtype != "bfloat16"
-    if name != "rows" and sizes is not None and one_dtype:
+    if name not in ("rows", "unfolded") and sizes is not None and one_dtype:
         trainer = FusedMlpTrainer if on_cpu else FixedMlpTrainer
         own = _mlp_width(setup, sizes) if on_cpu else _device_width(setup, probe, _MOST)
         return _fused(name, trainer, width or own)
@@ -163,16 +167,30 @@ def _suitable(
         fits = has_rules(probe) and one_dtype and setup.method.is_small_loss
         return Backend(KeptRowsTrainer, 1) if fits else None
     if is_fusible(probe):
-        return _fused(name, FusedCnnTrainer, width or _device_width(setup, probe, _WIDTH))
+        convolving = _convolving(name, setup, probe)
+        return _fused(name, convolving, width or _device_width(setup, probe, _WIDTH, convolving))
     # measured on CPUs: faster for very small networks in large groups, slower for all others
-    if name != "auto" and is_mappable(setup):
+    if name not in ("auto", "unfolded") and is_mappable(setup):
         return _fused(name, FusedVmapTrainer, width or _WIDTH)
     return None
+
+
+def _convolving(name: str, setup: TrainingSetup, probe: nn.Module) -> type[FusedCnnTrainer]:
+    """Return how convolutional networks train side by side: with few channels, as measured."""
+    ways = {"fused": FusedCnnTrainer, "unfolded": UnfoldedCnnTrainer}
+    if name in ways:
+        return ways[name]
+    channels = [m.in_channels // m.groups for m in probe.modules() if isinstance(m, nn.Conv2d)]
+    if setup.data.x.device.type not in _MEASURED or max(channels) >= _FEW_CHANNELS:
+        return FusedCnnTrainer
+    return ways[fastest(setup, probe, ways)]
 
 
 def _fused(name: str, trainer: type[FusedTrainer], width: int) -> Backend:
     if name != "graphs":
         return Backend(trainer, width)
+    from optuna_s2e.coteaching.backends._cuda_graph import CudaGraphs, CudaGraphSteps
+
     return Backend(partial(trainer, make_steps=partial(CudaGraphSteps, CudaGraphs())), width)
 
 
@@ -193,7 +211,9 @@ def _count_products(network: nn.Module, input_shape: Sequence[int]) -> int:
     return sum(w.numel() * (pixels if w.ndim == 4 else 1) for w in network.parameters())
 
 
-def _device_width(setup: TrainingSetup, probe: nn.Module, default: int) -> int:
+def _device_width(
+    setup: TrainingSetup, probe: nn.Module, default: int, trainer: type | None = None
+) -> int:
     """Return how many trials fit onto a CUDA device, at most 64; else the default."""
     free = free_bytes(setup.data.x.device)
     if free is None or not isinstance(probe, nn.Sequential):
@@ -204,6 +224,7 @@ def _device_width(setup: TrainingSetup, probe: nn.Module, default: int) -> int:
         batch_size=setup.batch_size,
         evaluation_batch=min(EVALUATION_BATCH, len(setup.evaluation[0])),
         itemsize=setup.dtype.itemsize,
+        unfolds=trainer is UnfoldedCnnTrainer,
     )
     return width_that_fits(needed, free, _MOST)
 

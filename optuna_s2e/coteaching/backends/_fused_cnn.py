@@ -112,7 +112,11 @@ class FusedCnnTrainer(FusedTrainer):
             parameters = self._parameters_of[i]
             if isinstance(module, nn.Conv2d):
                 # in the first layer, both networks of a trial read the same channels
-                copies = n_networks if i else x.shape[1] // module.in_channels
+                copies = x.shape[1] // module.in_channels
+                if module.groups > 1 and copies < n_networks:  # unless groups share them out
+                    of_trials = x.reshape(len(x), copies, -1, *x.shape[2:])
+                    x = of_trials.repeat_interleave(n_networks // copies, dim=1).flatten(1, 2)
+                    copies = n_networks
                 x = F.conv2d(
                     x, parameters["weight"], parameters.get("bias"), module.stride,
                     module.padding, module.dilation, copies * module.groups,

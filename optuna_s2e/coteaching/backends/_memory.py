@@ -22,12 +22,13 @@ def trial_bytes(
     batch_size: int,
     evaluation_batch: int,
     itemsize: int,
+    unfolds: bool = False,
 ) -> int:
     """Return the memory that the two networks of a trial take at most.
 
     Weights count four times: with their gradients and the two moments of Adam. In training the
     output of each layer stays until its gradient is computed. In evaluation the input and the
-    output of one layer are there at a time.
+    output of one layer are there at a time. Patches of unfolded convolutions are as outputs.
 
     Args:
         network: One of the networks. It is not changed, and nothing is computed.
@@ -35,6 +36,7 @@ def trial_bytes(
         batch_size: Samples of a mini-batch.
         evaluation_batch: Samples that are evaluated at a time.
         itemsize: Bytes of a number.
+        unfolds: Whether convolutions copy what each of their filters sees.
 
     Example:
         >>> mlp = nn.Sequential(nn.Flatten(), nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
@@ -43,14 +45,16 @@ def trial_bytes(
         2976
     """
     n_weights = sum(weight.numel() for weight in network.parameters())
-    outputs = _output_sizes(network, input_shape)
+    outputs = _output_sizes(network, input_shape, unfolds=unfolds)
     n_inputs = outputs[0]
     training = batch_size * (2 * sum(outputs[1:]) + n_inputs)
     evaluation = evaluation_batch * max(a + b for a, b in pairwise(outputs))
     return 2 * itemsize * (4 * n_weights + max(training, evaluation))
 
 
-def _output_sizes(network: nn.Sequential, input_shape: Sequence[int]) -> list[int]:
+def _output_sizes(
+    network: nn.Sequential, input_shape: Sequence[int], *, unfolds: bool
+) -> list[int]:
     """Return how many numbers the input and the output of each layer have per sample."""
     x = torch.empty((1, *input_shape), device="meta")
     sizes = [x.numel()]
@@ -65,6 +69,8 @@ def _output_sizes(network: nn.Sequential, input_shape: Sequence[int]) -> list[in
             x = torch.func.functional_call(module, weights, (x,))
         finally:
             module.train(was_training)
+        if unfolds and isinstance(module, nn.Conv2d):
+            sizes.append(module.weight[0].numel() * x[0, 0].numel() * module.groups)
         sizes.append(x.numel())
     return sizes
 

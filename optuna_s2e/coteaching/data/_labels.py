@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from optuna_s2e._checks import check_int
+from optuna_s2e._checks import check_int, spelling
 from optuna_s2e._typing import IntArray
 
 Label = int | str | bytes
@@ -191,7 +191,7 @@ def _warn_of_odd(classes: tuple[Label, ...]) -> None:
     for label in classes:
         if isinstance(label, str | bytes):
             text = label if isinstance(label, str) else label.decode(errors="replace")
-            spellings.setdefault(" ".join(text.split()).casefold(), []).append(label)
+            spellings.setdefault(spelling(text), []).append(label)
     same = next((labels for labels in spellings.values() if len(labels) > 1), None)
     if same is not None:
         warnings.warn(

@@ -1,4 +1,4 @@
-"""Networks whose channels lie side by side, against the loop."""
+"""Networks whose channels lie side by side, in both ways to convolve them, against the loop."""
 
 from dataclasses import replace
 
@@ -64,22 +64,38 @@ def test_shipped_networks_train_as_in_the_loop(network, size, n_samples):
         clean_labels=clean, n_classes=n_classes,
     )  # fmt: skip
     rates = RATES[:1, 1:2] if network == "cnn9" else RATES[:2, 1:]
-    _assert_close(
-        *(
-            _train(data, backend, network, rates=rates, seeds=SEEDS[: len(rates)])
-            for backend in ("fused", "loop")
-        )
+    loop, *ways = (
+        _train(data, backend, network, rates=rates, seeds=SEEDS[: len(rates)])
+        for backend in ("loop", "fused", "unfolded")
     )
+    for way in ways:
+        _assert_close(way, loop)
 
 
 @pytest.mark.parametrize("width", [1, 2, 3])
-def test_batch_norm_and_dropout_are_those_of_the_loop(width):
+@pytest.mark.parametrize("backend", ["fused", "unfolded"])
+def test_batch_norm_and_dropout_are_those_of_the_loop(backend, width):
     data = _data(13)
-    fused = _train(data, "fused", _narrow, fused_width=width)
+    fused = _train(data, backend, _narrow, fused_width=width)
     _assert_close(fused, _train(data, "loop", _narrow))
 
 
-def test_stopped_trials_leave_and_labels_stay_with_their_trials():
+def _grouped_first(input_shape, n_classes):
+    return nn.Sequential(
+        *(nn.Conv2d(2, 4, 3, groups=2), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten()),
+        nn.Linear(36, n_classes),
+    )
+
+
+@pytest.mark.parametrize("backend", ["fused", "unfolded", "auto"])
+def test_a_first_convolution_may_have_groups(backend):
+    """Each network reads all channels, each group of a network its own."""
+    data = _data(8)
+    _assert_close(_train(data, backend, _grouped_first), _train(data, "loop", _grouped_first))
+
+
+@pytest.mark.parametrize("backend", ["fused", "unfolded"])
+def test_stopped_trials_leave_and_labels_stay_with_their_trials(backend):
     data = _data(13)
     labels = np.random.default_rng(1).integers(0, 3, (3, 14))
 
@@ -87,8 +103,7 @@ def test_stopped_trials_leave_and_labels_stay_with_their_trials():
         return k == 1 and epoch == 0
 
     fused, loop = (
-        _train(data, backend, _narrow, labels=labels, on_epoch=on_epoch)
-        for backend in ("fused", "loop")
+        _train(data, name, _narrow, labels=labels, on_epoch=on_epoch) for name in (backend, "loop")
     )
     assert [result.n_epochs for result in fused] == [3, 1, 3]
     _assert_close(fused, loop)
@@ -132,10 +147,13 @@ def test_wrong_logits_are_named():
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA device")
-@pytest.mark.parametrize("network", ["mlp", "cnn2", "cnn7"])
-def test_fused_on_cuda_is_the_loop_on_the_cpu(network):
+@pytest.mark.parametrize(
+    ("backend", "network"),
+    [("fused", "mlp"), ("fused", "cnn2"), ("fused", "cnn7"), ("unfolded", "cnn2")],
+)
+def test_trials_on_cuda_train_as_the_loop_on_the_cpu(backend, network):
     # a constant power of 2: learning rates are float32 on the device
     config = replace(CONFIG, learning_rate=2**-7, decay_start=1.0)
     options = {"data": _data(17), "network": network, "config": config}
-    on_cuda = train_batch(RATES, SEEDS, **options, device="cuda", backend="fused")
+    on_cuda = train_batch(RATES, SEEDS, **options, device="cuda", backend=backend)
     _assert_close(on_cuda, train_batch(RATES, SEEDS, **options, device="cpu", backend="loop"))

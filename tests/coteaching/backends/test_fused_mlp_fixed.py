@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 import torch
+from benchmarks.bench_steps import StepSpy
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from optuna_s2e.coteaching import METHODS, NoisyData, TrainingConfig, train_batch
 from optuna_s2e.coteaching import _training as training
@@ -126,32 +126,13 @@ def test_a_trial_has_the_same_bits_alone_in_a_group_and_after_others_left(train)
         assert _same_bits(left[k], together[k])
 
 
-FREE = ("aten::empty", "aten::new_empty", "aten::detach", "aten::_unsafe_view", "profiler::")
-
-
-class Spy(TorchDispatchMode):
-    """Counts operations that compute: no views, no new memory."""
-
-    def __init__(self):
-        super().__init__()
-        self.calls = []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        returns = func._schema.returns
-        is_view = any(r.alias_info is not None and not r.alias_info.is_write for r in returns)
-        name = func.name()
-        if not (is_view or name.startswith(FREE)):
-            self.calls.append(name)
-        return func(*args, **(kwargs or {}))
-
-
 def _operations(data, trainer_type, seeds, network):
     counts = []
 
     def run_steps(step, inputs, n_steps, constants):
         outputs = []
         for values in inputs:
-            with Spy() as spy:
+            with StepSpy() as spy:
                 outputs.append(step(*values))
             counts.append(spy.calls)
         return [torch.stack(of_steps) for of_steps in zip(*outputs, strict=True)]

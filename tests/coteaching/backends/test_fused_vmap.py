@@ -12,7 +12,7 @@ from optuna_s2e.coteaching.backends._fused_vmap import FusedVmapTrainer, is_mapp
 from optuna_s2e.coteaching.backends._loop import LoopTrainer
 
 CONFIG = TrainingConfig(batch_size=10, learning_rate=0.01, dtype="float64")
-RATES = np.array([[1.0, 0.7, 0.5, 0.5], [1.0, 1.0, 1.0, 1.0], [0.2, 0.2, 0.9, 0.1]])
+RATES = np.array([[1.0, 0.7, 0.5], [1.0, 1.0, 1.0], [0.2, 0.9, 0.1]])
 SEEDS = [4, 0, 0]
 
 
@@ -61,16 +61,21 @@ def _assert_close(results, expected):
             )
 
 
-@pytest.mark.parametrize("optimizer", ["adam", "sgd", "rmsprop"])
-def test_a_users_network_trains_as_in_the_loop(data, optimizer):
+@pytest.mark.parametrize(
+    ("optimizer", "widths"), [("adam", (1, 2, 3)), ("sgd", (2,)), ("rmsprop", (2,))]
+)
+def test_a_users_network_trains_as_in_the_loop(data, optimizer, widths):
     config = TrainingConfig(10, 0.01, dtype="float64", optimizer=optimizer, weight_decay=0.01)
     loop = _train(data, "loop", config=config)
-    for width in (1, 2, 3):
+    for width in widths:
         _assert_close(_train(data, "fused", config=config, fused_width=width), loop)
 
 
 def _shallow(name):
-    """Return a function like `torchvision.models.resnet50` that makes one block per stage."""
+    """Return a function like `torchvision.models.resnet50`: one block in each of its stages.
+
+    ResNets have two stages here: what comes later is the second one again, with more channels.
+    """
     models = import_models()
 
     def make(num_classes):
@@ -80,7 +85,10 @@ def _shallow(name):
             block, width = models.resnet.Bottleneck, 16
         else:
             block, width = models.resnet.BasicBlock, 64
-        return models.ResNet(block, [1] * 4, num_classes=num_classes, width_per_group=width)
+        made = models.ResNet(block, [1] * 4, width_per_group=width)
+        made.layer3, made.layer4 = nn.Identity(), nn.Identity()
+        made.fc = nn.Linear(128 * block.expansion, num_classes)
+        return made
 
     return make
 
@@ -110,7 +118,7 @@ def test_stopped_trials_leave_and_labels_stay_with_their_trials(data):
     fused, loop = (
         _train(data, backend, labels=labels, on_epoch=on_epoch) for backend in ("fused", "loop")
     )
-    assert [result.n_epochs for result in fused] == [4, 2, 4]
+    assert [result.n_epochs for result in fused] == [3, 2, 3]
     _assert_close(fused, loop)
 
 

@@ -1,11 +1,23 @@
-"""Reweight against its definition: the clean loss after a look-ahead step, sample by sample."""
+"""Reweight against its definition: the clean loss after a look-ahead step, sample by sample.
+
+And against another program: `golden_steps.json` holds the weights, the loss and the gradient that
+it gave for a linear network of two classes.
+"""
+
+import json
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import nn
 
-from optuna_s2e.coteaching import TrainingConfig, make_network, train_batch
+from optuna_s2e.coteaching import METHODS, NoisyData, TrainingConfig, make_network, train_batch
+from optuna_s2e.coteaching._methods import reweighted
+from optuna_s2e.coteaching._steps import cross_entropies
+from optuna_s2e.coteaching.backends import TrainingSetup
+from optuna_s2e.coteaching.backends._loop_reweight import ReweightTrainer
 
+GOLDEN = json.loads((Path(__file__).parents[2] / "data" / "golden_steps.json").read_text())
 CONFIG = TrainingConfig(batch_size=5, learning_rate=0.02, dtype="float64", decay_start=1.0)
 
 
@@ -63,6 +75,29 @@ def test_weights_follow_the_clean_loss_after_a_look_ahead_step(tiny):
         np.testing.assert_allclose(result.curves.loss, losses, rtol=0, atol=1e-9)
         np.testing.assert_allclose(result.curves.label_precision, precisions, atol=1e-9)
         assert 0 < np.nanmean(result.samples.trained_share) < 1
+
+
+def test_a_step_is_that_of_another_program():
+    case, (x, x_clean) = GOLDEN["reweight"], np.array(GOLDEN["logits"])
+    data = NoisyData.from_arrays(x, case["labels"], x_clean, case["clean_labels"])
+    config = TrainingConfig(batch_size=24, dtype="float64")
+    evaluation = data.x_val, data.y_val
+    setup = TrainingSetup(
+        data, lambda shape, n: nn.Linear(*shape, n), config, evaluation, False, METHODS["reweight"]
+    )
+    trainer = ReweightTrainer(setup, [0], data.noisy_labels)
+    for net in trainer._networks:  # its logit is that of the second class
+        net.weight.data[:] = torch.tensor([[0.0] * 5, case["coefficients"]])
+        net.bias.data[:] = torch.tensor([0.0, case["bias"]])
+    logits = torch.stack([net(data.x.double()) for net in trainer._networks])
+    losses = cross_entropies(logits[None], data.noisy_labels[None])
+    step = reweighted(losses, trainer._alignments(losses))
+    step.objectives.sum().backward()
+    gradients = [[*net.weight.grad[1], net.bias.grad[1]] for net in trainer._networks]
+    for i in (0, 1):
+        np.testing.assert_allclose(step.weights[0, i], case["weights"], rtol=1e-5)
+        np.testing.assert_allclose(step.objectives[0, i].item(), case["loss"], rtol=1e-5)
+        np.testing.assert_allclose(gradients[i], case["gradient"], rtol=1e-5)
 
 
 def test_batch_normalisation_and_frozen_weights_train(tiny):

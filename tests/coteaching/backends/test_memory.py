@@ -37,6 +37,22 @@ def test_convolutions_by_hand_and_the_network_is_left_as_it_was():
     assert all(torch.equal(before[name], value) for name, value in network.state_dict().items())
 
 
+def test_patches_of_unfolded_convolutions_are_as_outputs():
+    network = nn.Sequential(
+        *(nn.Conv2d(4, 6, 3, groups=2), nn.ReLU()),
+        *(nn.Conv2d(6, 2, (2, 1), stride=2), nn.Flatten(), nn.Linear(18, 5)),
+    )
+    plain = [6 * 6 * 6] * 2 + [2 * 3 * 3] * 2 + [5]
+    patches = [4 * 9 * 6 * 6, 6 * 2 * 3 * 3]
+    weights = 6 * 18 + 6 + 2 * 12 + 2 + 18 * 5 + 5
+    sizes = {"batch_size": 100, "evaluation_batch": 10, "itemsize": 4}
+    expected = 2 * 4 * (4 * weights + 100 * (2 * sum(plain + patches) + 4 * 8 * 8))
+    assert trial_bytes(network, (4, 8, 8), **sizes, unfolds=True) == expected
+    evaluation = {**sizes, "batch_size": 1, "evaluation_batch": 1000}
+    expected = 2 * 4 * (4 * weights + 1000 * (4 * 8 * 8 + patches[0]))
+    assert trial_bytes(network, (4, 8, 8), **evaluation, unfolds=True) == expected
+
+
 @pytest.mark.parametrize(
     ("network", "shape", "free", "width"),
     [

@@ -224,3 +224,11 @@ def test_classes_that_look_alike_are_named_and_kept(labels, same):
     with pytest.warns(UserWarning, match=re.escape(f"The labels {same} differ in blanks")):
         _, classes = encode_labels({"y": labels})
     assert len(classes) == 3
+
+
+def test_letters_and_their_capitals_are_classes_on_purpose(recwarn):
+    _, classes = encode_labels({"y": ["a", "A", "b", "B"]})
+    assert classes == ("A", "B", "a", "b")
+    assert not recwarn.list
+    with pytest.warns(UserWarning, match=re.escape("The labels ['a', 'a '] differ in blanks")):
+        encode_labels({"y": ["a", "A", "a "]})
