@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from scipy import linalg, stats
+from scipy import stats
 from scipy.linalg import lapack
 from scipy.spatial.distance import cdist, pdist
 from scipy.special import expit
