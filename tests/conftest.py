@@ -1,6 +1,7 @@
 import gc
 import os
 import shutil
+import signal
 import tempfile
 from collections.abc import Generator, Iterator
 from contextlib import suppress
@@ -12,18 +13,17 @@ import pytest
 
 # what takes longest, longest first: what begins last ends soon
 LONG_FILES = [
-    "test_docs.py", "test_launch.py", "test_cli_search.py", "test_browser.py",
-    "test_cli_evaluate.py", "test_batch_kills.py", "test_surrogate_search.py",
-    "test_noise_estimate.py", "test_every_storage.py",
-    "test_processes.py", "test_process.py", "test_recommend.py", "test_security.py",
-    "test_harmless.py", "test_worker.py", "test_sampler.py", "test_engine.py",
-    "test_reporter.py", "test_optunahub.py", "test_faults.py",
-    "test_training.py", "test_batch_machine.py",
-    "test_classifier_study.py", "test_cli_interrupt.py", "test_figures.py",
-    "test_conditional_schedules.py", "test_fused_mlp.py", "test_lease.py", "test_cli_main.py",
-    "test_cli_noise_rate.py", "test_ledger.py", "test_fused_vmap.py", "test_driver.py",
-    "test_label_errors.py", "test_training_methods.py", "test_warm_start.py", "test_cli_fit.py",
-    "test_readme.py", "test_optimize_batch.py", "test_state_machine.py",
+    "test_browser.py", "test_launch.py", "test_figure3_benchmark.py", "test_cli_search.py",
+    "test_batch_kills.py", "test_process.py", "test_cli_evaluate.py", "test_lease.py",
+    "test_bench_training.py", "test_worker.py", "test_cli_main.py", "test_every_storage.py",
+    "test_surrogate_search.py", "test_processes.py", "test_noise_estimate.py", "test_deferral.py",
+    "test_fastest.py", "test_recommend.py", "test_security.py", "test_harmless.py",
+    "test_cuda_graph.py", "test_cli_workers.py", "test_signals.py", "test_retry.py", "test_sql.py",
+    "test_cli_interrupt.py", "test_sampler.py", "test_optunahub.py", "test_fused_cnn.py",
+    "test_engine.py", "test_training.py", "test_conditional_schedules.py", "test_reporter.py",
+    "test_optimize_batch.py", "test_cli_fit.py", "test_faults.py", "test_rdb.py",
+    "test_warm_start.py", "test_label_errors.py", "test_server.py", "test_training_methods.py",
+    "test_theory_and_estimators.py", "test_driver.py", "test_rooms.py",
 ]  # fmt: skip
 
 
@@ -41,6 +41,8 @@ def _keep_temporary_files_in_memory() -> None:
 
 
 _keep_temporary_files_in_memory()
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # a background job of a shell
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -7,7 +7,7 @@ import sqlite3
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -20,14 +20,6 @@ from processes import Process, wait_until
 
 from optuna_s2e import S2ESampler, _optuna, open_storage, optimize_batch
 from optuna_s2e.storages import _deferral
-
-
-@pytest.fixture(autouse=True)
-def _default_handler() -> Iterator[None]:
-    """Handle SIGINT as Python does; background jobs of a shell ignore it."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture
