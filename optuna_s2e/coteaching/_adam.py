@@ -1,8 +1,8 @@
 """Adam by PyTorch's fused kernel, without what `torch.optim.Adam` brings along.
 
-Making and stepping a `torch.optim.Optimizer` imports `torch._dynamo`, which takes as long as
-optuna, pandas and scikit-learn together, and each of its steps costs Python several times what
-the kernel of a small network takes. The numbers are those of `torch.optim.Adam(fused=True)`.
+Making or stepping a `torch.optim.Optimizer` imports `torch._dynamo`, which takes about as long as
+importing PyTorch itself, and each of its steps does more in Python around the kernel. The numbers
+are those of `torch.optim.Adam(fused=True)`.
 """
 
 from __future__ import annotations

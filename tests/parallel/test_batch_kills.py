@@ -6,7 +6,9 @@ import random
 import signal
 import sys
 import time
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import optuna
@@ -37,6 +39,18 @@ def failing_above(trial: Trial) -> float:
     return x
 
 
+def dies_at(n: int, storage: DyingStorage, drive: Callable[[], object]) -> bool:
+    """Drive until the n-th write, at which the driver dies; say whether it came to that."""
+    storage.left = n
+    try:
+        drive()
+    except Dead:
+        return True
+    finally:
+        storage.left = 10**9
+    return False
+
+
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
@@ -59,12 +73,9 @@ def test_a_driver_may_die_at_any_write(
         n += step
         storage = DyingStorage(10**9, after)
         study = new_study(storage, size=2, estimator=estimator)
-        storage.left, died = n, False
-        try:
-            optimize_batch(study, failing_above, 5, max_attempts=2)
-        except Dead:
-            died = True
-        storage.left = 10**9
+        died = dies_at(
+            n, storage, partial(optimize_batch, study, failing_above, 5, max_attempts=2)
+        )
         optimize_batch(study, failing_above, 5, max_attempts=2)
         assert thetas(study, 3) == thetas(calm), n
         assert_sound(study)
@@ -82,12 +93,7 @@ def test_no_enqueued_point_is_lost_with_its_driver(
         storage = DyingStorage(10**9, after)
         study = new_study(storage, size=2)
         study.enqueue_trial({"x": 0.25})
-        storage.left, died = n, False
-        try:
-            optimize_batch(study, failing_above, 1)
-        except Dead:
-            died = True
-        storage.left = 10**9
+        died = dies_at(n, storage, partial(optimize_batch, study, failing_above, 1))
         optimize_batch(study, failing_above, 2)
         assert any(t.params.get("x") == 0.25 and t.value == 0.25 for t in study.trials), n
         assert states(study) <= {TrialState.COMPLETE, TrialState.FAIL}
@@ -113,12 +119,7 @@ def test_an_enqueued_point_is_repeated_once_if_the_next_driver_dies_too(
         with pytest.raises(Dead):
             optimize_batch(study, dying, 1)
         assert [t.state for t in study.trials] == [TrialState.RUNNING]
-        storage.left, died = n, False
-        try:
-            optimize_batch(study, failing_above, 1)
-        except Dead:
-            died = True
-        storage.left = 10**9
+        died = dies_at(n, storage, partial(optimize_batch, study, failing_above, 1))
         optimize_batch(study, failing_above, 2)
         mine = [t.value for t in study.trials if t.user_attrs.get("whose") == "mine" and t.value]
         assert mine == [0.25], n
@@ -144,12 +145,7 @@ def test_the_suggested_schedule_is_known_whichever_driver_dies(
         n += 3
         storage = DyingStorage(10**9, after)
         study = new_study(storage, size=3, estimator="surrogate")
-        storage.left, died = n, False
-        try:
-            optimize_batch(study, objective, 7)
-        except Dead:
-            died = True
-        storage.left = 10**9
+        died = dies_at(n, storage, partial(optimize_batch, study, objective, 7))
         optimize_batch(study, objective, 7)
         assert thetas(study, 3) == thetas(calm), n
         assert_sound(study)
