@@ -86,6 +86,16 @@ def test_jocor_is_the_official_step(rate):
     assert used == [set(case["order"][0][:n])] * 2
 
 
+@pytest.mark.parametrize("case", GOLDEN["decoupling"]["cases"])
+def test_decoupling_is_the_official_step(case):  # in the second case a single sample is left
+    labels = torch.tensor(GOLDEN["decoupling"]["labels"])  # classes of equal size have weight 1
+    x = torch.tensor(case["logits"], dtype=torch.float64, requires_grad=True)
+    objectives, used, gradient = _step(Decoupling(least_share=0.1), x, labels)
+    np.testing.assert_allclose(objectives, case["losses"], rtol=1e-6)
+    np.testing.assert_allclose(gradient, case["gradient"], rtol=1e-5, atol=1e-8)
+    assert used == [set(case["selected"])] * 2
+
+
 def test_bare_is_the_official_step():
     objectives, used, gradient = _step(Bare(), _logits())
     for i, case in enumerate(GOLDEN["bare"]):
