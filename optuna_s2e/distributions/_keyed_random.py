@@ -23,7 +23,7 @@ from optuna.samplers import BaseSampler
 from optuna.study import Study
 from optuna.trial import FrozenTrial
 
-from optuna_s2e.distributions._search_distribution import EPSILON
+from optuna_s2e.distributions._family import EPSILON
 from optuna_s2e.distributions._search_space import decode
 
 

@@ -33,14 +33,10 @@ from optuna.distributions import (
 )
 
 from optuna_s2e._typing import BoolArray, FloatArray
-from optuna_s2e.distributions._search_distribution import (
-    EPSILON,
-    Beta,
-    Categorical,
-    Dirichlet,
-    Family,
-    SearchDistribution,
-)
+from optuna_s2e.distributions._categorical import Categorical
+from optuna_s2e.distributions._dirichlet import Beta, Dirichlet
+from optuna_s2e.distributions._family import EPSILON, Family
+from optuna_s2e.distributions._search_distribution import SearchDistribution
 from optuna_s2e.distributions._simplex import find_simplexes, unit_from_weights, weights_from_unit
 
 _Number = TypeVar("_Number", float, FloatArray)
