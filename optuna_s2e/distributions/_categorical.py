@@ -59,7 +59,7 @@ class Categorical(Family):
 
     def sample(self, theta: FloatArray, rng: np.random.Generator, size: int) -> FloatArray:
         """Draw category indices, (size, 1)."""
-        cdf = np.cumsum(theta / _sum(theta))  # as in rng.choice, without its checks
+        cdf = np.cumsum(theta / _sum(theta))  # rng.choice does the same after many checks
         cdf /= cdf[-1]
         return cdf.searchsorted(rng.random((size, 1)), side="right").astype(np.float64)
 
@@ -97,7 +97,7 @@ class Categorical(Family):
         """
         low, high = bounds
         floor = theta.max(axis=-1, keepdims=True) * (low / high)
-        none = floor < np.finfo(np.float64).tiny  # is positive: nothing to prefer
+        none = floor < np.finfo(np.float64).tiny  # no component is positive: all are equal
         floored = np.where(none, 1.0, np.maximum(theta, floor))
         scaled = floored * (low / floored.min(axis=-1, keepdims=True))
         return np.asarray(np.clip(scaled, low, high))
@@ -105,7 +105,7 @@ class Categorical(Family):
     def free(
         self, theta: FloatArray, gradient: FloatArray, bounds: tuple[float, float]
     ) -> BoolArray:
-        """Return True for all: if some were held, the others' step could run along theta."""
+        """Return True for all. If some were held, a step of the others could run along theta."""
         return np.ones(self.n, dtype=np.bool_)
 
     def score_sum(self, theta: FloatArray, X: FloatArray, weights: FloatArray) -> FloatArray:
@@ -148,7 +148,7 @@ class Categorical(Family):
             largest = np.abs(covector).max(axis=1, keepdims=True)
             v = covector / np.where(largest > 0.0, largest, 1.0)
             d = orthogonal(total * theta * orthogonal(v))  # F^+ v
-            for _ in range(2):  # Gram and Schmidt, twice because the first time leaves a rest
+            for _ in range(2):  # Gram and Schmidt; the second pass removes rounding errors
                 for b in basis:
                     d = d - b * inner(b, d)
             length = np.sqrt(inner(d, d))

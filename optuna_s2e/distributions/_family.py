@@ -33,7 +33,7 @@ class Family(ABC):
 
     @abstractmethod
     def sample(self, theta: FloatArray, rng: np.random.Generator, size: int) -> FloatArray:
-        """Draw `size` points that keep off the boundary, (size, n_columns)."""
+        """Draw `size` points that do not lie on the boundary, (size, n_columns)."""
 
     @abstractmethod
     def log_density(self, theta: FloatArray, X: FloatArray) -> FloatArray:

@@ -111,7 +111,7 @@ def draw_independent(key: Key, name: str, distribution: BaseDistribution) -> Any
 class KeyedSampler(BaseSampler):
     """Draw every parameter of one trial independently with `draw_independent`.
 
-    It reads nothing of the study, so it also draws for trials whose storage is out of reach.
+    The sampler does not read the study, so it works while the storage is out of reach.
 
     Args:
         key: Key of the trial.

@@ -38,11 +38,11 @@ from optuna_s2e.distributions._family import Family
 from optuna_s2e.distributions._stacks import Block, Stack, blocks_of, moved_by, stacks_of
 
 MANY_CATEGORIES = 72
-"""With more categories in all, steps of theta are looked for in a subspace (`tangents`).
+"""If a space has more categories in all, steps of theta are taken in a subspace (`tangents`).
 
-Up to here the matrices of all components, for 400 virtual draws at a time, are quick enough.
-Between blocks they hold more than the subspace does, and recorded thetas must be found again. 72
-is the largest space of the studies.
+Up to this number, matrices of all components are fast enough for 400 virtual draws, and they hold
+the curvature between blocks, which the subspace leaves out. 72 is the number of categories in the
+largest space of the studies. Another number would change thetas, and recorded thetas must replay.
 """
 
 
@@ -170,7 +170,7 @@ class SearchDistribution:
         ]
 
     def tangents(self, theta: ArrayLike, gradient: ArrayLike, free: BoolArray) -> Tangents:
-        """Return the directions among which a step downhill is looked for.
+        """Return the directions from which a step downhill is made among many categories.
 
         Args:
             theta: Parameters, (n_theta,).
@@ -178,8 +178,8 @@ class SearchDistribution:
             free: Components that a step may move, (n_theta,).
 
         Returns:
-            Two directions of each categorical block and all free ones of the others, orthonormal
-            in the Fisher metric. The natural gradient lies in their span.
+            At most two directions for each categorical block and all free directions of the other
+            blocks. They are orthonormal in the Fisher metric and span the natural gradient.
         """
         theta = self._checked_theta("theta", theta)
         slope = self._checked_theta("gradient", gradient, positive=False)
@@ -234,7 +234,7 @@ class SearchDistribution:
         return sum(float(s.family.kl(theta[s.theta], other[s.theta]).sum()) for s in self._stacks)
 
     def mean(self, theta: ArrayLike) -> FloatArray:
-        """Return the mean; the most probable category in a categorical column, (n_columns,)."""
+        """Return the mean, or for a category the most probable one, (n_columns,)."""
         theta = self._checked_theta("theta", theta)
         return np.concatenate([b.family.mean(theta[b.theta]) for b in self._blocks])
 

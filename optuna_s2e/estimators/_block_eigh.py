@@ -10,8 +10,9 @@ from optuna_s2e._typing import FloatArray
 def block_eigh(matrix: FloatArray) -> tuple[FloatArray, FloatArray]:
     """Return the eigenvalues of a symmetric matrix, rising, and its axes.
 
-    The two directions of each of many categorical blocks make a matrix of blocks of 2 x 2. They
-    are solved by themselves, which gives the same bits and does not take cubic time.
+    Among many categories the Hessian consists of blocks of 2 x 2, because each categorical block
+    has two directions. These blocks are solved one by one. The bits are the same as for the whole
+    matrix, which would take cubic time. A matrix of another form is solved as a whole.
     """
     first = np.flatnonzero(np.diagonal(matrix, 1))
     n_inside = np.count_nonzero(np.diagonal(matrix)) + 2 * len(first)

@@ -21,7 +21,7 @@ from optuna_s2e.distributions import whiten
 from optuna_s2e.estimators._block_eigh import block_eigh
 
 HARD_CASE = 1e-30
-"""Stands for a slope of 0 along the lowest eigenvector: far below rounding, yet it has a sign."""
+"""Replaces a slope of 0 along the lowest eigenvector: far below rounding, but it has a sign."""
 
 
 class StepSettings(Protocol):
@@ -99,10 +99,10 @@ def newton_direction(
 ) -> FloatArray:
     r"""Return :math:`-W B^{-1} W^T g`, the Newton step in Fisher-whitened coordinates.
 
-    B is :math:`W^T H W` with its eigenvalues clipped to [eta, L]. Assumption 3 supposes such a
-    Hessian; sampled ones are indefinite at every K. In whitened coordinates the bounds mean the
-    same for every block and every theta: a step of length r has a KL of about r^2 / 2. See
-    `Direction` for the arguments.
+    B is :math:`W^T H W` with its eigenvalues clipped to [eta, L]. The paper assumes such a Hessian
+    (Assumption 3), but sampled Hessians are indefinite at every K. The bounds mean the same for
+    every block and every theta, because in whitened coordinates a step of length r has a KL of
+    about r^2 / 2. See `Direction` for the arguments.
 
     Raises:
         ValueError: If `hessian` is None.
@@ -147,7 +147,7 @@ def cubic_direction(
         [-1.0]
     """
     slope, hessian, back = _whitened(gradient, _required(hessian), fisher)
-    curvature, axes = np.linalg.eigh(hessian)  # its order of equal ones sets the order of sums
+    curvature, axes = np.linalg.eigh(hessian)  # `block_eigh` may order equal eigenvalues otherwise
     slope = axes.T @ slope
     if not (np.isfinite(curvature).all() and np.isfinite(slope).all()):
         return np.full_like(gradient, np.nan)
@@ -190,10 +190,9 @@ def inverse_direction(
 ) -> FloatArray:
     r"""Return :math:`-H^{-1} g` (Eq 9) or, if `settings.sign` is "+", :math:`H^{-1} g` (Eq 8).
 
-    H is taken as it is. A sampled H is indefinite as a rule, and then neither sign is downhill.
-    If H is singular to working precision, the paper's inverse does not exist, and its
-    pseudo-inverse takes its place: components of g that H does not see cause no step. See
-    `Direction` for the arguments.
+    H is not changed. A sampled H is indefinite as a rule, and then neither sign goes downhill. If
+    H is singular to working precision, it has no inverse. Its pseudo-inverse is used instead: it
+    makes no step along directions in which H is 0. See `Direction` for the arguments.
 
     Raises:
         ValueError: If `hessian` is None.

@@ -25,10 +25,10 @@ def z_scores(losses: ArrayLike, *, weights: ArrayLike | None = None) -> FloatArr
     constant baseline b changes neither Eq 7 nor Proposition 1 in expectation, because
     :math:`E[s] = 0` and :math:`E[s s^T + \nabla^2 \log p] = 0`. It only removes variance.
 
-    The mean is weighted because it then estimates J(theta), the baseline that a fresh batch would
-    have. The plain mean of old draws estimates the J of their proposal instead. When p_theta has
-    moved to better points, nearly all of its losses lie below that plain mean, and the baseline
-    would add the noise that it is there to remove. Equal weights give the plain mean.
+    The weighted mean estimates J(theta), the mean loss of fresh draws. The plain mean of old draws
+    estimates the J of their proposal instead. When p_theta has moved to better points, nearly all
+    of its losses lie below that plain mean. As a baseline, it would add noise instead of removing
+    it. Equal weights give the plain mean.
 
     Args:
         losses: f(x) of the draws, (N,). +inf counts as the largest finite loss, -inf as the
@@ -130,8 +130,8 @@ def gradient_estimate(losses: ArrayLike, scores: ArrayLike, weights: ArrayLike) 
         >>> gradient_estimate([1.0, -1.0], [[2.0], [1.0]], [1.0, 1.0]).tolist()
         [0.5]
     """
-    # The product `weighted @ scores` would depend on BLAS and its threads. Rows are summed in
-    # their order and in one memory layout instead, so the bits are always the same.
+    # The bits of `weighted @ scores` depend on BLAS and its threads. A sum of the rows in their
+    # order and in one memory layout always has the same bits.
     scores = np.asarray(scores, dtype=np.float64, order="C")
     weighted = _weighted_losses(losses, weights, len(scores))
     return np.asarray((weighted[:, None] * scores).sum(axis=0) / len(scores))
@@ -176,7 +176,7 @@ def hessian_estimate(
 
 
 def finite_losses(losses: ArrayLike) -> FloatArray:
-    """Return the losses with infinite ones at the largest (smallest) finite one, else zeros."""
+    """Replace infinite losses by the largest or smallest finite one; return zeros if none is."""
     values = np.asarray(losses, dtype=np.float64)
     check_axes("losses", values, "(N,)")
     if np.isnan(values).any():

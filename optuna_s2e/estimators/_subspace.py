@@ -33,8 +33,9 @@ def subspace_step(
     the gradient :math:`B^T g`, the Hessian :math:`B^T H B` and the Fisher information
     :math:`B^T F B = I`. For one categorical block, and for natural gradients, this is the step of
     `descent_step`. Time and memory grow with the number of categories, not with its square.
-    Hessian terms between a categorical block and others are left out: its directions follow from
-    the losses of the same draws, so the terms would be fitted to noise and stop the other blocks.
+    Hessian terms between a categorical block and other blocks are left out. The directions of the
+    block follow from the losses of the same draws, so these terms would be fitted to noise and
+    shorten the steps of the other blocks.
 
     Args:
         distribution: p_theta.

@@ -65,8 +65,8 @@ def descent_step(
 
     Returns:
         The first candidate project(theta + scale * step_size * d), scale = 1, 0.85, 0.85^2, ...
-        with KL(p_candidate || p_reference) <= max_kl. If there is none, or if an input or the
-        direction is not finite, theta itself with scale 0.
+        with KL(p_candidate || p_reference) <= max_kl. If no candidate fulfils that, or if an input
+        or the direction is not finite, the step ends at theta with scale 0.
 
     Raises:
         ValueError: If the direction needs a Hessian and `hessian` is None.

@@ -157,8 +157,33 @@ def update(
     weights = importance_weights(log_density, drawn, settings.max_weight)
     if settings.as_printed:
         gradient, step = printed_step(distribution, theta, points, losses, weights, settings)
+    elif distribution.has_many_categories:
+        gradient, step = subspace_step(
+            distribution,
+            theta,
+            points,
+            weights * z_scores(losses, weights=weights),
+            direction=settings.direction,
+            needs_hessian=settings.needs_hessian,
+            reference=theta,
+            settings=settings,
+        )
     else:
-        gradient, step = _estimated_step(distribution, theta, points, losses, weights, settings)
+        f, scores = z_scores(losses, weights=weights), distribution.score(theta, points)
+        gradient = gradient_estimate(f, scores, weights)
+        hessian = None
+        if settings.needs_hessian:
+            hessians = distribution.hessian(theta, points)
+            hessian = hessian_estimate(f, scores, hessians, weights)
+        step = descent_step(
+            distribution,
+            theta,
+            gradient,
+            hessian,
+            direction=settings.direction,
+            reference=theta,
+            settings=settings,
+        )
     return Update(
         theta=step.theta,
         gradient_norm=float(np.linalg.norm(gradient)),
@@ -166,42 +191,3 @@ def update(
         effective_sample_size=effective_sample_size(weights),
         step_scale=step.scale,
     )
-
-
-def _estimated_step(
-    distribution: SearchDistribution,
-    theta: FloatArray,
-    points: FloatArray,
-    losses: ArrayLike,
-    weights: FloatArray,
-    settings: UpdateSettings,
-) -> tuple[FloatArray, Step]:
-    """Return the gradient of the standardised losses, and the step in the trust region."""
-    assert settings.direction is not None
-    f = z_scores(losses, weights=weights)
-    if distribution.has_many_categories:
-        return subspace_step(
-            distribution,
-            theta,
-            points,
-            weights * f,
-            direction=settings.direction,
-            needs_hessian=settings.needs_hessian,
-            reference=theta,
-            settings=settings,
-        )
-    scores = distribution.score(theta, points)
-    gradient = gradient_estimate(f, scores, weights)
-    hessian = None
-    if settings.needs_hessian:
-        hessian = hessian_estimate(f, scores, distribution.hessian(theta, points), weights)
-    step = descent_step(
-        distribution,
-        theta,
-        gradient,
-        hessian,
-        direction=settings.direction,
-        reference=theta,
-        settings=settings,
-    )
-    return gradient, step

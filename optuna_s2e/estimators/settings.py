@@ -74,10 +74,10 @@ ESTIMATORS: dict[str, Estimator] = {
         as_printed=True, theta_bounds=(0.1, 1000.0),
     ),
 }  # fmt: skip
-"""All estimators by name. The step size is the paper's for Newton's method, else measured."""
+"""All estimators by name. Newton's method has the paper's step size; the others were measured."""
 
 SIGNS = ("-", "+")
-"""Of rho H^-1 g in Eq 9 and Eq 8."""
+"""Signs of the step rho H^-1 g: "-" in Eq 9, "+" in Eq 8."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +100,7 @@ class UpdateSettings:
             them spread.
         max_weight: Upper bound of an importance weight, >= 1.
         reuse: Number of earlier updates whose draws join the K new ones, in [0, 1000].
-        sign: Of the step of `"paper"`: "-" for Eq 9, "+" for Eq 8 as printed.
+        sign: Sign of the step of `"paper"`: "-" for Eq 9, "+" for Eq 8 as printed.
 
     Raises:
         ValueError: If a value is of another type or outside its range.
@@ -176,7 +176,7 @@ class UpdateSettings:
         ]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the settings as JSON values (tuples as lists); the sign if it is read."""
+        """Return the settings as JSON values: tuples as lists, and the sign only if it is read."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         values = {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
         if not self.as_printed:  # records of other estimators never had one
