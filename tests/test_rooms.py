@@ -24,10 +24,6 @@ DOORS = [path for path in MODULES if path.name == "__init__.py"]
 SCRIPTS = sorted([*(ROOT / "studies").glob("*.py"), *(ROOT / "docs").rglob("*.py")])
 
 MAX_LINES = 480
-WHOLE = {  # longer modules, and why they are not split
-    "optuna_s2e.distributions._search_distribution": "p_theta's formulas are read side by side",
-    "optuna_s2e.estimators.newton": "one derivation, from Eq 7 to the trust region",
-}
 MAX_TEST_LINES = 500
 
 TESTED_THROUGH = {  # module -> the test file that reaches it through a neighbour, by file name
@@ -260,7 +256,7 @@ def test_file_names_are_unique_among_tests_and_studies() -> None:
 
 
 def test_files_are_short() -> None:
-    allowed = {path: MAX_LINES for name, path in NAMES.items() if name not in WHOLE}
+    allowed = dict.fromkeys(MODULES, MAX_LINES)
     allowed |= dict.fromkeys(TESTS.rglob("*.py"), MAX_TEST_LINES)
     long = [
         f"{path.relative_to(ROOT)}: {n} lines, at most {most} are allowed"
@@ -268,4 +264,3 @@ def test_files_are_short() -> None:
         if (n := len(path.read_text().splitlines())) > most
     ]
     assert not long, show(long)
-    assert not set(WHOLE) - set(NAMES)

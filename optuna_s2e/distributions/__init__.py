@@ -8,6 +8,9 @@
 - `keyed_rng` and the functions beside it draw random numbers that depend on a key alone.
 """
 
+from optuna_s2e.distributions._categorical import Categorical
+from optuna_s2e.distributions._dirichlet import Beta, Dirichlet
+from optuna_s2e.distributions._family import Family
 from optuna_s2e.distributions._keyed_random import (
     Key,
     KeyedSampler,
@@ -15,13 +18,7 @@ from optuna_s2e.distributions._keyed_random import (
     keyed_coordinate,
     keyed_rng,
 )
-from optuna_s2e.distributions._search_distribution import (
-    Beta,
-    Categorical,
-    Dirichlet,
-    Family,
-    SearchDistribution,
-)
+from optuna_s2e.distributions._search_distribution import SearchDistribution
 from optuna_s2e.distributions._search_space import (
     SearchSpace,
     decode,
@@ -40,6 +37,7 @@ from optuna_s2e.distributions._simplex import (
     weight_names,
     weights_from_unit,
 )
+from optuna_s2e.distributions._whitening import whiten
 
 __all__ = [
     "Beta",
@@ -66,4 +64,5 @@ __all__ = [
     "unit_from_weights",
     "weight_names",
     "weights_from_unit",
+    "whiten",
 ]

@@ -23,7 +23,7 @@ from optuna.samplers import BaseSampler
 from optuna.study import Study
 from optuna.trial import FrozenTrial
 
-from optuna_s2e.distributions._search_distribution import EPSILON
+from optuna_s2e.distributions._family import EPSILON
 from optuna_s2e.distributions._search_space import decode
 
 
@@ -111,7 +111,7 @@ def draw_independent(key: Key, name: str, distribution: BaseDistribution) -> Any
 class KeyedSampler(BaseSampler):
     """Draw every parameter of one trial independently with `draw_independent`.
 
-    It reads nothing of the study, so it also draws for trials whose storage is out of reach.
+    The sampler does not read the study, so it works while the storage is out of reach.
 
     Args:
         key: Key of the trial.

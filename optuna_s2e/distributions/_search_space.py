@@ -33,14 +33,10 @@ from optuna.distributions import (
 )
 
 from optuna_s2e._typing import BoolArray, FloatArray
-from optuna_s2e.distributions._search_distribution import (
-    EPSILON,
-    Beta,
-    Categorical,
-    Dirichlet,
-    Family,
-    SearchDistribution,
-)
+from optuna_s2e.distributions._categorical import Categorical
+from optuna_s2e.distributions._dirichlet import Beta, Dirichlet
+from optuna_s2e.distributions._family import EPSILON, Family
+from optuna_s2e.distributions._search_distribution import SearchDistribution
 from optuna_s2e.distributions._simplex import find_simplexes, unit_from_weights, weights_from_unit
 
 _Number = TypeVar("_Number", float, FloatArray)
@@ -136,7 +132,7 @@ def encode(value: Any, distribution: BaseDistribution) -> float:
         case IntDistribution(low=low, high=high, log=log, step=step):
             if log:
                 u = _share(math.log(low - 0.5), math.log(high + 0.5), math.log(internal))
-            else:  # of ints, which may be beyond the floats that hold every int
+            else:  # as ints, because floats cannot hold every large int
                 u = (2 * ((int(value) - low) // step) + 1) / (2 * _n_values(distribution))
         case _:
             raise ValueError(
@@ -305,7 +301,7 @@ class SearchSpace:
         return np.array([name in params for name in self.names], dtype=bool)
 
     def unit_features(self, x: FloatArray, active: BoolArray) -> FloatArray:
-        """Return features of draws in which distance means difference.
+        """Return features of draws: the more two draws differ, the larger is their distance.
 
         Args:
             x: Coordinates of the draws, (K, d).
@@ -314,8 +310,9 @@ class SearchSpace:
 
         Returns:
             Features, (K, n_features): the weights of simplexes, coordinates of numbers, and
-            categories as one-hot vectors at distance 1 from each other. If there are many
-            categories, each is its number instead, or -1 where the objective asks for none.
+            categories as one-hot vectors at distance 1 from each other. If the space has many
+            categories, the feature of a parameter is the number of its category instead, or -1
+            where the objective does not ask for the parameter.
         """
         many = self.distribution.has_many_categories
         points = self.points(x)
@@ -382,7 +379,7 @@ def intersection(
 
 
 def union(spaces: list[Mapping[str, BaseDistribution]]) -> dict[str, BaseDistribution]:
-    """Return the parameters that any of these trials has, if all that have it agree on it.
+    """Return every parameter whose distribution is equal in all trials that have it.
 
     Args:
         spaces: Distributions by name of each trial, at least one trial.
@@ -420,10 +417,10 @@ def _cell(u: float, n: int) -> int:
 
 
 def _grid_int(d: IntDistribution, cell: int) -> int:
-    """Return the value of a cell, counted from 0.
+    """Return the value of a cell of the grid of an int parameter; cells count from 0.
 
-    Storages keep values as floats. Beyond 2^53 only some ints are floats, so the nearest cell
-    below (or else above) whose value is one is taken, if there is any.
+    Storages keep values as floats. Beyond 2^53 only some ints are floats. If the value of the cell
+    is none of them, the nearest cell below (or else above) whose value is a float takes its place.
     """
     value = d.low + d.step * cell
     spacing = 1 << max(0, abs(value).bit_length() - 53)  # of floats of this size

@@ -61,7 +61,7 @@ def parameter_names(name: str, k: int) -> list[str]:
 
 
 def weight_names(parameters: Sequence[str]) -> list[str]:
-    """Return what people call the weights of a simplex.
+    """Return the names of the weights of a simplex that people read.
 
     Args:
         parameters: The names under which it is stored, as `parameter_names` returns them.
@@ -163,8 +163,8 @@ def weights_from_unit(u: FloatArray) -> FloatArray:
 def unit_from_weights(weights: FloatArray) -> FloatArray:
     """Return the stick-breaking parameters of weights: invert `weights_from_unit`.
 
-    If the stick is used up before its end, the parameters of the rest may have any value and
-    become 0.
+    If the first weights already sum to 1, any parameters of the other weights, which are 0, would
+    do. They become 0.
 
     Args:
         weights: Non-negative weights that sum to 1, (..., k).

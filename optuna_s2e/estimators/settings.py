@@ -7,7 +7,14 @@ from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
 from optuna_s2e._checks import check_choice, check_int, check_number
-from optuna_s2e.estimators import newton
+from optuna_s2e.estimators._directions import (
+    Direction,
+    cubic_direction,
+    gradient_direction,
+    inverse_direction,
+    natural_gradient_direction,
+    newton_direction,
+)
 
 MAX_THETA = 1e9
 """Largest component of theta: beyond it, digamma differences lose their digits."""
@@ -31,7 +38,7 @@ class Estimator(NamedTuple):
     summary: str
     step_size: float
     reuse: int
-    direction: newton.Direction | None
+    direction: Direction | None
     needs_hessian: bool
     as_printed: bool = False
     theta_bounds: tuple[float, float] = (1.0, 100.0)
@@ -47,30 +54,30 @@ ESTIMATORS: dict[str, Estimator] = {
     "natural": Estimator(
         "natural gradient from the losses alone",
         step_size=3.0, reuse=10,
-        direction=newton.natural_gradient_direction, needs_hessian=False,
+        direction=natural_gradient_direction, needs_hessian=False,
     ),
     "newton": Estimator(
         "Newton step with bounded curvature from the losses alone",
-        step_size=1.0, reuse=10, direction=newton.newton_direction, needs_hessian=True,
+        step_size=1.0, reuse=10, direction=newton_direction, needs_hessian=True,
     ),
     "cubic": Estimator(
         "cubic-regularised Newton step from the losses alone",
-        step_size=1.0, reuse=10, direction=newton.cubic_direction, needs_hessian=True,
+        step_size=1.0, reuse=10, direction=cubic_direction, needs_hessian=True,
     ),
     "gradient": Estimator(
         "plain gradient (Eq 7) from the losses alone",
-        step_size=1.0, reuse=10, direction=newton.gradient_direction, needs_hessian=False,
+        step_size=1.0, reuse=10, direction=gradient_direction, needs_hessian=False,
     ),
     "paper": Estimator(
         "Algorithm 2 of the S2E paper as printed: raw losses, the Hessian's inverse",
-        step_size=1.0, reuse=0, direction=newton.inverse_direction, needs_hessian=True,
+        step_size=1.0, reuse=0, direction=inverse_direction, needs_hessian=True,
         as_printed=True, theta_bounds=(0.1, 1000.0),
     ),
 }  # fmt: skip
-"""All estimators by name. The step size is the paper's for Newton's method, else measured."""
+"""All estimators by name. Newton's method has the paper's step size; the others were measured."""
 
 SIGNS = ("-", "+")
-"""Of rho H^-1 g in Eq 9 and Eq 8."""
+"""Signs of the step rho H^-1 g: "-" in Eq 9, "+" in Eq 8."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +100,7 @@ class UpdateSettings:
             them spread.
         max_weight: Upper bound of an importance weight, >= 1.
         reuse: Number of earlier updates whose draws join the K new ones, in [0, 1000].
-        sign: Of the step of `"paper"`: "-" for Eq 9, "+" for Eq 8 as printed.
+        sign: Sign of the step of `"paper"`: "-" for Eq 9, "+" for Eq 8 as printed.
 
     Raises:
         ValueError: If a value is of another type or outside its range.
@@ -142,7 +149,7 @@ class UpdateSettings:
             raise ValueError(f"theta_bounds[1] must be at most {MAX_THETA:g}, but got {high!r}.")
 
     @property
-    def direction(self) -> newton.Direction | None:
+    def direction(self) -> Direction | None:
         """The estimator's direction, or None for `"surrogate"`."""
         return ESTIMATORS[self.estimator].direction
 
@@ -169,7 +176,7 @@ class UpdateSettings:
         ]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the settings as JSON values (tuples as lists); the sign if it is read."""
+        """Return the settings as JSON values: tuples as lists, and the sign only if it is read."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         values = {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
         if not self.as_printed:  # records of other estimators never had one

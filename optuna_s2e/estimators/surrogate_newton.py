@@ -28,7 +28,7 @@ from optuna_s2e.estimators.settings import UpdateSettings
 from optuna_s2e.surrogate import Model
 
 N_STEPS = 6  # Newton steps of one update
-LEAST_SCALE = 0.01  # share of a step inside the trust region, below which no other step is tried
+LEAST_SCALE = 0.01  # if less of a step fits into the trust region, the update ends
 N_VIRTUAL = 400  # virtual draws of one step
 
 
@@ -71,7 +71,7 @@ def update(
     """
     space, distribution = model.space, model.space.distribution
     moved, first_norm, scale = theta, 0.0, 0.0
-    # To the model, categories that no draw had are alike.
+    # The model expects the same loss of all categories that no draw had.
     unseen = distribution.unseen(space.points(model.x)) if distribution.has_many_categories else []
     for step_number in range(N_STEPS):
         points = distribution.sample(moved, rng, N_VIRTUAL)

@@ -16,20 +16,20 @@ Choice. The candidate with the lowest :math:`\hat f - \kappa_m \tilde\sigma` is 
 
 .. math:: \tilde\sigma = \sigma^2 / \sqrt{\sigma^2 + \tau^2}
 
-is the standard deviation of the change of the posterior mean that a loss there would cause. If
-one noisy loss teaches little, there is little to explore; with sigma itself, noisy objectives are
-searched in the corners. Sigma is the uncertainty that remains once the losses of the pending
-draws are known, so the draws of one generation differ. Exploration decays with the generation,
-:math:`\kappa_m = \max(3 / \sqrt{m}, 1/2)`: a budget of sixty trainings is spent first on finding
-the good region and then in it.
+is the standard deviation of the change of the posterior mean that a loss there would cause. One
+noisy loss teaches little, so little is explored where losses are noisy. With sigma in its place,
+noisy objectives would be searched in the corners. Sigma is the uncertainty that remains once the
+losses of the pending draws are known, so the draws of one generation differ. Exploration decays
+with the generation, :math:`\kappa_m = \max(3 / \sqrt{m}, 1/2)`: the first trainings find the good
+region, and the later ones stay in it.
 
-Equal losses. If the model has seen nothing but equal losses, every candidate is as good as any
-other, and the first one is trained, a draw of p_theta. What is least certain then lies in the
-corners, where a small region of low losses would be found later than by random search.
+Equal losses. If all losses so far are equal, every candidate is as good as any other. Then the
+first one is trained, a draw of p_theta. The least certain candidates lie in the corners, where a
+search would find a small region of low losses later than random search does.
 
-Failures. A failed draw teaches no loss, so a region where the objective raises would be drawn
-from again and again. Where some of the five nearest draws have failed, the largest loss of the
-model therefore replaces that share of the bound.
+Failures. A failed draw has no loss, so a region where the objective raises an error would be drawn
+from again and again. Therefore, if some of the five nearest draws have failed, the largest loss
+of the model replaces that share of the bound.
 
 The draws are not distributed as p_theta, so a Monte-Carlo estimator must not use them as draws
 of p_theta.

@@ -1,9 +1,10 @@
 """Conditions of conditional parameters: where each parameter is active, learned from trials.
 
 A conditional parameter is active, that is, the objective asks for it, only where another parameter
-has certain values: the depth of a tree where the model is a tree, the width of layer 3 where there
-are three layers or more. theta describes a conditional parameter everywhere, so each draw has a
-coordinate for it that the objective may never read. A model of the loss must not read it either.
+has certain values: the depth of a tree if the model is a tree, the width of layer 3 if there are
+three layers or more. theta describes a conditional parameter everywhere, so each draw has a
+coordinate for it, even if the objective never reads it. The model of the loss must not read such a
+coordinate either.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ class Condition:
     Attributes:
         parent: Column of the parent, the parameter that decides.
         categories: Indices of the parent's categories that make the parameter active. None if the
-            parent is a number, or if all its values do.
+            parent is a number, or if all its values make it active.
         low: Smallest coordinate of a numerical parent that makes the parameter active.
         high: Largest coordinate of a numerical parent that makes the parameter active.
     """

@@ -1,7 +1,7 @@
-"""Features of draws, which the model of the loss sees: R(t) for schedules, else unit coordinates.
+"""Features of draws for the model of the loss: R(t) for schedules, else unit coordinates.
 
 The loss of a schedule depends on its parameters through R(t) alone, and draws that are far apart
-in the parameters may have the same curve. Distances between curves say which draws are alike.
+in the parameters may have the same curve. So the model compares draws by their curves.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ N_POINTS = 32  # points of the grid on which schedules are compared
 
 
 def featurize(space: SearchSpace, x: FloatArray, active: BoolArray | None = None) -> FloatArray:
-    """Return the features of draws, in which distance means difference.
+    """Return the features of draws: the more two draws differ, the larger is their distance.
 
     Args:
         space: Space of the draws.
@@ -25,11 +25,11 @@ def featurize(space: SearchSpace, x: FloatArray, active: BoolArray | None = None
             no influence on the features.
 
     Returns:
-        Features, (N, n_features). For each schedule space that the space's tags name, the first
-        `N_POINTS` are R on a grid, scaled so that distance is the root mean square over the grid.
-        R is 1 where the objective asks for no such schedule. The other parameters follow as in
-        `SearchSpace.unit_features`. If one of a schedule's parameters is fixed, and so not in the
-        space, R is unknown and all its parameters are such others.
+        Features, (N, n_features). Each schedule space that the space's tags name has `N_POINTS`
+        features: R on a grid, scaled so that distance is the root mean square over the grid. R is
+        1 where the objective asks for no such schedule. The other parameters follow as in
+        `SearchSpace.unit_features`. If a parameter of a schedule is fixed, it is not in the space
+        and R is unknown. Then all parameters of that schedule count as other parameters.
 
     Example:
         >>> import numpy as np
@@ -85,7 +85,7 @@ def feature_groups(space: SearchSpace) -> IntArray:
 
 
 def numbered_features(space: SearchSpace) -> BoolArray:
-    """Return which features of `featurize` are numbers of categories: equal or not, never near.
+    """Return which features of `featurize` are numbers of categories, which are equal or not.
 
     Args:
         space: Space of the draws.

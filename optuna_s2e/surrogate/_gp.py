@@ -7,9 +7,9 @@ Notation
 
 `optuna_s2e.surrogate._likelihood` describes the covariance and chooses its hyper-parameters.
 
-Losses far above the median say that a point is bad, not how bad: under label noise bad schedules
-are also the noisiest. Such losses are clipped. Losses may be of any size: all is computed in units
-of a power of two near them, so no square overflows and no digit changes.
+Losses far above the median are clipped. They say that a point is bad, but not how bad it is,
+because under label noise bad schedules are also the noisiest. Losses may be of any size: they are
+divided by a power of two near them, so no square overflows and no digit changes.
 
 References:
     Rasmussen and Williams, "Gaussian Processes for Machine Learning", MIT Press 2006, 2.2.
@@ -100,8 +100,9 @@ class GaussianProcess:
 
         Args:
             features: Points, (M, d).
-            pending: Points whose losses will be known soon, (P, d). The deviation is the one that
-                will be left then; it does not depend on the losses. None means no such points.
+            pending: Points whose losses are not known yet, (P, d). The deviation returned is the
+                one that remains once they are known; it does not depend on what they are. None
+                means no such points.
 
         Returns:
             Mean and standard deviation in units of the losses, (M,) each.
@@ -283,9 +284,8 @@ class StandardizedLosses(NamedTuple):
 def clip_and_standardize(losses: FloatArray) -> StandardizedLosses:
     """Clip losses from above, and standardise them.
 
-    They are clipped twice as far above the median as the lowest loss is below it. If more than
-    half of the losses tie at the lowest one, the median is that of the others: it says how much
-    worse a loss is if it is worse.
+    The limit lies twice as far above the median as the lowest loss lies below it. If more than
+    half of the losses are equal to the lowest one, the median of the others is used.
 
     Args:
         losses: Losses, (N,). +inf counts as the largest loss that is not clipped, -inf as the

@@ -14,16 +14,16 @@ Notation
 The covariance of two observations is k = (1 - s) m(r) + s [same draw], times the variance of an
 observation, with :math:`r^2 = \sum_j e^{2 a_j} D_j / l^2`. The variance has a closed form. The
 prior on log l is normal around the median distance between draws. Independent Cauchy priors on a_j
-leave most parameters alike and let some stand out. The prior on logit s is flat where all count
-alike. Where relevances are learned it is normal and wide: otherwise pure noise explains the losses
-as well as a few parameters that matter.
+leave most parameters alike and let some stand out. The prior on logit s is flat if all parameters
+count alike. If relevances are learned, it is normal and wide. With a flat prior, pure noise would
+explain the losses as well as a few parameters that matter.
 
 With a = 0, all parameters count alike. (l, s) is then the point of a grid where the posterior
 density is largest; it is the same on a processor that rounds differently. Automatic relevance
-determination (ARD) climbs from there to a mode with free a. With one length scale for all
-parameters, many more losses are needed to see that few of them matter. But with few draws,
-differences in relevance are easily imagined, and the search pays for them if all parameters matter
-alike. So a = 0 unless the mode with free a is e^3 times as probable as the mode with a = 0.
+determination (ARD) climbs from there to a mode with free a. ARD needs far fewer losses to find a
+good region if few parameters matter. But a few draws may suggest differences in relevance that do
+not exist, and these make the search worse if all parameters matter alike. So a = 0 unless the mode
+with free a is e^3 times as probable as the mode with a = 0.
 
 References:
     Neal, "Bayesian Learning for Neural Networks", Springer 1996, 1.2 and 4.3. Rasmussen and
@@ -225,7 +225,7 @@ def matern(r: FloatArray) -> FloatArray:
 
 
 def whitened(cholesky: FloatArray, values: FloatArray, *, overwrite: bool = False) -> FloatArray:
-    """Return L^-1 values; if told so, it replaces values that are stored by columns."""
+    """Return L^-1 values. With `overwrite`, values that are stored by columns are replaced."""
     return np.asarray(lapack.dtrtrs(cholesky, values, lower=True, overwrite_b=overwrite)[0])
 
 

@@ -64,17 +64,19 @@ class Model:
     ) -> Model:
         """Fit a model to draws.
 
-        Draws of other tasks say what the loss looks like there. A task counts if what it says of
-        the own draws rises with their losses, and is brought to their mean and deviation. How
-        alike the tasks are is fitted: among `TASK_DISTANCES`, the distance between two tasks is
-        the one of the largest marginal likelihood.
+        Draws of other tasks, such as earlier studies, can help. A model of each other task
+        predicts the losses of the draws of task 0. The task counts if these predictions rise with
+        the true losses. Its losses are then brought to the mean and deviation of task 0. The
+        distance between two tasks is the one of `TASK_DISTANCES` with the largest marginal
+        likelihood.
 
         Args:
             space: Space of the draws.
             x: Coordinates of the draws, (N, d).
             active: Which coordinates the objective asked for, (N, d).
             losses: Losses of the draws, (N,), as in `surrogate.fit`.
-            tasks: Number of the task of each draw, (N,); 0 is the one to model. None means 0.
+            tasks: Number of the task of each draw, (N,). Task 0 is modelled. None means that all
+                draws are of task 0.
 
         Returns:
             The fitted model.
@@ -132,9 +134,9 @@ class Model:
 
 
 def _of_tasks_with_all(active: BoolArray, tasks: IntArray | None) -> BoolArray:
-    """Return which draws say where parameters are active, (N,).
+    """Return the draws from which the conditions of parameters are learned, (N,).
 
-    A task in which no draw has a parameter did not search it, and says nothing of its condition.
+    If no draw of a task has a parameter, the task did not search it, and its draws are left out.
     """
     if tasks is None:
         return np.ones(len(active), dtype=bool)
@@ -147,10 +149,10 @@ def _alike(
 ) -> tuple[BoolArray, FloatArray]:
     """Return which draws teach task 0, and all losses in the units of task 0, (N,) both.
 
-    A task teaches if what its own regression expects at the n draws of task 0 rises with their
-    losses: if the correlation exceeds LEAST_AGREEMENT / sqrt(n). The mean and the deviation of
-    what it expects are brought to those of the losses, so that tasks can be compared whose draws
-    lie elsewhere.
+    The regression of a task predicts the losses of the n draws of task 0. The task teaches if the
+    correlation of predictions and losses exceeds LEAST_AGREEMENT / sqrt(n). The predictions are
+    brought to the mean and the deviation of the losses, so that tasks whose draws lie elsewhere
+    can be compared.
     """
     own = tasks == 0
     y, mean, deviation = clip_and_standardize(losses[own])

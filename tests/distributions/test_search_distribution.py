@@ -1,23 +1,14 @@
 """p_theta against scipy.stats, central differences, quadrature and Monte Carlo."""
 
 import dataclasses
-from collections import Counter
 
 import numpy as np
 import pytest
-import scipy.integrate
 import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from optuna_s2e.distributions._search_distribution import (
-    EPSILON,
-    Beta,
-    Categorical,
-    Dirichlet,
-    Family,
-    SearchDistribution,
-)
+from optuna_s2e.distributions import Beta, Categorical, Dirichlet, Family, SearchDistribution
 
 FAMILIES: list[Family] = [Beta(), Dirichlet(2), Dirichlet(4), Categorical(2), Categorical(5)]
 PRODUCT = (Dirichlet(3), Categorical(4), Beta(), Beta())
@@ -178,17 +169,6 @@ def test_unseen_categories_are_named_by_their_components():
     assert [u.tolist() for u in distribution.unseen(X)] == [[2, 4], []]
 
 
-def test_kl_of_beta_agrees_with_quadrature():
-    p, q = scipy.stats.beta(2.5, 1.5), scipy.stats.beta(1.2, 4.0)
-    integral, _ = scipy.integrate.quad(lambda x: p.pdf(x) * (p.logpdf(x) - q.logpdf(x)), 0, 1)
-    assert Beta().kl(np.array([2.5, 1.5]), np.array([1.2, 4.0])) == pytest.approx(integral)
-
-
-def test_kl_of_categorical_agrees_with_scipy_entropy():
-    p, q = np.array([1.0, 2.0, 5.0]), np.array([3.0, 0.5, 9.0])
-    assert Categorical(3).kl(p, q) == pytest.approx(scipy.stats.entropy(p, q))
-
-
 @every_distribution
 @given(data=st.data())
 @settings(max_examples=25, deadline=None, derandomize=True, database=None)
@@ -209,37 +189,6 @@ def test_theta_of_ones_is_the_uniform_distribution(family):
     uniform = {"Beta()": 1.0, "Dirichlet(k=2)": 1.0, "Dirichlet(k=4)": 6.0}
     expected = uniform.get(repr(family), 1.0 / family.n_theta)
     np.testing.assert_allclose(density, expected, rtol=1e-12)
-
-
-def test_beta_draws_follow_the_beta_distribution():
-    draws = SearchDistribution((Beta(),)).sample([2.0, 5.0], np.random.default_rng(0), 5_000)
-    assert scipy.stats.kstest(draws[:, 0], scipy.stats.beta(2.0, 5.0).cdf).pvalue > 1e-4
-
-
-def test_dirichlet_draws_have_beta_marginals_and_sum_to_one():
-    theta = np.array([1.0, 2.0, 4.0])
-    draws = SearchDistribution((Dirichlet(3),)).sample(theta, np.random.default_rng(0), 5_000)
-    np.testing.assert_allclose(draws.sum(axis=1), 1.0, rtol=1e-14)
-    for column, a in zip(draws.T, theta, strict=True):
-        marginal = scipy.stats.beta(a, theta.sum() - a)
-        assert scipy.stats.kstest(column, marginal.cdf).pvalue > 1e-4
-
-
-def test_categorical_draws_follow_the_weights():
-    theta = np.array([1.0, 2.0, 5.0])
-    draws = SearchDistribution((Categorical(3),)).sample(theta, np.random.default_rng(0), 5_000)
-    counts = (draws == np.arange(3)).sum(axis=0)
-    assert scipy.stats.chisquare(counts, 5_000 * theta / theta.sum()).pvalue > 1e-4
-
-
-@pytest.mark.parametrize("family", [Beta(), Dirichlet(2), Dirichlet(4)], ids=repr)
-def test_draws_stay_off_the_boundary_where_raw_draws_reach_it(family):
-    distribution = SearchDistribution((family,))
-    theta = np.full(distribution.n_theta, 0.01)
-    X = distribution.sample(theta, np.random.default_rng(0), 500)
-    smallest = X.min() if isinstance(family, Dirichlet) else min(X.min(), 1.0 - X.max())
-    assert smallest == pytest.approx(EPSILON, rel=1e-5)  # raw: far below 1e-6
-    assert np.isfinite(distribution.score(theta, X)).all()
 
 
 @every_distribution
@@ -280,16 +229,6 @@ def test_mean_is_the_mean_and_the_most_probable_category():
     np.testing.assert_allclose(distribution.mean(theta), [0.5, 0.25, 0.25, 0.75, 1.0])
 
 
-def test_categorical_ignores_the_scale_of_theta():
-    distribution = SearchDistribution((Categorical(4),))
-    theta, X = np.array([1.0, 3.0, 0.5, 2.0]), np.arange(4.0)[:, None]
-    scaled = distribution.log_density(8.0 * theta, X)
-    np.testing.assert_allclose(scaled, distribution.log_density(theta, X), rtol=1e-14)
-    assert distribution.kl(theta, 8.0 * theta) == pytest.approx(0.0, abs=1e-15)
-    np.testing.assert_allclose(distribution.score(theta, X) @ theta, 0.0, atol=1e-14)
-    np.testing.assert_allclose(distribution.fisher(theta) @ theta, 0.0, atol=1e-14)
-
-
 @every_distribution
 @given(data=st.data())
 @settings(max_examples=25, deadline=None, derandomize=True, database=None)
@@ -300,25 +239,6 @@ def test_projection_lies_in_the_box_and_is_a_projection(distribution, data):
     projected = distribution.project(theta, bounds)
     assert np.all((projected >= 0.5) & (projected <= 20.0))
     np.testing.assert_allclose(distribution.project(projected, bounds), projected, rtol=1e-14)
-
-
-def test_projection_clips_concentrations():
-    distribution = SearchDistribution((Beta(), Dirichlet(2)))
-    assert distribution.project([0.2, 3.0, 500.0, -1.0], (1, 100)).tolist() == [1, 3, 100, 1]
-
-
-@pytest.mark.parametrize(
-    ("theta", "expected"),
-    [
-        ([2.0, 4.0, 8.0], [1.0, 2.0, 4.0]),  # same probabilities, smallest weight on low
-        ([0.1, 300.0, 600.0], [1.0, 50.0, 100.0]),  # the ratio 1 : 2 of the others survives
-        ([-5.0, 1.0, 2.0], [1.0, 50.0, 100.0]),
-        ([-5.0, 0.0, -1.0], [1.0, 1.0, 1.0]),
-    ],
-)
-def test_projection_keeps_the_ratios_of_categories_that_fit(theta, expected):
-    distribution = SearchDistribution((Categorical(3),))
-    np.testing.assert_allclose(distribution.project(theta, (1.0, 100.0)), expected, rtol=1e-14)
 
 
 def test_concentrations_pushed_against_the_box_are_not_free():
@@ -413,36 +333,3 @@ def test_errors_name_the_argument_the_condition_and_the_value(call, message):
     with pytest.raises(ValueError) as caught:
         call()
     assert str(caught.value).startswith(message)
-
-
-@pytest.mark.parametrize("index", [3.0, -1.0, 0.5, np.nan])
-def test_categorical_refuses_what_is_no_index(index):
-    with pytest.raises(ValueError, match=r"must be an index in 0\.\.2, but got values in \["):
-        SearchDistribution((Categorical(3),)).score(np.ones(3), [[1.0], [index]])
-
-
-def test_equal_blocks_are_one_call_and_cost_as_much_as_one_by_one(monkeypatch):
-    """With the columns of all blocks for each, the work would grow with their square."""
-    calls, numbers = Counter(), Counter()
-    for name in ("tangents", "score_sum", "score_along", "hessian_along"):
-        original = getattr(Categorical, name)
-
-        def counted(self, *args, original=original, name=name):
-            calls[name] += 1
-            numbers[name] += args[-1].size  # of the basis
-            return original(self, *args)
-
-        monkeypatch.setattr(Categorical, name, counted)
-    for n_blocks in (1, 40):
-        calls.clear(), numbers.clear()
-        many = SearchDistribution((*[Categorical(5)] * n_blocks, Beta(), Categorical(4)))
-        theta, points = some_theta(many), some_points(many, 30)
-        weights = np.random.default_rng(2).normal(size=30)
-        gradient = many.score_sum(theta, points, weights)
-        basis, _ = many.tangents(theta, gradient, np.ones(many.n_theta, dtype=bool))
-        along = many.score_along(theta, points, basis)
-        np.testing.assert_allclose(along, many.score(theta, points) @ basis, atol=1e-12)
-        many.hessian_along(theta, points, weights, basis)
-        assert set(calls.values()) == {2}  # of five categories, and of four
-        for name in ("score_along", "hessian_along"):
-            assert numbers[name] == 10 * n_blocks + 8

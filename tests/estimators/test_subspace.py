@@ -10,6 +10,7 @@ from scipy import stats
 from optuna_s2e.distributions import Beta, Categorical, Dirichlet, SearchDistribution
 from optuna_s2e.distributions import _search_distribution as p_theta
 from optuna_s2e.estimators import newton
+from optuna_s2e.estimators._block_eigh import block_eigh
 
 
 def both_ways(monkeypatch, families, theta, X, f, settings):
@@ -128,25 +129,5 @@ def test_the_curvature_of_many_categories_is_solved_block_by_block(monkeypatch):
     )  # fmt: skip
     assert sizes == [(60, 2, 2)]
     assert step.scale > 0
-    for found, expected in zip(newton._eigh(hessians[0]), solve(hessians[0]), strict=True):
+    for found, expected in zip(block_eigh(hessians[0]), solve(hessians[0]), strict=True):
         np.testing.assert_array_equal(found, expected)
-
-
-@pytest.mark.parametrize(
-    "matrix",
-    [
-        np.diag([3.0, 1.0, 2.0]),
-        [[2, 1, 0, 0], [1, 3, 0, 0], [0, 0, 0, 0], [0, 0, 0, 1]],
-        [[2, 1, 0], [1, 3, 1], [0, 1, 1]],
-        [[2, 1, 5], [1, 3, 0], [5, 0, 1]],
-        [[2, 0, 5], [0, 3, 0], [5, 0, 1]],
-        [[7]],
-        np.zeros((0, 0)),
-    ],
-)
-def test_axes_are_those_of_the_whole_matrix(matrix):
-    matrix = np.array(matrix, dtype=float)
-    eigenvalues, axes = newton._eigh(matrix)
-    np.testing.assert_allclose(eigenvalues, np.linalg.eigh(matrix).eigenvalues, atol=1e-15)
-    np.testing.assert_allclose(axes * eigenvalues @ axes.T, matrix, atol=1e-14)
-    np.testing.assert_allclose(axes.T @ axes, np.eye(len(matrix)), atol=1e-14)
