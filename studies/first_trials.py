@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,6 +35,7 @@ from optuna_s2e.surrogate import Model, propose
 RESULTS = Path(__file__).parent / "results" / "first_trials.json"
 BUDGETS = (1, 6, 12, 24)
 MEASURES = ("mean", "drawn", "last")
+POINTS = np.clip(qmc.Sobol(3, rng=np.random.default_rng(1)).random(256), 1e-6, 1 - 1e-6)
 
 
 @dataclass(frozen=True)
@@ -45,12 +47,14 @@ class Beginning:
         startup: Number of known losses from which on the model proposes.
         knows_first: Whether the model knows the first trial.
         spread: Whether the uniform draws fill a Latin hypercube.
+        learned: Whether the first draws are points that were good on other tables.
     """
 
     batches: tuple[int, ...] = (1, 5)
     startup: int = K
     knows_first: bool = True
     spread: bool = False
+    learned: bool = False
 
 
 BEGINNINGS: dict[str, Beginning] = {
@@ -59,6 +63,7 @@ BEGINNINGS: dict[str, Beginning] = {
     "batches of 3 at first": Beginning(batches=(1, 2, 3), startup=3),
     "Latin hypercube": Beginning(spread=True),
     "model from the second trial on": Beginning(startup=1),
+    "good on other tables": Beginning(learned=True),
 }
 BEFORE = next(iter(BEGINNINGS))
 
@@ -97,20 +102,67 @@ def fit(space: SearchSpace, x: np.ndarray, losses: np.ndarray) -> Model:
     return Model.fit(space, x, active=np.ones_like(x, dtype=bool), losses=losses)
 
 
+def informed(table: landscapes.Lookup, rate: float) -> tuple[ScheduleSpace, SearchSpace]:
+    """Return the ranges around a noise rate, and what is searched in them."""
+    schedules = ScheduleSpace(table.task.n_epochs, noise_rate=rate)
+    searched = {n: d for n, d in schedules.distributions.items() if not d.single()}
+    return schedules, SearchSpace.of(searched, schedules.tags)
+
+
+def middle_of(schedules: ScheduleSpace, space: SearchSpace) -> np.ndarray:
+    """Return the suggested schedule as a point, (3,)."""
+    assert schedules.middle is not None
+    return space.encode(schedules.middle.params or {})
+
+
+@cache
+def regret_of_points(name: str) -> np.ndarray:
+    """Return the regret of `POINTS` in a table's ranges and, last, of the suggested schedule.
+
+    In units of the deviation without the highest tenth, (len(POINTS) + 1,).
+    """
+    table = landscapes.lookup(name)
+    schedules, space = informed(table, table.noise_rate)
+    x = np.vstack([POINTS, middle_of(schedules, space)])
+    regret = table.regret(np.array([schedules.from_params(space.decode(u)).keep_rates for u in x]))
+    return np.asarray(regret / np.minimum(regret, np.quantile(regret, 0.9)).std())
+
+
+@cache
+def learned(family: str) -> np.ndarray:
+    """Return K - 1 points of which one is good on each table that does not share a family's data.
+
+    Each one is what lowers most the mean regret of the best one so far, at first the suggested
+    schedule.
+    """
+    others = [name for name in landscapes.names("tune") if family_of(name) != family]
+    regret = np.array([regret_of_points(name) for name in others])
+    lowest, chosen = regret[:, -1], []
+    for _ in range(K - 1):
+        chosen.append(int(np.minimum(regret[:, :-1], lowest[:, None]).mean(axis=0).argmin()))
+        lowest = np.minimum(lowest, regret[:, chosen[-1]])
+    return POINTS[chosen]
+
+
+def family_of(name: str) -> str:
+    """Return what the tables of the same data share: digits, synthetic, CIFAR, shells."""
+    return name.replace("-", " ").split()[0]
+
+
 def search(name: str, seed: int, beginning: Beginning) -> Searched:
     """Simulate a search. Its first trial is the suggested schedule."""
     table, number = landscapes.lookup(name), FIRST_SEED + seed
     rng = np.random.default_rng([number, 1])
     estimate = float(np.clip(table.noise_rate + ERROR * rng.normal(), 0.0, 0.9))
-    schedules = ScheduleSpace(table.task.n_epochs, noise_rate=estimate)
-    searched = {n: d for n, d in schedules.distributions.items() if not d.single()}
-    space = SearchSpace.of(searched, schedules.tags)
-    uniform = np.random.default_rng([number, 2]).random((64, len(searched)))
+    schedules, space = informed(table, estimate)
+    n_searched = len(space.names)
+    uniform = np.random.default_rng([number, 2]).random((64, n_searched))
     if beginning.spread:
-        cube = qmc.LatinHypercube(len(searched), rng=np.random.default_rng([number, 3]))
+        cube = qmc.LatinHypercube(n_searched, rng=np.random.default_rng([number, 3]))
         uniform = np.concatenate([cube.random(K - 1), uniform])
-    assert schedules.middle is not None
-    first = space.encode(schedules.middle.params or {})
+    if beginning.learned:
+        uniform = np.concatenate([learned(family_of(name)), uniform])
+    first = middle_of(schedules, space)
     x: list[np.ndarray] = []
     rates: list[np.ndarray] = []
     losses: list[float] = []
@@ -132,8 +184,8 @@ def search(name: str, seed: int, beginning: Beginning) -> Searched:
                 n_uniform += 1
                 continue
             batch.append(propose(
-                theta, model, pending=np.array(batch).reshape(-1, len(searched)),
-                failed=np.empty((0, len(searched))), generation=generation,
+                theta, model, pending=np.array(batch).reshape(-1, n_searched),
+                failed=np.empty((0, n_searched)), generation=generation,
                 rng=np.random.default_rng([number, 5, len(losses) + len(batch)]),
             ))  # fmt: skip
         for point in batch:
@@ -192,8 +244,8 @@ def main() -> None:
     jobs: list[runs.Job] = [
         (beginning, name, seed)
         for beginning in BEGINNINGS
-        for name in landscapes.names("tune")
         for seed in range(options.seeds)
+        for name in landscapes.names("tune")
     ]
     if not options.report:
         runs.run_missing(RESULTS, jobs, run, n_processes=options.jobs, minutes=options.minutes)

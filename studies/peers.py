@@ -88,6 +88,7 @@ class QLogNEISampler(_Peer):
     def __init__(self, *, seed: int, n_startup: int = 6) -> None:
         super().__init__(seed=seed)
         self._n_startup = n_startup
+        self._fitted: tuple[int, Any, Any] = (0, None, None)  # completed trials, model, points
 
     def next_point(self, study: Study, number: int, space: Space) -> np.ndarray:
         """Maximise qLogNEI at one point, given those that run."""
@@ -107,10 +108,13 @@ class QLogNEISampler(_Peer):
             return self._rng.random(len(space))
         with torch.random.fork_rng():
             torch.manual_seed(int(self._rng.integers(2**31)))
-            x = torch.tensor(_points(done, space))
-            y = torch.tensor([[-t.value] for t in done], dtype=torch.float64)
-            model = SingleTaskGP(x, (y - y.mean()) / y.std().clamp_min(1e-9))
-            fit_gpytorch_mll(ExactMarginalLogLikelihood(model.likelihood, model))
+            if self._fitted[0] != len(done):  # once per batch
+                x = torch.tensor(_points(done, space))
+                y = torch.tensor([[-t.value] for t in done], dtype=torch.float64)
+                model = SingleTaskGP(x, (y - y.mean()) / y.std().clamp_min(1e-9))
+                fit_gpytorch_mll(ExactMarginalLogLikelihood(model.likelihood, model))
+                self._fitted = len(done), model, x
+            _, model, x = self._fitted
             acquisition = qLogNoisyExpectedImprovement(
                 model, x, X_pending=torch.tensor(_points(running, space)) if running else None,
                 prune_baseline=True,

@@ -4,9 +4,9 @@ Question:  the regret of the schedule that is picked after 12, 18, 24 and 60 tra
            the informed ranges, for each idea; and the same where the losses had no noise, or were
            the truth: what a better pick could gain at most.
 Tasks:     simulated trials on the tables of studies/landscapes.py; searches and estimates of the
-           noise rate as in studies/twelve_trainings.py. All ideas ran on the part "tune". One was
-           ahead on the first twelve tasks of that part, before three more were made; it and what
-           it is compared with ran once on the part "report".
+           noise rate as in studies/twelve_trainings.py. All ideas ran on the part "tune". Those
+           that were ahead there (one only on its first twelve tasks), and what they are compared
+           with, ran once on the part "report".
 Measure:   regret, in points of test error above the lowest of the table; the same searches for
            all ideas.
 Run:       python studies/picks.py --jobs 2 --seeds 10            (it resumes; --part report)
@@ -140,7 +140,10 @@ IDEAS: dict[str, Callable[[Searched], Array]] = {
     "(the best that was drawn)": lambda s: s.rates[np.argmin(s.lookup.regret(s.rates))],
 }
 NO_NOISE, TRUTH, DRAWN = list(IDEAS)[-3:]
-REPORTED = ("best", "smoothed", "middle (no search)", DEFAULT, AHEAD, NO_NOISE, TRUTH, DRAWN)
+SOFTER = ("mean, h=.3", "mean, h=.5")
+REPORTED = (
+    "best", "smoothed", "middle (no search)", DEFAULT, *SOFTER, AHEAD, NO_NOISE, TRUTH, DRAWN
+)  # fmt: skip
 
 
 def search(name: str, seed: int) -> tuple[Array, Array, Array]:

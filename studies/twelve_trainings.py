@@ -113,23 +113,36 @@ def report(results: runs.Results, part: str, n: int) -> None:
                 print(f"{kind:10}{algorithm:10}{measure:10}{line}  {min(sizes)}")
             last = [np.array([row["last"] for row in rows]) for rows in cells]
             print(f"{'':20}{'last 6':10}{'':56}{runs.pooled(last, scale=1.0)[0]:8.2f}")
-    print("\nS2E, informed, mean pick, minus ..., points, [95 % interval]")
-    for ours, theirs, kind, rules in (
-        (12, 60, "whole", ("smoothed", "mean")), (60, 60, "informed", ("mean",)),
+    print("\nS2E, informed, mean pick, minus ..., points, [95 % interval]; by task; searches")
+    for ours, kind, rules in (
+        (12, "whole", ("smoothed", "mean")), (24, "whole", ("smoothed", "mean")),
+        (60, "whole", ("smoothed", "mean")), (60, "informed", ("mean",)),
     ):  # fmt: skip
         for algorithm in ALGORITHMS:
             for rule in rules:
-                own = regrets.get(("informed", "S2E", "mean"))
                 other = regrets.get((kind, algorithm, rule))
-                if own is None or other is None:
-                    continue
-                a, b = BUDGETS.index(ours), BUDGETS.index(theirs)
-                sizes = [min(len(x), len(y)) for x, y in zip(own, other, strict=True)]
-                found = [x[:m, a] - y[:m, b] for x, y, m in zip(own, other, sizes, strict=True)]
-                mean, low, high = runs.pooled(found, scale=1.0)
-                by_task = " ".join(f"{d.mean():+.1f}" for d in found)
-                print(f"  {ours} trainings minus {algorithm}, {kind}, {rule}, {theirs}: "
-                      f"{mean:+.2f} [{low:+.2f}, {high:+.2f}]; by task {by_task}")  # fmt: skip
+                compare(f"{ours} trainings minus {algorithm}, {kind}, {rule}, 60",
+                        regrets.get(("informed", "S2E", "mean")), ours, other, 60)  # fmt: skip
+    print("\nBest schedule drawn: S2E minus ..., the same space and budget")
+    for kind in SPACES:
+        for algorithm in ALGORITHMS:
+            for budget in (12, 24, 60):
+                own, other = (regrets.get((kind, a, "drawn")) for a in ("S2E", algorithm))
+                compare(f"{kind}, {algorithm}, {budget}", own, budget, other, budget)
+
+
+def compare(
+    what: str, own: list[np.ndarray] | None, ours: int, other: list[np.ndarray] | None, theirs: int
+) -> None:
+    """Print a paired difference of regrets after some budgets, if both are there."""
+    if own is None or other is None or (own is other and ours == theirs):
+        return
+    a, b = BUDGETS.index(ours), BUDGETS.index(theirs)
+    sizes = [min(len(x), len(y)) for x, y in zip(own, other, strict=True)]
+    found = [x[:m, a] - y[:m, b] for x, y, m in zip(own, other, sizes, strict=True)]
+    mean, low, high = runs.pooled(found, scale=1.0)
+    by_task = " ".join(f"{d.mean():+.1f}" for d in found)
+    print(f"  {what}: {mean:+.2f} [{low:+.2f}, {high:+.2f}]; {by_task}; {min(sizes)}")
 
 
 def main() -> None:

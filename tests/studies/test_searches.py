@@ -4,6 +4,7 @@ import sys
 
 import asynchronous
 import estimators
+import first_trials
 import functions
 import landscapes
 import numpy as np
@@ -14,6 +15,7 @@ import pytest
 import runs
 import search_algorithms
 import tasks
+import twelve_trainings
 
 FEW = search_algorithms.FEW_TRAININGS
 NAMES = ["breast cancer sym-35", "synthetic-5 sym-50"]
@@ -171,6 +173,40 @@ def test_every_idea_picks_a_schedule_and_a_share_of_the_middle_is_that_of_the_no
     s = noise.gp.noise_share
     expected = (1 - s**2) * noise.mean(0.3) + s**2 * 0.5
     np.testing.assert_allclose(picks.IDEAS[picks.AHEAD](noise), expected)
+
+
+def test_points_are_learned_from_tables_of_other_data() -> None:
+    others = [n for n in landscapes.names("tune") if not n.startswith("digits")]
+    assert 0 < len(others) < len(landscapes.names("tune"))
+    regret = {n: first_trials.regret_of_points(n) for n in others}
+    points = first_trials.learned("digits")
+    assert len(np.unique(points, axis=0)) == first_trials.K - 1
+
+    def lowest(chosen: list[int]) -> float:
+        """Return the mean over the tables of the lowest regret, with the suggested schedule."""
+        return sum(min(r[-1], *r[chosen]) for r in regret.values()) / len(regret)
+
+    chosen: list[int] = []
+    for point in points:  # each one is the best that can be added
+        (i,) = np.flatnonzero((point == first_trials.POINTS).all(axis=1))
+        assert lowest([*chosen, i]) <= min(lowest([*chosen, j]) for j in range(256)) + 1e-12
+        chosen.append(int(i))
+    assert lowest(chosen) < lowest(chosen[:1]) < np.mean([r[-1] for r in regret.values()])
+
+
+def test_budgets_are_compared_by_seed_where_both_have_one(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    twelve = [np.full((3, 5), 2.0), np.full((3, 5), 4.0)]  # of two tasks, (searches, budgets)
+    sixty = [np.full((2, 5), 9.0), np.full((2, 5), 9.0)]
+    for own, other in zip(twelve, sixty, strict=True):
+        own[:, twelve_trainings.BUDGETS.index(12)] = [1.0, 3.0, 50.0]
+        other[:, twelve_trainings.BUDGETS.index(60)] = [0.0, 1.0]
+    twelve_trainings.compare("x", twelve, 12, sixty, 60)
+    assert capsys.readouterr().out == "  x: +1.50 [+0.81, +2.19]; +1.5 +1.5; 2\n"
+    twelve_trainings.compare("x", twelve, 12, None, 60)
+    twelve_trainings.compare("x", twelve, 12, twelve, 12)
+    assert capsys.readouterr().out == ""
 
 
 @pytest.mark.parametrize("study", [search_algorithms, estimators, asynchronous])
