@@ -19,6 +19,8 @@ def bench(monkeypatch):
     monkeypatch.syspath_prepend(str(HERE))
     import bench_training
 
+    monkeypatch.setattr(bench_training, "ROWS", 128)  # seconds less in each run
+    monkeypatch.setattr(bench_training, "COPIED", 2**10)
     return bench_training
 
 
@@ -62,7 +64,7 @@ def test_a_benchmark_stops_within_a_run_and_begins_it_anew(bench, monkeypatch, c
             time.sleep(0.01)
 
     monkeypatch.setattr(bench.Bench, "package", endless)
-    printed = _main(bench, monkeypatch, capsys, *options, "--limit", 4)
+    printed = _main(bench, monkeypatch, capsys, *options, "--limit", 1)
     assert "stopped at --limit" in printed
     assert "failed" not in printed
     monkeypatch.setattr(bench.Bench, "package", package)
