@@ -27,10 +27,12 @@ class Quick(FixedMlpTrainer):
 
     def __init__(self, *args, **kwargs):
         type(self).made += 1
+        self.begins_in = 1.0  # takes as long as Slow's, and counts for nothing
         super().__init__(*args, **kwargs)
 
     def train_epoch(self, *args):
-        Quick.now += self.seconds
+        Quick.now += self.seconds + self.begins_in
+        self.begins_in = 0.0
         return super().train_epoch(*args)
 
 
