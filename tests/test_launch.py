@@ -233,9 +233,9 @@ def trials(url: str, name: str) -> list[TrialState]:
 S2E = """#!/bin/bash
 # `s2e` where the test runs: asks for the command, waits for its end, ends with its exit code
 call=$(mktemp)
+mkfifo "$call.code"
 printf '%s\\0' "$@" > "$call"
 mv "$call" "$call.asked"
-until [ -e "$call.code" ]; do sleep 0.02; done
 exit "$(cat "$call.code")"
 """
 
@@ -246,19 +246,18 @@ def run_what_is_asked(folder: Path, tasks: list[subprocess.Popen[bytes]]) -> dic
     Returns:
         The last process of each sub-command.
     """
-    commands: dict[Path, Command] = {}
+    running: dict[Path, Command] = {}
     last: dict[str, Command] = {}
     end = time.monotonic() + PATIENCE
     while any(task.poll() is None for task in tasks):
-        for asked in set(folder.glob("*.asked")) - set(commands):
+        for asked in folder.glob("*.asked"):
             argv = asked.read_text().split("\0")[:-1]
-            commands[asked] = last[argv[0]] = Command(*argv)
-        for asked, command in commands.items():
+            asked.unlink()
+            running[asked.with_suffix(".code")] = last[argv[0]] = Command(*argv)
+        for code, command in list(running.items()):
             if not command.is_alive():
-                part = asked.with_suffix(".part")
-                part.write_text(str(command.wait()))
-                part.rename(asked.with_suffix(".code"))
-        assert time.monotonic() < end, [command.errors for command in commands.values()]
+                code.write_text(str(running.pop(code).wait()))  # the task waits to read it
+        assert time.monotonic() < end, [command.errors for command in last.values()]
         time.sleep(0.02)
     return last
 
