@@ -16,6 +16,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install -c constraints.txt
 export OMP_NUM_THREADS ?= 1
+unexport PYTHONDONTWRITEBYTECODE # tests start many interpreters: each would compile everything anew
 
 .PHONY: demo test readme docs lint hooks ray bench bench-scale faults optuna48 audit clean
 

@@ -8,22 +8,21 @@ from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
-import optuna
 import pytest
 
 # what takes longest, longest first: what begins last ends soon
 LONG_FILES = [
-    "test_browser.py", "test_launch.py", "test_figure3_benchmark.py", "test_cli_search.py",
-    "test_batch_kills.py", "test_process.py", "test_cli_evaluate.py", "test_lease.py",
-    "test_bench_training.py", "test_worker.py", "test_cli_main.py", "test_every_storage.py",
-    "test_surrogate_search.py", "test_processes.py", "test_noise_estimate.py", "test_deferral.py",
-    "test_fastest.py", "test_recommend.py", "test_security.py", "test_harmless.py",
-    "test_cuda_graph.py", "test_cli_workers.py", "test_signals.py", "test_retry.py", "test_sql.py",
-    "test_cli_interrupt.py", "test_sampler.py", "test_optunahub.py", "test_fused_cnn.py",
-    "test_engine.py", "test_training.py", "test_conditional_schedules.py", "test_reporter.py",
-    "test_optimize_batch.py", "test_cli_fit.py", "test_faults.py", "test_rdb.py",
-    "test_warm_start.py", "test_label_errors.py", "test_server.py", "test_training_methods.py",
-    "test_theory_and_estimators.py", "test_driver.py", "test_rooms.py",
+    "test_browser.py", "test_cli_search.py", "test_batch_kills.py", "test_figure3_benchmark.py",
+    "test_launch.py", "test_process.py", "test_lease.py", "test_cli_evaluate.py",
+    "test_every_storage.py", "test_surrogate_search.py", "test_worker.py", "test_processes.py",
+    "test_noise_estimate.py", "test_cli_workers.py", "test_deferral.py", "test_cli_main.py",
+    "test_recommend.py", "test_security.py", "test_harmless.py", "test_cuda_graph.py",
+    "test_signals.py", "test_retry.py", "test_sql.py", "test_cli_interrupt.py", "test_sampler.py",
+    "test_optunahub.py", "test_fused_cnn.py", "test_engine.py", "test_training.py",
+    "test_conditional_schedules.py", "test_reporter.py", "test_optimize_batch.py",
+    "test_cli_fit.py", "test_faults.py", "test_rdb.py", "test_warm_start.py",
+    "test_label_errors.py", "test_server.py", "test_training_methods.py", "test_bench_training.py",
+    "test_theory_and_estimators.py", "test_driver.py", "test_rooms.py", "test_fastest.py",
 ]  # fmt: skip
 
 
@@ -67,6 +66,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True)
 def _quiet_optuna() -> None:
+    import optuna  # what hands out the tests to other processes does not need it
+
     optuna.logging.set_verbosity(optuna.logging.ERROR)
 
 

@@ -2,10 +2,11 @@
 
 import os
 import re
+import runpy
 import shlex
 import shutil
 import subprocess
-import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import psycopg
 import pytest
 import yaml
 from optuna.trial import TrialState
+from processes import PATIENCE, Command
 
 from optuna_s2e import S2ESampler, open_storage
 from optuna_s2e.cli import main
@@ -223,36 +225,72 @@ def test_systemd_accepts_a_unit(path: Path, tmp_path: Path) -> None:
     assert (said.returncode, said.stderr) == (0, "")
 
 
-def environment(**variables: str) -> dict[str, str]:
-    """Return this environment with the `s2e` of this interpreter first."""
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    return os.environ | {"PATH": path} | variables
-
-
 def trials(url: str, name: str) -> list[TrialState]:
     study = optuna.load_study(study_name=name, storage=open_storage(url))
     return [trial.state for trial in study.get_trials(deepcopy=False)]
 
 
-@pytest.mark.slow
+S2E = """#!/bin/bash
+# `s2e` where the test runs: asks for the command, waits for its end, ends with its exit code
+call=$(mktemp)
+mkfifo "$call.code"
+printf '%s\\0' "$@" > "$call"
+mv "$call" "$call.asked"
+exit "$(cat "$call.code")"
+"""
+
+
+def run_what_is_asked(folder: Path, tasks: list[subprocess.Popen[bytes]]) -> dict[str, Command]:
+    """Run what the tasks ask of `s2e` until they end, in processes that have imported all.
+
+    Returns:
+        The last process of each sub-command.
+    """
+    running: dict[Path, Command] = {}
+    last: dict[str, Command] = {}
+    end = time.monotonic() + PATIENCE
+    while any(task.poll() is None for task in tasks):
+        for asked in folder.glob("*.asked"):
+            argv = asked.read_text().split("\0")[:-1]
+            asked.unlink()
+            running[asked.with_suffix(".code")] = last[argv[0]] = Command(*argv)
+        for code, command in list(running.items()):
+            if not command.is_alive():
+                code.write_text(str(running.pop(code).wait()))  # the task waits to read it
+        assert time.monotonic() < end, [command.errors for command in last.values()]
+        time.sleep(0.02)
+    return last
+
+
 @pytest.mark.postgres
-def test_the_tasks_of_the_job_array_search_together(postgres_url: str, tmp_path: Path) -> None:
+def test_the_tasks_of_the_job_array_search_together(
+    postgres_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Each task as SLURM starts it: with bash, and its number in the environment."""
     pytest.importorskip("torch")
-    script = tmp_path / "search.sbatch"
+    monkeypatch.chdir(tmp_path)
     short = "--trials 4 --epochs 2 --no-noise-rate-estimate --no-dashboard"
-    text = SBATCH.read_text().replace("--trials 60", short)
+    text = SBATCH.read_text().replace("--trials 60", short).replace("sleep 5", "sleep 1")
+    script = Path("search.sbatch")
     script.write_text(text.replace("s2e worker", "s2e worker --no-dashboard"))
+    s2e, calls = Path("bin/s2e"), Path("calls")
+    s2e.parent.mkdir()
+    calls.mkdir()
+    s2e.write_text(S2E)
+    s2e.chmod(0o755)
+    env = os.environ | {
+        "PATH": f"{s2e.parent.resolve()}{os.pathsep}{os.environ['PATH']}",
+        "TMPDIR": str(calls.resolve()), "S2E_STORAGE": postgres_url,
+    }  # fmt: skip
     tasks = [
-        subprocess.Popen(
-            ["bash", script], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-            text=True, env=environment(SLURM_ARRAY_TASK_ID=str(n), S2E_STORAGE=postgres_url),
-        )
-        for n in (2, 1)  # the worker comes first, and waits
-    ]  # fmt: skip
-    said = [task.communicate(timeout=240)[0] for task in tasks]
-    assert [task.returncode for task in tasks] == [0, 0], said
-    assert "tudy 'digits-sym50'" in said[0]  # it works on it, or came when it was complete
+        subprocess.Popen(["bash", script], env=env | {"SLURM_ARRAY_TASK_ID": n})
+        for n in ("2", "1")  # the worker comes first, and waits
+    ]
+    commands = run_what_is_asked(calls, tasks)
+    assert [task.wait() for task in tasks] == [0, 0], [c.errors for c in commands.values()]
+    assert set(commands) == {"search", "status", "worker"}
+    # it works on the study, or came when that was complete
+    assert "tudy 'digits-sym50'" in commands["worker"].printed
     assert trials(postgres_url, "digits-sym50").count(TrialState.COMPLETE) >= 4
 
 
@@ -285,28 +323,25 @@ def parabola(trial):
 """
 
 
-@pytest.mark.slow
-def test_submitit_starts_workers_that_search_together(tmp_path: Path) -> None:
+def test_submitit_starts_workers_that_search_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("submitit", reason="the test extra brings it")
-    (tmp_path / "own.py").write_text(OBJECTIVE)
-    url = f"sqlite:///{tmp_path}/s2e.db"
-    launch = [
-        sys.executable, LAUNCH / "slurm" / "submit_workers.py", "--cluster", "local",
-        "--storage", url, "--study-name", "own",
-    ]  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    Path("own.py").write_text(OBJECTIVE)
+    text = (LAUNCH / "slurm" / "submit_workers.py").read_text()
+    Path("submit_workers.py").write_text(text.replace('"worker",', '"worker", "--no-dashboard",'))
+    url = "sqlite:///s2e.db"
 
-    def run(*options: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [*launch, *options], cwd=tmp_path, env=environment(), capture_output=True, text=True,
-            timeout=240,
-        )  # fmt: skip
+    def run(*options: str) -> None:
+        launch = ["submit_workers.py", "--cluster", "local", "--storage", url]
+        monkeypatch.setattr("sys.argv", [*launch, "--study-name", "own", *options])
+        runpy.run_path("submit_workers.py", run_name="__main__")
 
-    refused = run("--workers", "1", "--objective", "own:missing", "--trials", "9")
-    assert refused.returncode == 1  # it has made the study
-    assert "exit codes [2]" in refused.stderr
+    with pytest.raises(SystemExit, match=r"exit codes \[2\]"):  # it has made the study
+        run("--workers", "1", "--objective", "own:missing", "--trials", "9")
     study = optuna.load_study(study_name="own", storage=open_storage(url), sampler=S2ESampler())
     study.optimize(lambda trial: (trial.suggest_float("x", -1, 1) - 0.3) ** 2, n_trials=6)
-    done = run("--workers", "2", "--objective", "own:parabola", "--trials", "15")  # goes on
-    assert done.returncode == 0, done.stderr
+    run("--workers", "2", "--objective", "own:parabola", "--trials", "15")  # goes on
     assert 15 <= trials(url, "own").count(TrialState.COMPLETE) <= 17
     assert abs(study.best_params["x"] - 0.3) < 0.3

@@ -50,6 +50,14 @@ def tree(path: Path) -> ast.Module:
     return ast.parse(path.read_text(), str(path))
 
 
+def statements(node: ast.AST) -> Iterator[ast.AST]:
+    """Yield the statements below a node: a small part of what `ast.walk` would look at."""
+    for child in ast.iter_child_nodes(node):
+        if not isinstance(child, ast.expr):
+            yield child
+            yield from statements(child)
+
+
 class Import(NamedTuple):
     """A name that a file imports from this package."""
 
@@ -62,7 +70,7 @@ class Import(NamedTuple):
 def imports(path: Path) -> tuple[Import, ...]:
     """Return what a file imports from this package, also in functions and for type checking."""
     found = []
-    for node in ast.walk(tree(path)):
+    for node in statements(tree(path)):
         if isinstance(node, ast.Import):
             found += [Import(a.name, a.asname or a.name, node.lineno) for a in node.names]
         elif isinstance(node, ast.ImportFrom):
@@ -162,7 +170,7 @@ def private_names_of_optuna(node: ast.AST) -> Iterator[str]:
         names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
     yield from (n for n in names if is_inside(n, "optuna") and any(private_parts(n)))
     for child in ast.iter_child_nodes(node):
-        if not is_for_type_checking(child):
+        if not isinstance(child, ast.expr) and not is_for_type_checking(child):
             yield from private_names_of_optuna(child)
 
 

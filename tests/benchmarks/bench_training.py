@@ -98,6 +98,7 @@ CASES = {
     "cifar100-cnn9": Case("cifar100", "cnn9", 1, needs_cuda=True),
     "cifar100-resnet18": Case("cifar100", "resnet18", 1, needs_cuda=True),
 }
+ROWS, COPIED = 2048, 2**25  # of the matrices and arrays that the machine is measured with
 # where the data sets are not at hand: shape of an image, training and validation samples
 SHAPES = {
     "mnist": ((1, 28, 28), 10, 55_000, 5_000),
@@ -355,7 +356,7 @@ def machine(args: argparse.Namespace) -> dict[str, Any]:
     elif Path("/proc/cpuinfo").exists():
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         name = next((line.split(": ")[1] for line in lines if "model name" in line), name)
-    a, big = torch.rand(2048, 2048, device=device), torch.rand(2**25, device=device)
+    a, big = torch.rand(ROWS, ROWS, device=device), torch.rand(COPIED, device=device)
     copy = torch.empty_like(big)
     which = 0 if device.type == "cuda" else 1
     rates = []
@@ -372,7 +373,7 @@ def machine(args: argparse.Namespace) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "matmul_gflops": round(2 * 2048**3 / rates[0] / 1e9, 1),
+        "matmul_gflops": round(2 * ROWS**3 / rates[0] / 1e9, 1),
         "copy_gb_per_s": round(2 * big.nbytes / rates[1] / 1e9, 1),
     }
 

@@ -19,6 +19,8 @@ def bench(monkeypatch):
     monkeypatch.syspath_prepend(str(HERE))
     import bench_training
 
+    monkeypatch.setattr(bench_training, "ROWS", 128)  # seconds less in each run
+    monkeypatch.setattr(bench_training, "COPIED", 2**10)
     return bench_training
 
 
@@ -57,12 +59,17 @@ def test_a_benchmark_stops_within_a_run_and_begins_it_anew(bench, monkeypatch, c
     )
     package = bench.Bench.package
 
+    armed = []
+
     def endless(self, backend, n_trials):
-        while True:
-            time.sleep(0.01)
+        armed.append(signal.getitimer(signal.ITIMER_REAL)[0])
+        signal.raise_signal(signal.SIGALRM)  # as the alarm will
+        time.sleep(60)
 
     monkeypatch.setattr(bench.Bench, "package", endless)
-    printed = _main(bench, monkeypatch, capsys, *options, "--limit", 4)
+    printed = _main(bench, monkeypatch, capsys, *options, "--limit", 250)
+    (seconds,) = armed
+    assert 0 < seconds < 250  # what is left; a run may take 300
     assert "stopped at --limit" in printed
     assert "failed" not in printed
     monkeypatch.setattr(bench.Bench, "package", package)

@@ -206,7 +206,7 @@ def test_a_second_evaluation_trains_nothing_and_more_repeats_train_the_rest(
 @pytest.mark.usefixtures("pictures_stay_empty")
 @pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGKILL])
 def test_a_stopped_evaluation_goes_on_where_it_was(sign: signal.Signals) -> None:
-    n_epochs = 200  # a tenth of a second
+    n_epochs = 100  # half a tenth of a second
     assert main(search(1, "--epochs", str(n_epochs), "--noise", "none")) == 0
     kept = Path("s/networks.jsonl")
     process = Command("evaluate", "--repeats", "1000")

@@ -63,6 +63,14 @@ def base(search: Search) -> Iterator[str]:
         yield address
 
 
+# as a link of the page does; what is shown then begins to count its ten seconds
+FOLLOW_LINK = """url => {
+    history.pushState({}, "", url);
+    dispatchEvent(new PopStateEvent("popstate", {state: {}}));
+    return new Promise(shown => setTimeout(shown, 50));
+}"""
+
+
 class Browser:
     """One page: what it has loaded from a server once, it shows again without loading."""
 
@@ -74,16 +82,18 @@ class Browser:
         self.page.on("pageerror", lambda error: self._errors.append(str(error)))
         self.page.clock.install()  # so that a test can let the page's time pass
 
+    def renew(self) -> None:
+        """Let pass the ten seconds after which the page renews itself."""
+        self.page.clock.fast_forward(10_000)
+
     @contextmanager
     def at(self, base: str, path: str) -> Iterator[Any]:
         """Show a path of the dashboard; fail if the page raises an error."""
         self._errors.clear()
-        if base == self._server:  # as a link of the page does
-            self.page.evaluate(
-                "url => { history.pushState({}, '', url); "
-                "dispatchEvent(new PopStateEvent('popstate', {state: {}})); }",
-                base + path,
-            )
+        if base == self._server:
+            with self.page.expect_response(re.compile(r"/api/studies/\d+\?")):
+                self.page.evaluate(FOLLOW_LINK, base + path)
+                self.renew()
         else:
             self.page.goto(base + path, timeout=SECONDS)
             self._server = base
@@ -217,23 +227,6 @@ def test_links_and_pictures_are_legible(browser: Browser, search: Search, base: 
             assert contrast(image, "outlineColor", f"e.style.outlineColor = '{grey}'") > WCAG_AA
 
 
-def test_a_study_of_5000_trials_is_shown(browser: Browser) -> None:
-    """Its page takes about as long as that of a short study; a line per trial would freeze it."""
-    study = optuna.create_study()
-    x = {"x": optuna.distributions.FloatDistribution(0, 1)}
-    values = [k / 5000 for k in range(5000)]
-    study.add_trials([
-        optuna.create_trial(
-            params={"x": v}, distributions=x, value=v, intermediate_values={0: 1.0, 1: v}
-        )
-        for v in values
-    ])  # fmt: skip
-    with serve(study) as base, browser.at(base, f"/studies/{study._study_id}") as page:
-        page.get_by_text("Study User Attributes").wait_for()
-        page.wait_for_function("document.querySelectorAll('#plot-history .main-svg').length > 0")
-        assert page.get_by_text("Intermediate values").count() == 0
-
-
 def test_an_open_page_follows_the_search_and_keeps_its_zoom(
     browser: Browser, search: Search, base: str
 ) -> None:
@@ -251,7 +244,7 @@ def test_an_open_page_follows_the_search_and_keeps_its_zoom(
         page.wait_for_function(f"JSON.stringify({axis}) !== '{json.dumps(full)}'")
         zoomed, before = page.evaluate(axis), page.evaluate(n_shown)
         search.go_on(4)
-        page.clock.fast_forward(30_000)  # the page renews itself every ten seconds
+        browser.renew()
         page.wait_for_function(f"{n_shown} > {before}")
         page.clock.run_for(500)
         assert page.evaluate(n_shown) == before + 4
@@ -295,13 +288,13 @@ def test_the_picture_of_a_running_trial_changes_on_the_open_page(
         f"[...document.images].map(i => i.src).find(s => s.includes('{path}') && /v=/.test(s))"
     )
     with browser.at(base, f"/studies/1/trials?numbers={trial.number}") as page:
-        page.clock.fast_forward(10_000)  # the page renews itself
+        browser.renew()
         page.get_by_text("epoch 1 of 8").wait_for()
         page.wait_for_function(source)
         first = page.evaluate(source)
         errors.append(0.25)
         search.reporter.show(trial, schedule, {"error": errors})
-        page.clock.fast_forward(10_000)
+        browser.renew()
         page.wait_for_function(f"{source} !== '{first}'")
         page.wait_for_function(
             f"[...document.images].some(i => i.src === {source} && i.naturalWidth === 400)"
@@ -310,3 +303,20 @@ def test_the_picture_of_a_running_trial_changes_on_the_open_page(
         assert ">2/8<" in second
         page.get_by_text("epoch 2 of 8").wait_for()
     search.study.tell(trial, 0.25)
+
+
+def test_a_study_of_5000_trials_is_shown(browser: Browser) -> None:
+    """Its page takes about as long as that of a short study; a line per trial would freeze it."""
+    study = optuna.create_study()
+    x = {"x": optuna.distributions.FloatDistribution(0, 1)}
+    values = [k / 5000 for k in range(5000)]
+    study.add_trials([
+        optuna.create_trial(
+            params={"x": v}, distributions=x, value=v, intermediate_values={0: 1.0, 1: v}
+        )
+        for v in values
+    ])  # fmt: skip
+    with serve(study) as base, browser.at(base, f"/studies/{study._study_id}") as page:
+        page.get_by_text("Study User Attributes").wait_for()
+        page.wait_for_function("document.querySelectorAll('#plot-history .main-svg').length > 0")
+        assert page.get_by_text("Intermediate values").count() == 0

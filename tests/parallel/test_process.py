@@ -36,20 +36,22 @@ def sleep_in_a_child() -> None:
     time.sleep(FOREVER)
 
 
+COMPUTES, WAITS_FOR_LOCK, WAITS_FOR_CHILD, SLEEPS = range(4)
+
+
 def busy(trial: Trial) -> float:
-    """Compute, wait for a lock, sleep, or wait for a child: one trial each."""
-    kind = trial.user_attrs["seed"] % 4
+    kind = trial.user_attrs["seed"]
     sign_in()
-    if kind == 0:
+    if kind == COMPUTES:
         os.nice(19)  # it keeps no other test from its core
         end = time.monotonic() + FOREVER
         while time.monotonic() < end:
             pass
-    elif kind == 1:
+    elif kind == WAITS_FOR_LOCK:
         lock = threading.Lock()
         lock.acquire()
         lock.acquire(timeout=FOREVER)
-    elif kind == 2:
+    elif kind == WAITS_FOR_CHILD:
         child = multiprocessing.get_context("fork").Process(target=sleep_in_a_child)
         child.start()
         child.join()
@@ -58,14 +60,19 @@ def busy(trial: Trial) -> float:
 
 
 class Busy:
+    """What each trial does."""
+
+    def __init__(self, kinds: tuple[int, ...]) -> None:
+        self._kinds = kinds
+
     def __call__(self, trial: Trial) -> float:
         return busy(trial)
 
     def trial_seed(self, number: int) -> int:
-        return number
+        return self._kinds[number]
 
 
-def drive(method: str) -> None:
+def drive(method: str, kinds: tuple[int, ...]) -> None:
     sign_in()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     context = multiprocessing.get_context(method)
@@ -73,9 +80,9 @@ def drive(method: str) -> None:
         context.set_forkserver_preload(["optuna_s2e.parallel", "pytest"])  # not in each process
     optimize_batch(
         new_study(open_storage(URL)),
-        Busy(),
-        4,
-        executor=lambda: ProcessPoolExecutor(4, mp_context=context),
+        Busy(kinds),
+        len(kinds),
+        executor=lambda: ProcessPoolExecutor(len(kinds), mp_context=context),
     )
 
 
@@ -104,26 +111,30 @@ def none_is_left() -> bool:
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks at /proc")
 @pytest.mark.parametrize(
-    ("method", "sign"),
+    ("method", "sign", "kinds"),
     [
-        ("fork", signal.SIGKILL),
-        ("spawn", signal.SIGKILL),
-        ("forkserver", signal.SIGKILL),
-        ("forkserver", signal.SIGTERM),
-        ("fork", signal.SIGINT),
+        ("fork", signal.SIGKILL, (COMPUTES, WAITS_FOR_LOCK, WAITS_FOR_CHILD, SLEEPS)),
+        # each of these processes imports what the others have imported: the two hardest kinds
+        ("spawn", signal.SIGKILL, (COMPUTES, WAITS_FOR_CHILD)),
+        ("forkserver", signal.SIGKILL, (COMPUTES, WAITS_FOR_CHILD)),
+        ("forkserver", signal.SIGTERM, (COMPUTES, WAITS_FOR_CHILD)),
+        ("fork", signal.SIGINT, (COMPUTES, WAITS_FOR_LOCK, WAITS_FOR_CHILD, SLEEPS)),
     ],
 )
-def test_processes_of_a_pool_end_with_their_driver(method: str, sign: signal.Signals) -> None:
-    driver = Process(drive, method)
-    wait_until(lambda: len(signed_in()) == 6, driver)  # driver, four processes, a child of one
-    assert len(alive()) == 6
+def test_processes_of_a_pool_end_with_their_driver(
+    method: str, sign: signal.Signals, kinds: tuple[int, ...]
+) -> None:
+    driver = Process(drive, method, kinds)
+    n = 1 + len(kinds) + 1  # the driver, its processes, and a child of one of them
+    wait_until(lambda: len(signed_in()) == n, driver)
+    assert len(alive()) == n
     code, _, errors = driver.stop(sign)
     assert none_is_left()
     if sign == signal.SIGKILL:
         assert code == -sign
         return
     states = [t.state for t in new_study(open_storage(URL)).trials]
-    assert states == [TrialState.FAIL] * 4
+    assert states == [TrialState.FAIL] * len(kinds)
     assert f"{sign.name}: optimize_batch was stopped. 0 trials of this call are kept" in errors
     assert "The driver of its batch ended" not in errors  # one line says it of all
     if sign == signal.SIGTERM:
