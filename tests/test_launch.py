@@ -5,9 +5,11 @@ import re
 import runpy
 import shlex
 import shutil
+import signal
 import subprocess
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -283,10 +285,17 @@ def test_the_tasks_of_the_job_array_search_together(
         "TMPDIR": str(calls.resolve()), "S2E_STORAGE": postgres_url,
     }  # fmt: skip
     tasks = [
-        subprocess.Popen(["bash", script], env=env | {"SLURM_ARRAY_TASK_ID": n})
+        subprocess.Popen(
+            ["bash", script], env=env | {"SLURM_ARRAY_TASK_ID": n}, start_new_session=True
+        )
         for n in ("2", "1")  # the worker comes first, and waits
     ]
-    commands = run_what_is_asked(calls, tasks)
+    try:
+        commands = run_what_is_asked(calls, tasks)
+    finally:
+        for task in tasks:
+            with suppress(ProcessLookupError):  # it ended
+                os.killpg(task.pid, signal.SIGKILL)
     assert [task.wait() for task in tasks] == [0, 0], [c.errors for c in commands.values()]
     assert set(commands) == {"search", "status", "worker"}
     # it works on the study, or came when that was complete
