@@ -9,6 +9,7 @@ from typing import Any
 from docutils import nodes
 from latex2mathml.converter import convert
 from sphinx.application import Sphinx
+from sphinx.domains.python import PyObject
 
 import optuna_s2e
 
@@ -51,6 +52,7 @@ python_use_unqualified_type_names = True
 python_maximum_signature_line_length = 88
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True
+strip_signature_backslash = True  # else attributes lose the underscore at their end
 
 # Annotations and docstrings name classes of other packages and of private modules: no page here.
 nitpicky = True
@@ -130,8 +132,20 @@ def write_math(translator: Any, node: nodes.math | nodes.math_block) -> None:
     raise nodes.SkipNode
 
 
+def keep_percent_signs(app: Sphinx, doctree: nodes.document) -> None:
+    """Keep "40 %" in one line."""
+    for text in list(doctree.findall(nodes.Text)):
+        if " %" in text and not isinstance(text.parent, nodes.literal | nodes.literal_block):
+            kept = re.sub(r"(?<=\d) %", "\N{NO-BREAK SPACE}%", text)
+            text.parent.replace(text, nodes.Text(kept))
+
+
 def setup(app: Sphinx) -> None:
     """Connect the functions above."""
+    for field in PyObject.doc_field_types:
+        if field.name == "variable":
+            field.label = "Attributes"
+    app.connect("doctree-read", keep_percent_signs)
     app.connect("source-read", read_page)
     app.connect("autodoc-process-docstring", edit_docstring, priority=100)  # before napoleon
     app.connect("autodoc-process-signature", edit_signature)

@@ -101,9 +101,12 @@ def shoot_report(path: Path) -> None:
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
         save_label_errors(model.find_label_errors(), folder, inputs=images[train])
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": 1000, "height": 640}, device_scale_factor=1.5)
+        page = browser.new_page(viewport={"width": 1000, "height": 900}, device_scale_factor=1.5)
         page.goto(Path(folder, "label-errors.html").as_uri())
-        page.screenshot(path=path)
+        box = page.locator("section li").first.bounding_box()
+        assert box is not None
+        height = box["y"] + box["height"] + 12  # to the end of the first row
+        page.screenshot(path=path, clip={"x": 0, "y": 0, "width": 1000, "height": height})
         browser.close()
     make_smaller(path)
 

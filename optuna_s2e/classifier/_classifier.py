@@ -27,6 +27,7 @@ from tqdm import tqdm
 
 from optuna_s2e._checks import check_int, check_number
 from optuna_s2e._typing import FloatArray, IntArray
+from optuna_s2e.classifier._calibration import at_temperature, fit_temperature
 from optuna_s2e.classifier._defaults import (
     N_EPOCHS,
     auto_network,
@@ -106,6 +107,8 @@ class NoisyLabelClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc
         schedule_: The schedule R(t) of the final training.
         study_: The study of the search; None without a search, and after `load`.
         label_quality_: How much the networks trust each training label, in [0, 1], (N,).
+        temperature_: What calibrates the probabilities, fitted to the clean labels (`X_val`); 1.0
+            without clean labels. Predictions do not depend on it.
 
     Example:
         >>> import numpy as np
@@ -217,19 +220,21 @@ class NoisyLabelClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc
         Args:
             X: Inputs as in `fit`.
         """
-        probabilities = self.predict_proba(X)
+        probabilities = self._predict(X)
         predicted: npt.NDArray[Any] = self.classes_[probabilities.argmax(axis=1)]
         return predicted
 
     def predict_proba(self, X: Any) -> FloatArray:
         """Return the probability of each class, in the order of `classes_`, (N, C).
 
+        They are calibrated if `fit` got clean labels (`X_val`). Without, they are what the
+        networks say, who learned from wrong labels: good to compare samples, not to be taken at
+        their word.
+
         Args:
             X: Inputs as in `fit`.
         """
-        check_is_fitted(self)
-        x, _ = self._read("X", X, None, reset=False, labelled=False)
-        return self._probabilities(self._encoder.encode(x))
+        return at_temperature(self._predict(X), self.temperature_)
 
     def find_label_errors(
         self,
@@ -296,6 +301,12 @@ class NoisyLabelClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc
 
         return load(cls(), path, network)
 
+    def _predict(self, X: Any) -> FloatArray:
+        """Return the networks' mean probabilities as they are, (N, C)."""
+        check_is_fitted(self)
+        x, _ = self._read("X", X, None, reset=False, labelled=False)
+        return self._probabilities(self._encoder.encode(x))
+
     def _fit(
         self,
         fitting: Fitting,
@@ -330,6 +341,10 @@ class NoisyLabelClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc
         self._labels = fitting.train[1]
         self._input_shape = tuple(fitting.train[0].shape[1:])
         self.label_quality_ = label_quality(self._samples, self._labels, noise=noise.known)
+        self.temperature_ = 1.0
+        if fitting.validation is not None:
+            x_val, y_val = fitting.validation
+            self.temperature_ = fit_temperature(self._probabilities(x_val), y_val)
 
     def _keep_noise(self, noise: Noise) -> None:
         self._noise = noise

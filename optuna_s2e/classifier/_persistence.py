@@ -55,6 +55,7 @@ def save(model: NoisyLabelClassifier, path: str | os.PathLike[str]) -> None:
         "noise_rate": model.noise_rate_,
         "transition_matrix": _listed(model.transition_matrix_),
         "schedule": model.schedule_.to_json(),
+        "temperature": model.temperature_,
         "classes": {"dtype": model.classes_.dtype.str, "values": model.classes_.tolist()},
     }
     content: dict[str, Any] = {
@@ -130,6 +131,7 @@ def _restore(
         model.feature_names_in_ = np.array(document["feature_names_in"], dtype=object)
     model._keep_noise(_noise_of(document, content))
     model.schedule_ = Schedule.from_json(document["schedule"])
+    model.temperature_ = document.get("temperature", 1.0)  # older releases had none
     model.study_ = None
     model._encoder = InputEncoder.from_state(document["encoder"])
     model._input_shape = tuple(document["input_shape"])

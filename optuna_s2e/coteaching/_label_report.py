@@ -126,7 +126,7 @@ def _card(row: dict[str, Any], shown: str, name: str) -> str:
     return (
         f"<li>{shown}<h3>{title}</h3><p>given <b>{given}</b>, suggested "
         f"<b>{suggested}</b></p><p>quality {_quality(row['quality'])}</p>"
-        f"<p>{escape(str(row['evidence']))}</p></li>"
+        f"<p>{escape(str(row['evidence'])).replace(' %', '&nbsp;%')}</p></li>"
     )
 
 

@@ -465,8 +465,9 @@ def _warn_if_noisy(
             f"Where they are surest, networks contradict {100 * min(rates_val):.0f} % of the "
             f"validation labels and {100 * rate:.0f} % of the training labels. Either the "
             "networks are weak on these data, or the validation labels are as wrong as the "
-            "training labels. If they are, pass clean_validation=False; the estimate is too low "
-            "otherwise.",
+            "training labels. If they are, the estimate is too low: do not give them as clean "
+            "labels (clean_validation=False; NoisyLabelClassifier without X_val; `s2e fit` "
+            "without --val).",
             UserWarning,
             stacklevel=3,
         )

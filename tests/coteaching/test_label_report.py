@@ -201,3 +201,9 @@ def test_the_worst_qualities_are_below_the_digits_that_are_shown(tmp_path):
     texts = _save(tmp_path).texts
     assert "quality below 0.001" in texts
     assert "quality 0.100" in texts
+
+
+def test_a_number_and_its_percent_sign_stay_in_one_line(tmp_path):
+    page = _save(tmp_path, _errors(1).assign(evidence="trained on in 4 % of the epochs"))
+    assert "trained on in 4\N{NO-BREAK SPACE}% of the epochs" in page.texts
+    assert "4 %" in (tmp_path / "new" / "list" / "label-errors.csv").read_text()
