@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
+from numbers import Integral, Real
 from os import PathLike
 from typing import TYPE_CHECKING, Any, Self
 
@@ -187,6 +189,7 @@ class NoisyLabelClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc
         if given_rate is not None:
             given_rate = check_number("noise_rate", given_rate, 0, 1, open_high=True)
         x, y = self._read("X", X, y, reset=True)
+        _warn_of_other_order(X, y)
         self.classes_, numbers = _read_classes(y)
         self._encoder = InputEncoder.learn(x)
         inputs = self._encoder.encode(x)
@@ -433,6 +436,22 @@ def _masked_as_missing(values: Any) -> Any:
     return values.astype(np.float64 if values.dtype.kind in "biuf" else object).filled(np.nan)
 
 
+def _warn_of_other_order(X: Any, y: Any) -> None:
+    """Warn if X and y are of pandas, and their rows are the same but in another order."""
+    if not all(hasattr(getattr(values, "index", None), "equals") for values in (X, y)):
+        return
+    rows, labels = X.index, y.index
+    if rows.equals(labels):
+        return
+    if rows.is_unique and len(rows) == len(labels) == len(rows.intersection(labels)):
+        warnings.warn(
+            "X and y have the same index, but in another order. Labels go by position: row 0 of X "
+            f"({rows[0]!r}) gets the label of row 0 of y ({labels[0]!r}). If that is wrong, pass "
+            "y.loc[X.index].",
+            stacklevel=3,
+        )
+
+
 def _read_classes(y: Any) -> tuple[npt.NDArray[Any], IntArray]:
     """Return the classes, (C,), and the class number of each label, (N,).
 
@@ -440,6 +459,8 @@ def _read_classes(y: Any) -> tuple[npt.NDArray[Any], IntArray]:
         ValueError: If labels are missing or no classes, or there is only one class.
     """
     labels = column_or_1d(y, warn=True)
+    if labels.dtype == object and all(isinstance(label, Integral) for label in labels):
+        labels = np.array(labels.tolist())
     missing = [i for i, label in enumerate(labels.tolist()) if is_missing(label)]
     if missing:
         raise ValueError(
@@ -450,6 +471,11 @@ def _read_classes(y: Any) -> tuple[npt.NDArray[Any], IntArray]:
     try:
         if len({isinstance(label, str) for label in labels.tolist()}) > 1:
             raise TypeError("strings and other types")
+        if labels.dtype.kind in "OmM" and not isinstance(labels[0], str | Real):
+            raise ValueError(
+                "y must hold class labels (whole numbers, booleans or strings), but y[0] is "
+                f"{labels[0]!r}. Take y.astype(str)."
+            )
         check_classification_targets(labels)
         classes, numbers = np.unique(labels, return_inverse=True)
     except TypeError as error:  # such labels cannot be sorted

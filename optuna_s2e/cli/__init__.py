@@ -20,10 +20,11 @@ def main(argv: "Sequence[str] | None" = None) -> int:
 
     Args:
         argv: Arguments without the program's name. None takes those of the process, which then
-            ends at once at Ctrl-C and at SIGTERM; with arguments, this function returns.
+            ends at once at Ctrl-C, SIGTERM and SIGHUP; with arguments, this function returns.
 
     Returns:
-        0, or 1 (`s2e status --verify` found a difference), 2 (error), 130 (Ctrl-C), 143 (SIGTERM).
+        0, or 1 (`s2e status --verify` found a difference), 2 (error), 129 (SIGHUP), 130 (Ctrl-C),
+        143 (SIGTERM).
     """
     if argv is None:
         _interrupt.end_process_at_ctrl_c()  # first: all that follows takes time to import

@@ -24,7 +24,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from optuna_s2e._attributes import CLASSIFIER_KEY, read_noise
 from optuna_s2e.analysis import Recommendation, recommend
-from optuna_s2e.cli._interrupt import EXIT_CODES
+from optuna_s2e.cli._interrupt import EXIT_CODES, discard_output
 from optuna_s2e.parallel import Callback, Objective, optimize_batch, work
 from optuna_s2e.schedules import Schedule
 from optuna_s2e.storages import absolute_url, mask_url, open_storage
@@ -223,8 +223,8 @@ def stopped_by(run: Callable[[], object]) -> str:
             run()
         except KeyboardInterrupt:
             return "SIGINT"
-        except SystemExit:  # optimize_batch raises it at SIGTERM
-            return "SIGTERM"
+        except SystemExit as end:  # optimize_batch raises it at SIGTERM and SIGHUP
+            return next(name for name, code in EXIT_CODES.items() if code == end.code)
         finally:
             logger.disabled = False
     return ""
@@ -324,7 +324,11 @@ def say_stopped(args: argparse.Namespace, signal_name: str) -> int:
     The storage is not asked: it may be away.
     """
     kept = "Completed trials are kept, interrupted ones are failed"
-    print(f"{signal_name}: stopped. {kept}. Go on: {shown(args, ['s2e', *args.argv])}")
+    line = f"{signal_name}: stopped. {kept}. Go on: {shown(args, ['s2e', *args.argv])}"
+    try:
+        print(line, flush=True)
+    except OSError:  # the terminal was closed
+        discard_output()
     return EXIT_CODES[signal_name]
 
 

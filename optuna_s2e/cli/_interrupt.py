@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 
-EXIT_CODES = {"SIGINT": 130, "SIGTERM": 143}  # as shells have them
+EXIT_CODES = {"SIGINT": 130, "SIGTERM": 143, "SIGHUP": 129}  # as shells have them
 NOTHING_DONE = "Interrupted: nothing was changed; the same command begins anew."
 
 _line = NOTHING_DONE
@@ -27,6 +27,11 @@ def print_line() -> int:
     _flush()
     os.write(2, f"\n{_line}\n".encode())
     return EXIT_CODES["SIGINT"]
+
+
+def discard_output() -> None:
+    """Let nobody read what is printed from here on: whoever did has gone."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def end_process_at_ctrl_c() -> None:

@@ -89,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _interrupt.print_line()
     except BrokenPipeError:  # `s2e status | head`: nobody reads on
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _interrupt.discard_output()
         return EXIT_ERROR
     except Exception as error:
         from optuna_s2e.cli._errors import MENDABLE, one_line

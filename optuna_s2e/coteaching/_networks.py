@@ -9,6 +9,7 @@ References:
 
 from __future__ import annotations
 
+import inspect
 import math
 import os
 import random
@@ -106,7 +107,7 @@ def find_network(network: Network) -> NetworkFunction:
     """Return the function behind a network's name. Functions are returned as they are.
 
     Raises:
-        ValueError: If the name is unknown, or the network is neither a name nor a function.
+        ValueError: If the name is unknown, or the network is neither a name nor such a function.
     """
     if isinstance(network, str) and network in NETWORKS:
         return NETWORKS[network]
@@ -115,6 +116,16 @@ def find_network(network: Network) -> NetworkFunction:
             f"network must be one of {sorted(NETWORKS)} or a function (input_shape, n_classes) "
             f"-> torch.nn.Module that makes a new network at each call, but got {network!r}."
         )
+    try:
+        inspect.signature(network).bind((), 2)
+    except TypeError as error:
+        name = getattr(network, "__qualname__", repr(network))
+        raise ValueError(
+            f"network must be a function (input_shape, n_classes) -> torch.nn.Module, but {name} "
+            f"takes other arguments: {error}. Take `lambda input_shape, n_classes: ...`."
+        ) from error
+    except ValueError:  # some of C do not tell
+        pass
     return network
 
 

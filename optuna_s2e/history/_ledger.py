@@ -22,10 +22,9 @@ import numpy as np
 from optuna.trial import FrozenTrial, TrialState
 
 from optuna_s2e._attributes import DRAW_KEY
+from optuna_s2e._optuna import Trials
 from optuna_s2e._typing import FloatArray
-from optuna_s2e.distributions import (
-    SearchSpace,
-)
+from optuna_s2e.distributions import SearchSpace
 from optuna_s2e.history._origin import is_in_cube, locate, other_schedule, space_of
 from optuna_s2e.history._others import Others
 from optuna_s2e.history._record import Draw, Record, Rules, Tags, is_of_later_release, read_draw
@@ -135,14 +134,14 @@ class Ledger:
         self._newest: dict[str | None, int] = {}  # number of the last opener of each space
         self._chains: dict[str | None, Chain] = {}  # the last one of each space
         self._located: dict[tuple[str, int], FloatArray | str] = {}
-        self.trials: Sequence[FrozenTrial] = ()
+        self.trials: Trials = ()
         self._n_seen = 0
         self._evidence: dict[tuple[str, int], tuple[list[Draw], FloatArray]] = {}
         self._unfinished: set[int] = set()
         self._failed: list[int] = []
         self._last_finished: FrozenTrial | None = None
 
-    def is_continued_by(self, trials: Sequence[FrozenTrial]) -> bool:
+    def is_continued_by(self, trials: Trials) -> bool:
         """Say whether trials are of the study that was read, and not of one made anew."""
         last = self._last_finished
         return last is None or (
@@ -150,8 +149,8 @@ class Ledger:
             and (trials[last.number] is last or trials[last.number] == last)
         )
 
-    def read(self, trials: Sequence[FrozenTrial]) -> Ledger:
-        """Read all trials of the study, ordered by number, and return the ledger."""
+    def read(self, trials: Trials) -> Ledger:
+        """Read all trials of the study, by number, and return the ledger."""
         if not self.is_continued_by(trials):
             self._reset()
         fresh = sorted(self._unfinished) + list(range(self._n_seen, len(trials)))

@@ -162,8 +162,8 @@ class Driver:
         if failed is not None and self._failed_in_a_row >= self._size * self._limits.max_attempts:
             raise RuntimeError(
                 f"{self._failed_in_a_row} trials in a row have failed; the last one: "
-                f"{failed.failure} Mend the objective and call optimize_batch again: it goes on "
-                "where it stopped."
+                f"{str(failed.failure).rstrip('.')}. Mend the objective and call optimize_batch "
+                "again: it goes on where it stopped."
             ) from failed.error
         self._lost_in_a_row = 0 if came_back or lost is None else self._lost_in_a_row + 1
         if lost is not None:

@@ -78,7 +78,7 @@ def optimize_batch(
         RuntimeError: If the study has another driver, if all trials fail, or if the objective
             raised an exception that `catch` does not name.
         KeyboardInterrupt: At Ctrl-C, in the main thread. The trials that were running are failed.
-        SystemExit: At SIGTERM, the same.
+        SystemExit: At SIGTERM and SIGHUP (a closed terminal), the same.
 
     Example:
         >>> import optuna
@@ -149,7 +149,7 @@ def _end_as_asked(signal_name: str, driver: Driver) -> NoReturn:
     if signal_name == "SIGINT":
         raise KeyboardInterrupt(text) from None
     _logger.warning(text)
-    raise SystemExit(128 + signal.SIGTERM) from None
+    raise SystemExit(128 + signal.Signals[signal_name]) from None
 
 
 def _check_arguments(

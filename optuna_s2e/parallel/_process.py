@@ -100,7 +100,10 @@ def busy_for(driver: Process) -> Iterator[None]:
             threading.Thread(target=_end_with, args=(driver,), daemon=True).start()
             if threading.current_thread() is threading.main_thread():
                 signal.signal(signal.SIGINT, _at_ctrl_c)
-                signal.signal(signal.SIGTERM, _at_sigterm)
+                for name in ("SIGTERM", "SIGHUP"):
+                    number = getattr(signal, name, None)  # Windows has no SIGHUP
+                    if number and signal.getsignal(number) != signal.SIG_IGN:
+                        signal.signal(number, _at_end)
     _busy.set()
     try:
         yield
@@ -136,7 +139,7 @@ def _end(code: int = 1) -> NoReturn:
     os._exit(code)
 
 
-def _at_sigterm(number: int, frame: FrameType | None) -> NoReturn:
+def _at_end(number: int, frame: FrameType | None) -> NoReturn:
     _end(128 + number)
 
 

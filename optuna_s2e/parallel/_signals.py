@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C, for workers and drivers: what was asked for is done within two seconds.
+"""SIGTERM, SIGHUP and Ctrl-C, for workers and drivers: what was asked for is done in time.
 
 A handler may run anywhere in the main thread. An exception that it raises may leave a transaction
 open, and Python drops it where it falls into the callback of a weak reference or into `__del__`
@@ -27,7 +27,7 @@ from typing import Any
 import optuna
 
 MAX_WAIT = 1.0  # seconds that a signal waits where no trial runs
-_IN_ALL = {"SIGINT": 1.8, "SIGTERM": 10.0}  # seconds after the signal; a person waits less
+_IN_ALL = {"SIGINT": 1.8, "SIGTERM": 10.0, "SIGHUP": 10.0}  # seconds after it; a person waits less
 _CLOSING = 0.5  # seconds at least after an interruption
 _AGAIN = 0.2  # seconds after which an exception that has not arrived is raised again
 _POLL = 0.01
@@ -45,7 +45,7 @@ class Orders:
     """What the signals that this process received tell it to do.
 
     Args:
-        grace: Seconds that a trial may go on running after SIGTERM.
+        grace: Seconds that a trial may go on running after SIGTERM and SIGHUP (a closed terminal).
 
     Attributes:
         stop: The name of the signal that came; None if none did.
@@ -67,9 +67,12 @@ class Orders:
 
     @contextmanager
     def obeyed(self) -> Iterator[None]:
-        """Obey SIGTERM, SIGINT (Ctrl-C) and a second signal, unless someone else handles them."""
+        """Obey these signals and a second one, unless someone else handles or ignores them."""
         if threading.current_thread() is threading.main_thread():
-            for number in (int(signal.SIGTERM), int(signal.SIGINT)):
+            for name in _IN_ALL:
+                if not hasattr(signal, name):  # Windows has no SIGHUP
+                    continue
+                number = int(signal.Signals[name])
                 if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
                     self._take(number)
         try:

@@ -100,17 +100,17 @@ def work(
 
     With W workers, up to W - 1 more trials may complete. Call it in the main thread.
 
-    After SIGTERM the running trial has `grace` seconds to end. After that, at SIGINT (Ctrl-C) and
-    at a second signal, it is interrupted and told as failed, with the user attribute
-    `stopped_by`. No trial is left RUNNING, unless the storage is away. A trial that another
-    worker failed while this one was suspended does no harm.
+    After SIGTERM and SIGHUP (a closed terminal) the running trial has `grace` seconds to end.
+    After that, at SIGINT (Ctrl-C) and at a second signal, it is interrupted and told as failed,
+    with the user attribute `stopped_by`. No trial is left RUNNING, unless the storage is away. A
+    trial that another worker failed while this one was suspended does no harm.
 
     Args:
         study: A study with its sampler.
         objective: An objective as `study.optimize` takes it.
         n_trials: The number of completed trials in the study, at least 1. None goes on until a
             signal.
-        grace: Seconds that a running trial has after SIGTERM, at least 0.
+        grace: Seconds that a running trial has after SIGTERM and SIGHUP, at least 0.
         catch: Exceptions of the objective that fail one trial only.
         callbacks: Called with (study, trial) after each trial.
 

@@ -1,6 +1,6 @@
 """Open storages of Optuna: one connection per process, and the errors that all kinds share.
 
-The modules of the kinds (`_rdb`, `_journal`, `_grpc`) make connections; `_retry` uses them.
+The modules of the kinds (`_rdb`, `_journal`, `_grpc`) make connections; `_attempts` uses them.
 """
 
 from __future__ import annotations

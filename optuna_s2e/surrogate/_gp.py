@@ -150,24 +150,30 @@ class GaussianProcess:
         draws, scale = self._screened
         numbers, signal = self.category_weights == 0.0, 1.0 - self.noise_share
         z = features[:, numbers] * scale
-        k = np.column_stack([z, (z * z).sum(axis=1), np.ones(len(z))]) @ draws  # q^2
+        points = np.column_stack([z, (z * z).sum(axis=1), np.ones(len(z))])
+        categories = None
         if not numbers.all():
-            k += scale**2 * category_squares(features, self.features, self.category_weights)
-        nearest = signal * matern(np.sqrt(np.maximum(k.min(axis=1), 0.0) / 5.0))
-        if k.max() > FARTHEST:
-            np.minimum(k, FARTHEST, out=k)
-        for rows in _blocks(k):
-            square = k[rows].astype(np.float32)
-            np.abs(square, out=square)  # a rounding error of 0 has a sign
-            q = np.sqrt(square)
-            decay = np.exp(-q)
-            square /= np.float32(3.0)
-            q += square
-            q += np.float32(1.0)
-            q *= decay
-            k[rows] = q
+            categories = category_squares(features, self.features, self.category_weights)
         weights = signal * self._weights
-        mean = self._shift + self._deviation * (k @ weights - ERROR * np.abs(weights).sum())
+        mean, nearest = np.empty(len(z)), np.empty(len(z))
+        for rows in _blocks(len(points), len(weights)):
+            square = points[rows] @ draws  # q^2
+            if categories is not None:
+                square += scale**2 * categories[rows]
+            nearest[rows] = square.min(axis=1)
+            if square.max() > FARTHEST:
+                np.minimum(square, FARTHEST, out=square)
+            k = square.astype(np.float32)
+            np.abs(k, out=k)  # a rounding error of 0 has a sign
+            q = np.sqrt(k)
+            k /= np.float32(3.0)
+            k += q
+            k += np.float32(1.0)
+            np.negative(q, out=q)
+            k *= np.exp(q, out=q)
+            mean[rows] = k.astype(np.float64) @ weights
+        nearest = signal * matern(np.sqrt(np.maximum(nearest, 0.0) / 5.0))
+        mean = self._shift + self._deviation * (mean - ERROR * np.abs(weights).sum())
         return self._in_losses(mean), self._deviation_of(signal - nearest**2 + ERROR)
 
     @cached_property
@@ -213,7 +219,7 @@ class GaussianProcess:
             a, b = a[:, numbers], b[:, numbers]
         a_squares, b_squares = (a * a).sum(axis=1)[:, None], (b * b).sum(axis=1)
         k = a @ (2.0 * b).T
-        for rows in _blocks(k):
+        for rows in _blocks(*k.shape):
             r = a_squares[rows] + b_squares
             r -= k[rows]
             np.maximum(r, 0.0, out=r)
@@ -327,17 +333,17 @@ def _power_of_two(size: float) -> float:
     return float(np.ldexp(1.0, np.frexp(size)[1] - 1)) if size else 1.0
 
 
-def _blocks(values: FloatArray) -> Iterator[slice]:
+def _blocks(n_rows: int, n_columns: int) -> Iterator[slice]:
     """Yield blocks of rows that are small enough to stay in the cache."""
-    size = max(1, BLOCK // max(1, values.shape[1]))
-    for start in range(0, len(values), size):
+    size = max(1, BLOCK // max(1, n_columns))
+    for start in range(0, n_rows, size):
         yield slice(start, start + size)
 
 
 def _sums_of_squares(v: FloatArray) -> FloatArray:
     """Return the sum of squares of each column of v (N, M), (M,)."""
     sums = np.empty(v.shape[1])
-    for columns in _blocks(v.T):
+    for columns in _blocks(*v.T.shape):
         part = v[:, columns]
         sums[columns] = (part * part).sum(axis=0)
     return sums

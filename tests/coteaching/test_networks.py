@@ -180,3 +180,21 @@ def test_weights_from_numpy_or_python_depend_on_the_seed_alone():
     assert not (first == far).any()
     np.testing.assert_array_equal(np.random.get_state()[1], state)  # noqa: NPY002
     assert random.getstate() == python
+
+
+class WithoutArguments(nn.Module):
+    def __init__(self):
+        super().__init__()
+
+
+@pytest.mark.parametrize(
+    "network", [lambda: nn.Linear(2, 2), lambda shape: nn.Linear(2, 2), WithoutArguments]
+)
+def test_a_function_of_other_arguments_is_refused_with_the_right_ones(network):
+    with pytest.raises(ValueError, match=r"function \(input_shape, n_classes\).* takes other arg"):
+        make_network(network, (2,), 2, seed=0)
+
+
+def test_a_function_may_name_its_arguments_as_it_likes():
+    for network in (lambda *a: nn.Linear(2, 2), lambda a, b=3, *, c=1: nn.Linear(2, 2)):
+        assert isinstance(make_network(network, (2,), 2, seed=0), nn.Linear)

@@ -16,6 +16,7 @@ from batches import K, new_study, parabola, states
 from optuna.samplers import RandomSampler
 from optuna.storages import InMemoryStorage
 from optuna.trial import Trial, TrialState
+from processes import Process
 
 from optuna_s2e import open_storage, optimize_batch
 from optuna_s2e._attributes import STOPPED_BY_KEY
@@ -303,3 +304,27 @@ def test_a_storage_that_lets_signals_wait_does_not_delay_these(run: str, tmp_pat
         with pytest.raises(SystemExit):
             optimize_batch(study, objective, 5)
     assert [Orders] * 3 in seen
+
+
+def _whose_terminal_is_closed() -> None:
+    def objective(trial: Trial) -> float:
+        shoot(signal.SIGHUP)
+        time.sleep(60)
+        return 0.0
+
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup, too
+    study = new_study()
+    try:
+        optimize_batch(study, objective, K)
+    finally:
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_DFL
+        print({state.name for state in states(study)})
+
+
+def test_a_closed_terminal_ends_a_batch_as_sigterm_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    driver = Process(_whose_terminal_is_closed)
+    assert driver.wait() == 128 + signal.SIGHUP
+    assert driver.printed == "{'FAIL'}\n"

@@ -1,6 +1,7 @@
 """s2e worker: joins, leaves cleanly, and what s2e status says of it."""
 
 import os
+import pty
 import signal
 import sys
 import time
@@ -12,7 +13,7 @@ import optuna
 import pytest
 import sqlalchemy
 from optuna.trial import TrialState
-from processes import Command, wait_until
+from processes import Command, Process, wait_until
 
 from optuna_s2e import S2ESampler, generations, open_storage, optimize_batch
 from optuna_s2e._attributes import SEARCH_KEY, STOPPED_BY_KEY
@@ -60,10 +61,12 @@ def make_study(**settings: Any) -> optuna.Study:
     )
 
 
+SLOW = ["worker", "--objective", "own_objectives:slow", "--no-dashboard"]
+
+
 def start_worker(*options: str, end: str = "never") -> Command:
     """Start a worker whose first trial has begun, and ends when the file `end` exists."""
-    argv = ["worker", "--objective", "own_objectives:slow", "--no-dashboard", *options]
-    worker = Command(*argv, env={"S2E_END": end})
+    worker = Command(*SLOW, *options, env={"S2E_END": end})
     wait_until(Path("training").exists, worker)
     return worker
 
@@ -114,20 +117,25 @@ def test_sampler_takes_the_settings_of_the_study() -> None:
 
 
 @pytest.mark.parametrize(
-    ("grace", "end", "state"),
-    [("1000", "end", TrialState.COMPLETE), ("0.3", "never", TrialState.FAIL)],
+    ("sign", "grace", "end", "state"),
+    [
+        (signal.SIGTERM, "1000", "end", TrialState.COMPLETE),
+        (signal.SIGTERM, "0.3", "never", TrialState.FAIL),
+        (signal.SIGHUP, "0.3", "never", TrialState.FAIL),
+    ],
 )
-def test_sigterm_lets_the_trial_end_or_fails_it_with_a_reason(
-    grace: str, end: str, state: TrialState
+def test_a_signal_lets_the_trial_end_or_fails_it_with_a_reason(
+    sign: signal.Signals, grace: str, end: str, state: TrialState
 ) -> None:
     study = make_study()
     worker = start_worker("--grace", grace, end=end)
-    worker.send_signal(signal.SIGTERM)
+    worker.send_signal(sign)
     time.sleep(0.3)
     Path("end").touch()
-    assert worker.wait() == 143
+    assert worker.wait() == 128 + sign
+    assert worker.printed.count(f"{sign.name}: stopped. Completed trials are kept") == 1
     assert [t.state for t in study.trials] == [state]
-    expected = {STOPPED_BY_KEY: "SIGTERM"} if state == TrialState.FAIL else {}
+    expected = {STOPPED_BY_KEY: sign.name} if state == TrialState.FAIL else {}
     assert study.trials[0].user_attrs == expected
 
 
@@ -309,3 +317,45 @@ def test_status_shows_the_lag_of_several_workers(capsys: pytest.CaptureFixture[s
     assert main(["status"]) == 0
     assert "largest" in capsys.readouterr().out
     assert max(Snapshot.of(study).progress.lags) > 1
+
+
+def _under_nohup(argv: list[str]) -> None:
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    sys.exit(main(argv))
+
+
+def test_under_nohup_a_closed_terminal_is_ignored() -> None:
+    study = make_study()
+    worker = Process(_under_nohup, [*SLOW, "--trials", "1"], env={"S2E_END": "end"})
+    wait_until(Path("training").exists, worker)
+    worker.send_signal(signal.SIGHUP)
+    time.sleep(0.3)
+    assert worker.is_alive()
+    Path("end").touch()
+    assert worker.wait() == 0
+    assert [t.state for t in study.trials] == [TrialState.COMPLETE]
+
+
+def _in_a_terminal_that_is_closed(argv: list[str]) -> None:
+    """Run the command in a terminal until a file is there; end with its exit code."""
+    code = "import sys; from optuna_s2e.cli import main; sys.exit(main())"
+    pid, terminal = pty.fork()
+    if pid == 0:
+        env = {**os.environ, "S2E_END": "never"}
+        os.execve(sys.executable, [sys.executable, "-c", code, *argv], env)
+    while not Path("close").exists():
+        time.sleep(0.02)
+    os.close(terminal)
+    sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) % 256)
+
+
+def test_a_worker_whose_terminal_is_closed_gives_its_trial_back() -> None:
+    """With nobody left to read what it prints."""
+    study = make_study()
+    worker = Process(_in_a_terminal_that_is_closed, [*SLOW, "--grace", "0.3"])
+    wait_until(Path("training").exists, worker)
+    Path("close").touch()
+    assert worker.wait() == 128 + signal.SIGHUP
+    (trial,) = study.trials
+    assert trial.state == TrialState.FAIL
+    assert trial.user_attrs == {STOPPED_BY_KEY: "SIGHUP"}

@@ -100,7 +100,7 @@ def test_write_whose_acknowledgement_is_lost_is_done_once(
         assert result == trials[1]._trial_id
     if case == "tell":
         assert trials[0].value == 0.25
-    messages = [r.message for r in caplog.records if r.name == "optuna_s2e.storages._retry"]
+    messages = [r.message for r in caplog.records if r.name == "optuna_s2e.storages._attempts"]
     assert len(messages) == 2
     assert "is unavailable" in messages[0]
     assert "is available again" in messages[1]
