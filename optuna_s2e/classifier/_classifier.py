@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import sys
-import warnings
 from collections.abc import Callable
 from dataclasses import replace
-from numbers import Integral, Real
 from os import PathLike
 from typing import TYPE_CHECKING, Any, Self
 
@@ -15,8 +13,7 @@ import numpy.typing as npt
 import torch
 from optuna.study import Study
 from sklearn.base import BaseEstimator, ClassifierMixin
-from sklearn.utils import Tags, assert_all_finite, check_random_state
-from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils import Tags, check_random_state
 from sklearn.utils.validation import (
     check_consistent_length,
     check_is_fitted,
@@ -28,7 +25,7 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from optuna_s2e._checks import check_int, check_number
-from optuna_s2e._typing import FloatArray, IntArray
+from optuna_s2e._typing import FloatArray
 from optuna_s2e.classifier._calibration import at_temperature, fit_temperature
 from optuna_s2e.classifier._defaults import (
     N_EPOCHS,
@@ -39,8 +36,8 @@ from optuna_s2e.classifier._defaults import (
 )
 from optuna_s2e.classifier._fitting import Fitting, Labelled, Noise
 from optuna_s2e.classifier._inputs import InputEncoder, read_dataset
+from optuna_s2e.classifier._labels import read_classes, warn_of_other_order
 from optuna_s2e.classifier._study import Budget, SearchStudy, quiet_optuna
-from optuna_s2e.classifier._table import is_missing
 from optuna_s2e.coteaching import label_quality, list_label_errors
 from optuna_s2e.coteaching.data import to_input
 from optuna_s2e.schedules import Schedule, suggested_schedule
@@ -189,8 +186,8 @@ class NoisyLabelClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc
         if given_rate is not None:
             given_rate = check_number("noise_rate", given_rate, 0, 1, open_high=True)
         x, y = self._read("X", X, y, reset=True)
-        _warn_of_other_order(X, y)
-        self.classes_, numbers = _read_classes(y)
+        warn_of_other_order(X, y)
+        self.classes_, numbers = read_classes(y)
         self._encoder = InputEncoder.learn(x)
         inputs = self._encoder.encode(x)
         validation = self._read_validation(X_val, y_val)
@@ -434,56 +431,3 @@ def _masked_as_missing(values: Any) -> Any:
     if not np.ma.is_masked(values):
         return values
     return values.astype(np.float64 if values.dtype.kind in "biuf" else object).filled(np.nan)
-
-
-def _warn_of_other_order(X: Any, y: Any) -> None:
-    """Warn if X and y are of pandas, and their rows are the same but in another order."""
-    if not all(hasattr(getattr(values, "index", None), "equals") for values in (X, y)):
-        return
-    rows, labels = X.index, y.index
-    if rows.equals(labels):
-        return
-    if rows.is_unique and len(rows) == len(labels) == len(rows.intersection(labels)):
-        warnings.warn(
-            "X and y have the same index, but in another order. Labels go by position: row 0 of X "
-            f"({rows[0]!r}) gets the label of row 0 of y ({labels[0]!r}). If that is wrong, pass "
-            "y.loc[X.index].",
-            stacklevel=3,
-        )
-
-
-def _read_classes(y: Any) -> tuple[npt.NDArray[Any], IntArray]:
-    """Return the classes, (C,), and the class number of each label, (N,).
-
-    Raises:
-        ValueError: If labels are missing or no classes, or there is only one class.
-    """
-    labels = column_or_1d(y, warn=True)
-    if labels.dtype == object and all(isinstance(label, Integral) for label in labels):
-        labels = np.array(labels.tolist())
-    missing = [i for i, label in enumerate(labels.tolist()) if is_missing(label)]
-    if missing:
-        raise ValueError(
-            f"y must hold a label of every sample, but {len(missing)} of {len(labels)} are "
-            f"missing (NaN or None), the first is y[{missing[0]}]. Drop those samples."
-        )
-    assert_all_finite(labels, input_name="y")
-    try:
-        if len({isinstance(label, str) for label in labels.tolist()}) > 1:
-            raise TypeError("strings and other types")
-        if labels.dtype.kind in "OmM" and not isinstance(labels[0], str | Real):
-            raise ValueError(
-                "y must hold class labels (whole numbers, booleans or strings), but y[0] is "
-                f"{labels[0]!r}. Take y.astype(str)."
-            )
-        check_classification_targets(labels)
-        classes, numbers = np.unique(labels, return_inverse=True)
-    except TypeError as error:  # such labels cannot be sorted
-        raise ValueError(
-            "y must hold labels of one type, but holds several. Take y.astype(str)."
-        ) from error
-    if len(classes) < 2:
-        raise ValueError(
-            f"y must hold at least 2 classes, but holds one class alone: {classes.tolist()[0]!r}."
-        )
-    return classes, numbers.astype(np.int64)

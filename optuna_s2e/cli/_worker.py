@@ -31,9 +31,9 @@ Workers come and go at any time, and there may be as many as you like. A search
 that `s2e search` began needs nothing else: its data, network and settings are
 kept with the study. An objective of your own is named with --objective.
 
-At SIGTERM, or when its terminal is closed (SIGHUP; not under nohup), the running
-trial may end within --grace seconds. Ctrl-C or a second signal stops it at once.
-No trial is left running.
+At SIGTERM, or when its terminal is closed (SIGHUP; not under nohup), the
+running trial may end within --grace seconds. Ctrl-C or a second signal stops it
+at once. No trial is left running.
 
     s2e worker --storage postgresql://me@db/s2e --study-name mnist-pair45
     s2e worker --storage sqlite:///s2e.db --devices all
