@@ -165,7 +165,7 @@ def test_reading_many_generations_takes_work_in_proportion() -> None:
         assert len(found) == n
         return n_calls
 
-    assert count_calls(240) < 6 * count_calls(60)
+    assert count_calls(120) < 5 * count_calls(30)
 
 
 def test_reused_draws_are_looked_up_once() -> None:
