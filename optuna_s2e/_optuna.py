@@ -49,7 +49,7 @@ def study_id(study: Study) -> int:
 
 
 def trial_id(trial: FrozenTrial | Trial) -> int:
-    """Return the identifier of a trial, likewise."""
+    """Return the identifier of a trial, which is unique within its storage only."""
     return trial._trial_id
 
 
@@ -199,7 +199,7 @@ def set_system_attr(study: Study, trial: FrozenTrial, key: str, value: Any) -> N
 
 
 def first_try_number(trial: Trial) -> int:
-    """Return the number of the trial or, if Optuna's callback made it as a retry, of the first."""
+    """Return the number of a trial or, if it is a retry of Optuna, that of the first try."""
     attrs = trial.study._storage.get_trial_system_attrs(trial._trial_id)
     first = attrs.get(FAILED_TRIAL_KEY, trial.number)
     return first if isinstance(first, int) else trial.number
