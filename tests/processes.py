@@ -4,6 +4,7 @@ They start in milliseconds and are like any other process: they have their own m
 and signals. The server is one process per run of pytest and knows nothing of the tests.
 """
 
+import contextlib
 import faulthandler
 import itertools
 import multiprocessing
@@ -12,20 +13,23 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from functools import cache
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload([
-    "optuna_s2e.coteaching", "optuna_s2e.cli._main", "optuna_s2e.parallel",
-    "optuna_s2e.analysis", "optuna_s2e.storages._rdb", "optuna.storages._rdb.storage",
-    "optuna.storages._rdb.models", "alembic.command", "alembic.config", "alembic.migration",
-    "sqlalchemy.orm", "sqlalchemy.dialects.sqlite", "sqlalchemy.dialects.postgresql.psycopg",
-    "optuna_s2e.dashboard", "optuna_dashboard", "sklearn.datasets", "tqdm.rich", "pytest",
-])  # fmt: skip
+CONTEXT.set_forkserver_preload(["preloaded"])
 PATIENCE = 240  # seconds until a test fails that waits; the machine may be busy
 HANGS = PATIENCE - 10  # longer than any process of the tests runs
 _numbers = itertools.count()
+
+
+@cache
+def _start_server() -> None:
+    """Start the server in this folder, where it finds what it imports."""
+    with contextlib.chdir(Path(__file__).parent):
+        forkserver.ensure_running()
 
 
 class Process:
@@ -45,6 +49,7 @@ class Process:
         session: bool = False,
         env: dict[str, str] | None = None,
     ) -> None:
+        _start_server()
         folder, number = Path.cwd(), next(_numbers)
         self._out, self._err = (folder / f"{number}.{name}" for name in ("out", "err"))
         how = (folder, self._out, self._err, session, env or {})
