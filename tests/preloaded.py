@@ -8,6 +8,8 @@ from contextlib import suppress
 from functools import cache
 from importlib import import_module
 
+from optuna_s2e._blas import one_blas_thread
+
 NAMES = [
     "optuna_s2e.coteaching", "optuna_s2e.cli._evaluate", "optuna_s2e.cli._search",
     "optuna_s2e.cli._worker", "optuna_s2e.parallel", "optuna_s2e.analysis",
@@ -31,6 +33,8 @@ with suppress(ModuleNotFoundError):
 
     sklearn.datasets.load_digits = cache(sklearn.datasets.load_digits)
     sklearn.datasets.load_digits()
+with one_blas_thread():  # looks through all libraries at its first use
+    pass
 gc.collect()
 gc.freeze()
 gc.enable()
