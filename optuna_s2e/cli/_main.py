@@ -30,7 +30,7 @@ A classifier that the wrong labels do not mislead, and the list of them:
 A search trains Co-teaching under many schedules R(t), the share of samples
 that epoch t trains on, and finds one with a low validation error:
 
-    s2e search --data digits --noise symmetric --noise-rate 0.5 --trials 60
+    s2e search --data digits --noise symmetric --noise-rate 0.5
     s2e status                      # where the search stands
     s2e dashboard                   # the search in a browser, while it runs
     s2e evaluate                    # its schedule on test data, beside others

@@ -47,7 +47,7 @@ error. The storage keeps everything: the same command again resumes the search,
 the same command elsewhere adds a worker, and Ctrl-C loses at most the running
 trial. With --batch, one process trains the K trials of a generation together.
 
-    s2e search --data digits --noise symmetric --noise-rate 0.5 --trials 60
+    s2e search --data digits --noise symmetric --noise-rate 0.5
     s2e search --data mnist --data-root ~/data --noise pair --noise-rate 0.45 \\
         --storage postgresql://me@db/s2e --study-name mnist-pair45
 
@@ -137,7 +137,7 @@ OPTIONS: dict[str, Options] = {
         ),
         "--trials": option(
             "N", "stop when the study has N complete trials, earlier ones and other workers' "
-            "included", 60, TRIALS,
+            "included (docs/results.md: what more of them gain)", 18, TRIALS,
         ),
         "--population-size": option(
             "K", "trials between two updates of theta", 6, whole(1)
