@@ -137,7 +137,7 @@ class CudaGraphSteps:
         try:
             run, results = self._graphs.record(step, places)
         except Exception as error:
-            if isinstance(error, torch.OutOfMemoryError) and len(places[0]) > 1:
+            if _is_lack_of_memory(error) and len(places[0]) > 1:
                 raise
             self._graphs.can_record = False
             warnings.warn(
@@ -156,3 +156,10 @@ class CudaGraphSteps:
             return results
 
         return replay
+
+
+def _is_lack_of_memory(error: BaseException | None) -> bool:
+    """Whether memory was lacking first: ending a recording that failed may be an error, too."""
+    while error is not None and not isinstance(error, torch.OutOfMemoryError):
+        error = error.__cause__ or error.__context__
+    return error is not None

@@ -285,14 +285,18 @@ def test_an_epoch_of_one_step_is_not_recorded():
 class FailingGraphs(CpuGraphs):
     """Fails at the end of a recording, for groups of at least `width` trials."""
 
-    def __init__(self, error, width=1):
+    def __init__(self, error, width=1, at_end=None):
         super().__init__()
-        self.error, self.width = error, width
+        self.error, self.width, self.at_end = error, width, at_end
 
     def record(self, step, inputs):
         replay, outputs = super().record(step, inputs)
         if len(inputs[0]) >= self.width:
-            raise type(self.error)(*self.error.args)
+            try:
+                raise type(self.error)(*self.error.args)
+            finally:
+                if self.at_end:  # as `torch.cuda.graph` ends a recording that was broken off
+                    raise type(self.at_end)(*self.at_end.args)
         return replay, outputs
 
 
@@ -312,11 +316,13 @@ def test_steps_that_cannot_be_recorded_run_as_they_are_with_one_warning(kind):
     assert graphs.recorded == [2]
 
 
-@pytest.mark.parametrize("width", [2, 1])
-def test_a_recording_that_runs_out_of_memory_halves_the_group(width, monkeypatch):
+@pytest.mark.parametrize(
+    ("width", "at_end"), [(2, None), (1, None), (2, RuntimeError("capture was invalidated"))]
+)
+def test_a_recording_that_runs_out_of_memory_halves_the_group(width, at_end, monkeypatch):
     """A trial that is too large even alone is trained without a graph."""
     setup = _setup("mlp")
-    graphs = FailingGraphs(torch.OutOfMemoryError("out of memory"), width)
+    graphs = FailingGraphs(torch.OutOfMemoryError("out of memory"), width, at_end)
     make = partial(FusedMlpTrainer, make_steps=_recording(graphs))
     config = replace(setup.config, learning_rate=2**-7, decay_start=1.0)
     options = {"data": setup.data, "config": config, "device": "cpu"}
