@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import Dataset
@@ -18,18 +17,19 @@ class PilImages(Dataset[tuple[Tensor, int, int]]):
 
     def __init__(self, x: Tensor, y: Tensor) -> None:
         import_datasets()  # torchvision, where it does not load by itself
+        from PIL import Image
         from torchvision.transforms import ToTensor
 
         pixels = x if x.dtype == torch.uint8 else (x * 255).round().to(torch.uint8)
         self.images = pixels.permute(0, 2, 3, 1).squeeze(-1).cpu().numpy()
         self.labels = y.tolist()
-        self.to_tensor = ToTensor()
+        self.to_image, self.to_tensor = Image.fromarray, ToTensor()
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int, int]:
-        return self.to_tensor(Image.fromarray(self.images[index])), self.labels[index], index
+        return self.to_tensor(self.to_image(self.images[index])), self.labels[index], index
 
 
 def authors_step(

@@ -45,7 +45,8 @@ is a row with its reason, and is not tried again with the same `--out`. On CUDA 
 hangs, or whose device no longer answers after a failure, makes room for a new one, which goes on.
 
 Below the table stands which ways give trial 0 the same bits: whether they follow on this device
-from the number of trials, and whether a way repeats them (then it is named once).
+from the number of trials, and whether a way repeats them (then it is named once). "auto xK" has as
+many lanes as trials; the ways with a width of their own have K, as `fused_width` says.
 """
 
 from __future__ import annotations
@@ -129,7 +130,8 @@ class Bench:
         self.config: TrainingConfig = CoteachingObjective(data, device="cpu").config
         data = _part(data, args.share)
         self.data: NoisyData = data.to(self.device)
-        self.n_steps = len(data.x) // self.config.batch_size
+        self.batch_size = min(self.config.batch_size, len(data.x))
+        self.n_steps = len(data.x) // self.batch_size
 
     def ways(self, widths: Iterable[int]) -> dict[str, Callable[[], int]]:
         """Return the ways by name; each trains and returns the trial-epochs it trained."""
@@ -193,7 +195,7 @@ class Bench:
         order = torch.randperm(len(self.data.x), generator=torch.Generator().manual_seed(0))
         return [
             (to_input(self.data.x[index], torch.float32), self.data.noisy_labels[index])
-            for index in order.to(self.device).split(self.config.batch_size)[: self.n_steps]
+            for index in order.to(self.device).split(self.batch_size)[: self.n_steps]
         ]
 
     def floor(self, *, evaluates: bool, epochs: int | None = None) -> int:
@@ -459,7 +461,8 @@ def main() -> None:
         case = CASES[name]._replace(**({"epochs": args.epochs} if args.epochs else {}))
         try:
             bench = Bench(case, args)
-        except FileNotFoundError as error:
+            n_flops = bench.flops()
+        except (FileNotFoundError, ImportError) as error:
             print(f"\n{name} is left out: {error}")
             continue
         part = "" if args.share == 1 else f" {100 * args.share:g}% of the data"
@@ -468,11 +471,13 @@ def main() -> None:
         key = f"{name} R={args.keep_rate:g} {bench.device}{part}"
         ways = bench.ways(args.widths)
         entry = document["cases"].setdefault(
-            key, {"share": args.share, "flops": bench.flops(), "runs": {}}
+            key, {"share": args.share, "flops": n_flops, "runs": {}}
         )
         for way in ways:
             entry["runs"].setdefault(way, [])
         failed = entry.setdefault("failed", {})
+        if unknown := set(args.ways or []) - set(ways):
+            print(f"\n{name} has no ways {sorted(unknown)} on {bench.device}.")
         wanted = {way: train for way, train in ways.items() if way in (args.ways or ways)}
         for repeat in range(args.repeats):
             for way, train in wanted.items():

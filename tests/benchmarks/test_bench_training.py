@@ -263,5 +263,37 @@ def test_the_commands_of_the_page_are_understood(bench, monkeypatch, command):
     assert args.limit >= args.run_limit or args.run_limit == 300  # the default
 
 
+def test_the_page_runs_all_tests_that_need_a_gpu_and_no_others():
+    """They need little beside PyTorch: machines with a GPU may have no more."""
+    (paths,) = re.findall(r"pytest -q -m gpu .*?(tests/.*)", PAGE.read_text())
+    root = HERE.parents[1]
+    named = {
+        file
+        for path in map(root.joinpath, paths.split())
+        for file in (path.rglob("test_*.py") if path.is_dir() else [path])
+    }
+    marked = {
+        file
+        for file in (root / "tests").rglob("test_*.py")
+        if re.search(r"^@pytest\.mark\.gpu", file.read_text(), re.MULTILINE)
+    }
+    assert marked <= named
+    assert not [
+        f for f in named if re.search(r"^(from|import) (sklearn|PIL)", f.read_text(), re.M)
+    ]
+
+
+def test_what_needs_a_missing_package_is_left_out_or_fails_alone(bench, monkeypatch, capsys):
+    for name in ("sklearn", "torchvision", "PIL"):
+        monkeypatch.setitem(sys.modules, name, None)
+    options = ("--synthetic", "--case", "mnist-mlp", "--epochs", 1, "--repeats", 1)
+    options += ("--share", 0.003, "--ways", "floor", "authors", "nobody's")
+    printed = _main(bench, monkeypatch, capsys, *options)
+    assert "digits-mlp is left out: The digits need scikit-learn" in printed
+    assert "failed: ImportError: MNIST and CIFAR, ResNets and DenseNets need" in printed
+    assert """mnist-mlp has no ways ["nobody's"] on cpu""" in printed
+    assert "\nfloor " in printed
+
+
 def test_the_page_has_the_commands_of_a_first_run():
     assert sum("--device cuda" in command for command in COMMANDS) >= 5

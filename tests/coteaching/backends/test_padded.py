@@ -130,3 +130,39 @@ def test_a_trial_whose_network_has_no_lanes_goes_to_the_loop(train):
 def test_a_name_stays_what_it_is():
     assert Backend(partial(FixedMlpTrainer), 4, True).name == "graphs"
     assert Backend(FixedMlpTrainer, 4, True).name == "fused"
+
+
+def _same_on(device, backend, network, width=6):
+    """Train trial 0 twice among six, alone, and while others leave; compare all bits."""
+    rng = np.random.default_rng(0)
+    x = rng.integers(0, 256, (768, 3, 32, 32), dtype=np.uint8)
+    y = rng.integers(0, 10, 768)
+    rest = slice(256, None)
+    data = NoisyData.from_arrays(
+        x[rest], y[rest], x[:256], y[:256], clean_labels=y[rest], n_classes=10
+    )
+    options = {"data": data, "network": network, "device": device, "backend": backend}
+
+    def train(n_trials, leave=None):
+        rates = np.linspace(1, 0.2, 18).reshape(6, 3)[:n_trials]
+        options["on_epoch"] = leave
+        trained = train_batch(rates, range(n_trials), fused_width=width, **options)
+        assert [result.failure for result in trained] == [None] * n_trials
+        return trained[0].curves
+
+    first, *others = (train(6), train(6), train(1), train(6, lambda k, epoch, _: k > epoch > 0))
+    return [all(map(np.array_equal, first, curves)) for curves in others]
+
+
+def test_what_is_compared_on_cuda_can_be_compared():
+    assert _same_on("cpu", "fused", "mlp") == [True, True, True]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA device")
+@pytest.mark.parametrize(
+    ("backend", "network"),
+    [*(("fused", "mlp"), ("graphs", "mlp")), *(("fused", "cnn2"), ("unfolded", "cnn2"))],
+)
+def test_groups_of_one_size_repeat_the_bits_of_a_trial_on_cuda(backend, network):
+    assert _same_on("cuda", backend, network) == [True, True, True]
