@@ -15,6 +15,8 @@ operations are followed with the shapes of all tensors, and nothing is computed.
                 images on the CPU, where next to nothing is computed and nothing launched: the
                 ways take turns, medians of the ratios to the first way
 
+Masks of dropout are inputs of a step: "cnn9" draws four for each trial, outside of these numbers.
+
 Bytes over a device's bandwidth, and operations times the time of a launch, are what a step takes
 at least. Recorded steps (`backend="graphs"`) have no host time but that of one launch.
 """

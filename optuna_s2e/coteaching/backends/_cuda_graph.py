@@ -80,9 +80,11 @@ class CudaGraphs:
         with torch.cuda.device(device):
             self._stream = self._stream or torch.cuda.Stream()  # type: ignore[no-untyped-call]
             self._stream.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(self._stream):
-                yield
-            torch.cuda.current_stream().wait_stream(self._stream)
+            try:
+                with torch.cuda.stream(self._stream):
+                    yield
+            finally:  # also of a step that failed: memory that it writes to is given to others
+                torch.cuda.current_stream().wait_stream(self._stream)
 
 
 class CudaGraphSteps:

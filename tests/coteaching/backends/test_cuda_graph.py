@@ -39,6 +39,7 @@ from optuna_s2e.coteaching.backends._fused_vmap import FusedVmapTrainer
 from optuna_s2e.coteaching.backends._loop import LoopTrainer
 from optuna_s2e.coteaching.backends._loop_kept_rows import KeptRowsTrainer
 from optuna_s2e.coteaching.backends._loop_reweight import ReweightTrainer
+from optuna_s2e.coteaching.backends._padded import PaddedTrainer
 
 
 def _convolutions(input_shape, n_classes):
@@ -240,6 +241,17 @@ def test_a_step_is_recorded_anew_only_when_its_constants_change(kind, optimizer,
     graphs = CpuGraphs()
     _epochs(trainer_type(setup, [3, 4], setup.data.noisy_labels, make_steps=_recording(graphs)))
     assert graphs.recorded == recorded
+
+
+def test_a_group_of_one_size_is_not_recorded_anew_when_a_trial_leaves():
+    setup, graphs = _setup("mlp"), CpuGraphs()
+    recording = partial(FixedMlpTrainer, make_steps=_recording(graphs))
+    eager, replayed = (
+        _epochs(PaddedTrainer(make, 3, setup, [3, 4], setup.data.noisy_labels))
+        for make in (FixedMlpTrainer, recording)
+    )
+    assert graphs.recorded == [3, 3]  # all lanes, for two values of beta1
+    assert all(map(torch.equal, eager, replayed))
 
 
 def _methods():
