@@ -1,8 +1,8 @@
 """Experimental: the steps of a training from one CUDA graph, for `backend="graphs"`.
 
 This module has never run on a GPU: there was none to try it on. `backend="auto"` never takes it.
-The tests run everything but `CudaGraphs` on the CPU, where a recorded step trains bit for bit as
-the step itself. Only `_choice` imports it.
+The tests run it on the CPU, where a recorded step trains bit for bit as the step itself; what
+stands in for CUDA's streams and graphs there is theirs. Only `_choice` imports it.
 
 A step of a small network is some fifty short kernels, and launching them takes longer than they
 run. A graph launches them all at once. It repeats the recorded kernels on the same memory, so a
