@@ -284,7 +284,8 @@ def _backend(network: str, shape: tuple[int, ...], device: Device) -> Line:
     from optuna_s2e.coteaching.backends import TrainingSetup, find_backend
 
     topic, size = f"  {network}", " x ".join(map(str, shape))
-    x, y = np.zeros((10, *shape), dtype=np.uint8), np.arange(10)
+    n = 512  # the memory of whole mini-batches and of an evaluation decides how many trials fit
+    x, y = np.zeros((n, *shape), dtype=np.uint8), np.arange(n) % 10
     try:
         data = NoisyData.from_arrays(x, y, x, y).to(device)
         setup = TrainingSetup(data, network, TrainingConfig(), (data.x_val, data.y_val))

@@ -162,10 +162,9 @@ def train_batch(
             "loop": one trial after the other, by PyTorch's autograd. It trains any network.
             "rows": as "loop", with a backward pass over the kept samples alone. It needs an
             `nn.Sequential` of Conv2d, ReLU, MaxPool2d(2), Flatten and Linear, such as "cnn2".
-            "fused": trials side by side. Networks like "mlp" become stacked matrices, with a
-            backward pass over the kept samples alone. Networks like "cnn2", "cnn7" and "cnn9"
-            become one network of grouped convolutions. All others are mapped by `torch.vmap`,
-            which is experimental, if that gives the same numbers (no dropout).
+            "fused": trials side by side. Networks like "mlp" become stacked matrices, networks
+            like "cnn2", "cnn7" and "cnn9" one network of grouped convolutions. All others are
+            mapped by `torch.vmap` (experimental), if that gives the same numbers (no dropout).
             "unfolded": such convolutional networks as matrix products, for few channels on CUDA.
             "graphs" (experimental): as "auto", but a step is recorded once as a CUDA graph and
             replayed. It needs CUDA and has never run on a GPU.
@@ -175,8 +174,9 @@ def train_batch(
             for small ones, else "rows" if it can train them, else "loop". "loop" for all other
             networks, and for networks like "mlp" in "bfloat16".
         fused_width: Largest number of fused trials side by side, at least 1. The default depends
-            on the size of the networks. If a group runs out of memory, it is trained again in
-            halves.
+            on the networks. If a group runs out of memory, it is trained again in halves. On a
+            GPU a width that is given is the size of every group, with lanes that stay empty:
+            no bit of a trial then follows from how many are beside it, or leave.
         keep_networks: Whether the results hold the trained networks.
         watch_samples: Whether the results hold statistics of each training sample, such as how
             often it was selected. They take about 44 bytes per trial, network and sample on the
@@ -334,15 +334,16 @@ class _Run:
     def train(self, backend: Backend) -> list[TrainingResult]:
         """Train all trials, at most `backend.width` side by side."""
         trials, width = list(range(len(self._seeds))), backend.width
-        groups = [trials[i : i + width] for i in trials[::width]]
+        groups = [(trials[i : i + width], backend) for i in trials[::width]]
         while groups:
-            group = groups.pop(0)
+            group, backend = groups.pop(0)
             # for networks that draw random numbers in training: they are in groups of one trial
             with seeded_generators(self._seeds[group[0]], self._setup.data.x.device):
                 unfinished = self._train_group(group, backend)
             if unfinished:
-                half = len(unfinished) // 2
-                groups = [unfinished[:half], unfinished[half:], *groups]
+                half = backend._replace(width=-(-backend.n_lanes(len(unfinished)) // 2))
+                parts = unfinished[: half.width], unfinished[half.width :]
+                groups = [*((part, half) for part in parts if part), *groups]
         return [
             TrainingResult(
                 seed,
@@ -357,10 +358,9 @@ class _Run:
         ]
 
     def _train_group(self, group: list[int], backend: Backend) -> list[int]:
-        """Train trials side by side; return those that must be trained again in two groups.
+        """Train trials side by side; return those that must be trained again in smaller groups.
 
-        An error in a group, such as a lack of memory, does not say which trial caused it. An
-        error in a group of one trial does.
+        Only in a group of one does an error, such as a lack of memory, say which trial caused it.
         """
         trainer: Trainer | None = None
         for epoch, plan in enumerate(self._plan):
@@ -375,7 +375,7 @@ class _Run:
                         # (5, K, 2): the only transfer from the device in this epoch
                         measured = torch.cat([trainer.evaluate(), trained]).cpu().numpy()
             except Exception as error:
-                if len(group) > 1:
+                if backend.n_lanes(len(group)) > 1:
                     return group
                 self._failures[group[0]] = _without_frames(error)
                 break

@@ -3,8 +3,9 @@
     python tests/benchmarks/bench_steps.py --out steps.json       # under a minute, no GPU
 
 A step is forward, selection, backward and Adam for both networks of K trials, on mini-batches of
-128 images. For each network two ways are compared: what a GPU was given before, and what it is
-given now (for "cnn2" either, as measured there).
+128 images. For "mlp" and "cnn2" two ways are compared: what a GPU was given before, and what it
+is given now (for "cnn2" either, as measured there). Steps of "cnn9" are too long for a CPU: its
+operations are followed with the shapes of all tensors, and nothing is computed.
 
     operations  calls that compute, each a kernel or more; views and new memory are not counted
     MB          bytes that they read and write, as if nothing stayed in a cache: a tensor counts
@@ -13,6 +14,8 @@ given now (for "cnn2" either, as measured there).
     host        processor seconds of Python and PyTorch per step, with mini-batches of two tiny
                 images on the CPU, where next to nothing is computed and nothing launched: the
                 ways take turns, medians of the ratios to the first way
+
+Masks of dropout are inputs of a step: "cnn9" draws four for each trial, outside of these numbers.
 
 Bytes over a device's bandwidth, and operations times the time of a launch, are what a step takes
 at least. Recorded steps (`backend="graphs"`) have no host time but that of one launch.
@@ -26,12 +29,14 @@ import platform
 import statistics
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -45,7 +50,10 @@ from optuna_s2e.coteaching.backends._fused_mlp_fixed import FixedMlpTrainer
 
 WIDTHS = (1, 6)
 BATCH_SIZE = 128
-FREE = ("aten::empty", "aten::new_empty", "aten::detach", "aten::_unsafe_view", "profiler::")
+FREE = (
+    *("aten::empty", "aten::new_empty", "aten::detach", "aten::_unsafe_view"),
+    *("profiler::", "prim::"),
+)
 GATHERS = ("aten::index_select", "aten::gather", "aten::index.Tensor")
 
 
@@ -55,7 +63,7 @@ class Way(NamedTuple):
     network: str
     trainer: type[FusedTrainer]
     shape: tuple[int, ...]
-    tiny_shape: tuple[int, ...]
+    tiny_shape: tuple[int, ...] | None  # None: nothing is computed, and no time is measured
 
 
 WAYS = {
@@ -63,6 +71,7 @@ WAYS = {
     "mlp, one size": Way("mlp", FixedMlpTrainer, (1, 28, 28), (1, 2, 2)),
     "cnn2, grouped": Way("cnn2", FusedCnnTrainer, (3, 32, 32), (1, 16, 16)),
     "cnn2, unfolded": Way("cnn2", UnfoldedCnnTrainer, (3, 32, 32), (1, 16, 16)),
+    "cnn9, grouped": Way("cnn9", FusedCnnTrainer, (3, 32, 32), None),
 }
 
 
@@ -116,7 +125,7 @@ def make_trainer(
     way: Way, n_trials: int, run_steps: Callable[..., list[Tensor]], *, tiny: bool = False
 ) -> FusedTrainer:
     """Make a trainer of K trials with two mini-batches of random pixels, 60 % of them kept."""
-    batch_size, shape = (2, way.tiny_shape) if tiny else (BATCH_SIZE, way.shape)
+    batch_size, shape = (2, way.tiny_shape or ()) if tiny else (BATCH_SIZE, way.shape)
     rng = np.random.default_rng(0)
     x = rng.integers(0, 256, (2 * batch_size, *shape), dtype=np.uint8)
     y = np.arange(2 * batch_size) % (2 if tiny else 10)
@@ -129,12 +138,17 @@ def count(way: Way, n_trials: int) -> StepSpy:
     """Return what the second step of K trials does: the first one makes Adam's state."""
     spies = []
 
+    shapes_only = way.tiny_shape is None
+
     def run_steps(step: Any, inputs: Any, n_steps: int, constants: Any) -> list[Tensor]:
         outputs = []
-        for values in inputs:
-            with StepSpy() as spy:
-                outputs.append(step(*values))
-            spies.append(spy)
+        with FakeTensorMode(allow_non_fake_inputs=True) if shapes_only else nullcontext():
+            for values in inputs:
+                with StepSpy() as spy:
+                    outputs.append(step(*values))
+                spies.append(spy)
+        if shapes_only:
+            outputs = [[torch.zeros(o.shape, dtype=o.dtype) for o in step] for step in outputs]
         return [torch.stack(of_steps) for of_steps in zip(*outputs, strict=True)]
 
     trainer = make_trainer(way, n_trials, run_steps)
@@ -178,14 +192,17 @@ def main() -> None:
         ways[name] = {"operations": operations, "bytes": n_bytes, "host_seconds": []}
     for _ in range(args.repeats):
         for name, way in WAYS.items():
-            ways[name]["host_seconds"].append(host_seconds(way))
+            if way.tiny_shape is not None:
+                ways[name]["host_seconds"].append(host_seconds(way))
     print(f"{'':18}{'operations':>11}" + "".join(f"{f'MB, K = {k}':>13}" for k in args.widths)
           + f"{'host / first':>26}")  # fmt: skip
     firsts = {way.network: name for name, way in reversed(WAYS.items())}
     for name, found in ways.items():
         before = ways[firsts[WAYS[name].network]]["host_seconds"]
         ratios = [a / b for a, b in zip(found["host_seconds"], before, strict=True)]
-        span = f"{statistics.median(ratios):.2f} ({min(ratios):.2f} .. {max(ratios):.2f})"
+        span = ""
+        if ratios:
+            span = f"{statistics.median(ratios):.2f} ({min(ratios):.2f} .. {max(ratios):.2f})"
         most = max(found["operations"].values())
         sizes = "".join(f"{n / 1e6:13.1f}" for n in found["bytes"].values())
         print(f"{name:18}{most:11}{sizes}{span:>26}")

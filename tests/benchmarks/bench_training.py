@@ -41,29 +41,38 @@ errors, at least on a GPU, where an epoch may cost less than making the networks
 Each run is written to `--out` at once, and runs found there are not repeated: a benchmark that
 was stopped goes on where it was. `--limit` seconds stop it, also within a run, which is then begun
 anew by the next call. A way that fails, or one run of which takes more than `--run-limit` seconds,
-is a row with its reason, and is not tried again with the same `--out`.
+is a row with its reason, and is not tried again with the same `--out`. On CUDA a process that
+hangs, or whose device no longer answers after a failure, makes room for a new one, which goes on.
+
+Below the table stands which ways give trial 0 the same bits: whether they follow on this device
+from the number of trials, and whether a way repeats them (then it is named once). "auto xK" has as
+many lanes as trials; the ways with a width of their own have K, as `fused_width` says.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import math
 import platform
 import statistics
+import sys
 import time
+import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import measuring
 import numpy as np
 import torch
+from authors import PilImages, authors_error, authors_step
 from measuring import TimeUp, at_most, clock, forget_peak, memory, since
-from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
 
 from optuna_s2e.coteaching import (
@@ -74,7 +83,6 @@ from optuna_s2e.coteaching import (
     make_network,
     train_batch,
 )
-from optuna_s2e.coteaching._torchvision import import_datasets
 from optuna_s2e.coteaching._training import find_device
 from optuna_s2e.coteaching.data import to_input
 
@@ -107,25 +115,6 @@ SHAPES = {
 }
 
 
-class PilImages(Dataset[tuple[Tensor, int, int]]):
-    """Images as torchvision's data sets give them: through PIL and a transform, one by one."""
-
-    def __init__(self, x: Tensor, y: Tensor) -> None:
-        import_datasets()  # torchvision, where it does not load by itself
-        from torchvision.transforms import ToTensor
-
-        pixels = x if x.dtype == torch.uint8 else (x * 255).round().to(torch.uint8)
-        self.images = pixels.permute(0, 2, 3, 1).squeeze(-1).cpu().numpy()
-        self.labels = y.tolist()
-        self.to_tensor = ToTensor()
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, int, int]:
-        return self.to_tensor(Image.fromarray(self.images[index])), self.labels[index], index
-
-
 class Bench:
     """The ways to train one case on one device."""
 
@@ -141,7 +130,8 @@ class Bench:
         self.config: TrainingConfig = CoteachingObjective(data, device="cpu").config
         data = _part(data, args.share)
         self.data: NoisyData = data.to(self.device)
-        self.n_steps = len(data.x) // self.config.batch_size
+        self.batch_size = min(self.config.batch_size, len(data.x))
+        self.n_steps = len(data.x) // self.batch_size
 
     def ways(self, widths: Iterable[int]) -> dict[str, Callable[[], int]]:
         """Return the ways by name; each trains and returns the trial-epochs it trained."""
@@ -174,14 +164,22 @@ class Bench:
     ) -> int:
         """Train through `train_batch`."""
         rates = np.full((n_trials, self.case.epochs), self.keep_rate)
-        results = train_batch(
-            rates, range(n_trials), data=self.data, network=self.case.network,
-            config=config or self.config, device=self.device, backend=backend, fused_width=width,
-        )  # fmt: skip
+        with warnings.catch_warnings(record=True) as seen:
+            warnings.simplefilter("always", RuntimeWarning)
+            results = train_batch(
+                rates, range(n_trials), data=self.data, network=self.case.network,
+                config=config or self.config, device=self.device, backend=backend,
+                fused_width=width,
+            )  # fmt: skip
+        for warning in seen:
+            if "cannot be recorded" in str(warning.message):  # then this is another way
+                raise RuntimeError(str(warning.message))
+            print(warning.message, file=sys.stderr)
         for failure in (result.failure for result in results):
             if failure is not None:
                 raise failure
         self.errors = [float(result.curves.error[-1].mean()) for result in results]
+        self.bits = hashlib.sha256(np.array(results[0].curves).tobytes()).hexdigest()[:12]
         return rates.size
 
     def nets(self) -> list[nn.Module]:
@@ -197,7 +195,7 @@ class Bench:
         order = torch.randperm(len(self.data.x), generator=torch.Generator().manual_seed(0))
         return [
             (to_input(self.data.x[index], torch.float32), self.data.noisy_labels[index])
-            for index in order.to(self.device).split(self.config.batch_size)[: self.n_steps]
+            for index in order.to(self.device).split(self.batch_size)[: self.n_steps]
         ]
 
     def floor(self, *, evaluates: bool, epochs: int | None = None) -> int:
@@ -232,10 +230,10 @@ class Bench:
                 net.train()
             for x, y, _ in DataLoader(train, shuffle=True, drop_last=True, **options):
                 kept = int(self.keep_rate * len(y))
-                _authors_step(x.to(self.device), y.to(self.device), nets, adams, kept)
+                authors_step(x.to(self.device), y.to(self.device), nets, adams, kept)
             loaders = [DataLoader(validation, **options) for _ in nets]
             self.errors = [
-                _authors_error(net, loader, self.device)
+                authors_error(net, loader, self.device)
                 for net, loader in zip(nets, loaders, strict=True)
             ]
         return self.case.epochs
@@ -251,6 +249,7 @@ class Bench:
         """Run a way once; return seconds per trial-epoch, wall and processor, peak MiB, errors."""
         self.timed: tuple[float, float] | None = None
         self.errors: list[float] = []
+        self.bits = ""
         forget_peak(self.device)
         before = memory(self.device)[0]
         start = clock(self.device)
@@ -258,7 +257,7 @@ class Bench:
         wall, cpu = self.timed or since(start, self.device)
         peak = memory(self.device)[1] - before
         seconds = {"wall": wall / trial_epochs, "cpu": cpu / trial_epochs}
-        return seconds | {"peak_mib": peak, "errors": self.errors}
+        return seconds | {"peak_mib": peak, "errors": self.errors, "bits": self.bits}
 
     def try_run(
         self,
@@ -267,23 +266,38 @@ class Bench:
         entry: dict[str, Any],
         left: float,
         run_limit: float,
+        save: Callable[[], None],
     ) -> bool:
-        """Run a way once and add it to its runs, or why it failed; return whether it ended."""
-        try:
-            with at_most(min(left, run_limit)):
-                if not self.is_warm:
-                    self.floor(evaluates=True, epochs=1)
-                    self.is_warm = True
-                entry["runs"][way].append(self.run(train))
-        except TimeUp:
-            if left < run_limit:
-                return False
-            entry["failed"][way] = f"a run takes more than {run_limit:g} s"
-        except Exception as error:
-            entry["failed"][way] = f"{type(error).__name__}: {error}".strip().splitlines()[0]
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
-        return True
+        """Run a way once; save how it went, or why it failed; return whether it ended."""
+        limit, is_slow = min(left, run_limit), left >= run_limit
+
+        def too_long() -> None:
+            if is_slow:
+                entry["failed"][way] = f"a run takes more than {run_limit:g} s"
+            save()
+
+        def give_up() -> None:
+            too_long()
+            measuring.leave()
+
+        ended = True
+        with measuring.watchdog(limit + measuring.GRACE, give_up):
+            try:
+                with at_most(limit):
+                    if not self.is_warm:
+                        self.floor(evaluates=True, epochs=1)
+                        self.is_warm = True
+                    entry["runs"][way].append(self.run(train))
+            except TimeUp:
+                too_long()
+                ended = is_slow
+            except Exception as error:
+                reason = (str(error).strip().splitlines() or [""])[0]
+                entry["failed"][way] = f"{type(error).__name__}: {reason}"
+            save()
+            if not measuring.is_well(self.device):
+                measuring.leave()
+        return ended
 
 
 def _random_pixels(name: str) -> NoisyData:
@@ -321,30 +335,6 @@ def _bare_step(
     optimizer.zero_grad()
     loss.backward()
     optimizer.step()
-
-
-def _authors_step(
-    x: Tensor, y: Tensor, nets: list[nn.Module], adams: list[torch.optim.Adam], kept: int
-) -> list[float]:
-    logits = [net(x) for net in nets]
-    losses = [F.cross_entropy(out, y, reduction="none") for out in logits]
-    order = [np.argsort(loss.detach().cpu().numpy()) for loss in losses]
-    for i, adam in enumerate(adams):
-        peer = torch.from_numpy(order[1 - i][:kept]).to(x.device)
-        adam.zero_grad()
-        F.cross_entropy(logits[i][peer], y[peer]).backward()
-        adam.step()
-    return [(out.argmax(dim=1) == y).float().mean().item() for out in logits]
-
-
-def _authors_error(net: nn.Module, loader: Iterable[Any], device: torch.device) -> float:
-    wrong = total = 0
-    net.eval()
-    with torch.no_grad():
-        for x, y, _ in loader:
-            wrong += int((net(x.to(device)).argmax(dim=1).cpu() != y).sum())
-            total += len(y)
-    return wrong / total
 
 
 def machine(args: argparse.Namespace) -> dict[str, Any]:
@@ -409,6 +399,12 @@ def print_table(name: str, entry: dict[str, Any], gflops: float, clock: str) -> 
             f"{rate:9.1f}{rate / gflops:10.0%}{seconds['peak_mib']:10.0f}"
             f"{statistics.fmean(errors):8.3f}"
         )
+    same: dict[str, list[str]] = {}  # bits -> ways
+    for way, of_way in runs.items():
+        for bits in {run["bits"] for run in of_way if run.get("bits")}:
+            same.setdefault(bits, []).append(way)
+    if same:
+        print("trial 0 has the same bits in: " + "; ".join(map(", ".join, same.values())))
 
 
 def parse_args() -> argparse.Namespace:
@@ -433,6 +429,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--limit", type=float, default=540.0, help="stop after (s)")
     parser.add_argument("--run-limit", type=float, default=300.0, help="longest run (s)")
     parser.add_argument("--out", type=Path, help="JSON file to go on with and to write")
+    parser.add_argument("--one-process", action="store_true", help="start no new ones on CUDA")
     return parser.parse_args()
 
 
@@ -440,8 +437,10 @@ def main() -> None:
     """Run what is missing and print the tables."""
     args = parse_args()
     start = time.monotonic()
-    torch.set_num_threads(args.threads)
     on_cuda = find_device(args.device).type == "cuda"
+    if on_cuda and not args.one_process:
+        measuring.in_new_processes(args.limit, args.out)
+    torch.set_num_threads(args.threads)
     at_hand = [
         name
         for name, case in CASES.items()
@@ -453,11 +452,17 @@ def main() -> None:
         document = json.loads(args.out.read_text())
     document["machine"] = machine(args)
     unfinished = False
+
+    def save() -> None:
+        if args.out:
+            measuring.write_json(args.out, document)
+
     for name in args.case or at_hand:
         case = CASES[name]._replace(**({"epochs": args.epochs} if args.epochs else {}))
         try:
             bench = Bench(case, args)
-        except FileNotFoundError as error:
+            n_flops = bench.flops()
+        except (FileNotFoundError, ImportError) as error:
             print(f"\n{name} is left out: {error}")
             continue
         part = "" if args.share == 1 else f" {100 * args.share:g}% of the data"
@@ -466,11 +471,13 @@ def main() -> None:
         key = f"{name} R={args.keep_rate:g} {bench.device}{part}"
         ways = bench.ways(args.widths)
         entry = document["cases"].setdefault(
-            key, {"share": args.share, "flops": bench.flops(), "runs": {}}
+            key, {"share": args.share, "flops": n_flops, "runs": {}}
         )
         for way in ways:
             entry["runs"].setdefault(way, [])
         failed = entry.setdefault("failed", {})
+        if unknown := set(args.ways or []) - set(ways):
+            print(f"\n{name} has no ways {sorted(unknown)} on {bench.device}.")
         wanted = {way: train for way, train in ways.items() if way in (args.ways or ways)}
         for repeat in range(args.repeats):
             for way, train in wanted.items():
@@ -480,9 +487,7 @@ def main() -> None:
                 if left <= 0:
                     unfinished = True
                     break
-                unfinished |= not bench.try_run(way, train, entry, left, args.run_limit)
-                if args.out:
-                    args.out.write_text(json.dumps(document, indent=1) + "\n")
+                unfinished |= not bench.try_run(way, train, entry, left, args.run_limit, save)
         if all(entry["runs"][way] or way in failed for way in wanted):
             seconds = "wall" if bench.device.type == "cuda" else "cpu"
             print_table(key, entry, document["machine"]["matmul_gflops"], seconds)

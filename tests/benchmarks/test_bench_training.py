@@ -1,10 +1,14 @@
 """A benchmark that stops in time and says what failed."""
 
+import json
+import os
 import re
 import shlex
 import signal
+import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import pytest
@@ -90,6 +94,157 @@ def test_a_way_that_fails_is_a_row_with_its_reason(bench, monkeypatch, capsys):
     assert "\nfloor " in printed
 
 
+HUNG = """
+import signal, sys, time
+import bench_training as bench
+import measuring
+
+def hang(self, backend, n_trials, **_):
+    time.sleep(60)
+
+bench.ROWS, bench.COPIED, measuring.GRACE = 128, 2**10, 0.5
+bench.Bench.package = hang
+try_run = bench.Bench.try_run
+
+def in_half_a_second(self, way, train, entry, left, run_limit, save):
+    if way == "loop":  # the time of all ways is over, or of this one
+        if hasattr(signal, "pthread_sigmask"):  # no exception reaches what waits for a device
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGALRM})
+        left, run_limit = (0.5, run_limit) if "--limit" in sys.argv else (left, 0.5)
+    return try_run(self, way, train, entry, left, run_limit, save)
+
+bench.Bench.try_run = in_half_a_second
+bench.main()
+"""
+SICK = """
+import bench_training as bench
+import measuring
+
+def fail(self, backend, n_trials, **_):
+    measuring.is_well = lambda device: False  # as after an error in a kernel
+    raise RuntimeError("an illegal memory access")
+
+bench.ROWS, bench.COPIED = 128, 2**10
+bench.Bench.package = fail
+bench.main()
+"""
+
+
+def _in_a_process(script, tmp_path, *options):
+    """Run a script that changes the benchmark, in a process of its own."""
+    command = [sys.executable, "-c", script, "--case", "digits-mlp", "--device", "cpu"]
+    command += ["--share", "0.2", "--epochs", "1", "--repeats", "1", "--ways", "floor", "loop"]
+    command += ["--out", tmp_path / "out.json", *options]
+    paths = [str(HERE), *filter(None, sys.path)]
+    done = subprocess.run(
+        list(map(str, command)), capture_output=True, text=True, timeout=120,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
+    )  # fmt: skip
+    (entry,) = json.loads((tmp_path / "out.json").read_text())["cases"].values()
+    return done, entry
+
+
+@pytest.mark.parametrize(
+    ("script", "failed"),
+    [
+        (HUNG, {"loop": "a run takes more than 0.5 s"}),
+        (SICK, {"loop": "RuntimeError: an illegal memory access"}),
+    ],
+)
+def test_a_process_that_cannot_go_on_leaves_its_rows_to_the_next(
+    bench, monkeypatch, capsys, tmp_path, script, failed
+):
+    started = time.monotonic()
+    done, entry = _in_a_process(script, tmp_path)
+    assert time.monotonic() - started < 50  # it would hang for 60
+    assert (done.returncode, done.stderr) == (75, "")
+    assert entry["failed"] == failed
+    assert len(entry["runs"]["floor"]) == 1
+    options = ("--epochs", 1, "--repeats", 1, "--ways", "floor", "loop", "auto")
+    printed = _main(bench, monkeypatch, capsys, *options, "--out", tmp_path / "out.json")
+    assert f"failed: {failed['loop']}\n" in printed
+    assert "\nauto " in printed
+
+
+def test_a_process_that_hangs_at_the_limit_leaves_no_row(tmp_path):
+    done, entry = _in_a_process(HUNG, tmp_path, "--limit", 120)
+    assert done.returncode == 75
+    assert (entry["failed"], len(entry["runs"]["floor"])) == ({}, 1)
+
+
+AGAIN = """
+import os, sys
+from pathlib import Path
+import measuring
+
+_, name, *options = sys.argv
+if "--one-process" not in options:
+    measuring.in_new_processes(float(options[-1]), None)
+out = Path(options[options.index("--out") + 1])
+seen = [*(out.read_text().splitlines() if out.exists() else []), options[-1]]
+out.write_text("\\n".join(seen))
+print(len(seen), "limit", options[-1], flush=True)
+os._exit(75 if len(seen) < int(name) else 3)
+"""
+
+
+@pytest.mark.parametrize(("n_processes", "limit", "code"), [(3, 60, 3), (10**6, 3, 0)])
+def test_new_processes_go_on_until_one_ends_by_itself_or_the_time_is_over(
+    tmp_path, n_processes, limit, code
+):
+    script = tmp_path / "again.py"
+    script.write_text(AGAIN)
+    done = subprocess.run(
+        [sys.executable, script, str(n_processes), "--limit", str(limit)],
+        capture_output=True, text=True, timeout=120,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(HERE), *filter(None, sys.path)])},
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (code, "")
+    lines = done.stdout.splitlines()
+    if code == 0:
+        assert lines.pop() == "stopped at --limit: run the same command again"
+    limits = [float(line.split()[-1]) for line in lines]
+    assert limits == sorted(limits, reverse=True)  # what is left of the time
+    assert limits[0] <= limit
+    assert len(limits) == n_processes or code == 0
+
+
+def test_steps_that_were_not_recorded_are_a_way_that_failed(bench, monkeypatch, capsys):
+    train = bench.train_batch
+
+    def warning(*args, **options):
+        if options["backend"] == "auto":
+            warnings.warn("a step cannot be recorded as a CUDA graph", RuntimeWarning, 2)
+        return train(*args, **options)
+
+    monkeypatch.setattr(bench, "train_batch", warning)
+    options = ("--epochs", 1, "--repeats", 1, "--ways", "floor", "loop", "auto")
+    printed = _main(bench, monkeypatch, capsys, *options)
+    assert "failed: RuntimeError: a step cannot be recorded" in printed
+    assert printed.count("failed") == 1
+
+
+def test_ways_with_the_same_bits_are_named_together(bench, monkeypatch, capsys):
+    options = ("--epochs", 1, "--repeats", 2, "--ways", "floor", "loop", "auto", "auto x6")
+    printed = _main(bench, monkeypatch, capsys, *options)
+    # each once, as both runs are the same; on a CPU nothing follows from the number of trials
+    assert "trial 0 has the same bits in: auto, loop, auto x6" not in printed
+    assert "trial 0 has the same bits in: auto, auto x6; loop\n" in printed.replace(
+        "in: loop; auto, auto x6", "in: auto, auto x6; loop"
+    )
+
+
+def test_who_is_killed_while_writing_leaves_the_file_before(bench, monkeypatch, tmp_path):
+    import measuring
+
+    path = tmp_path / "out.json"
+    measuring.write_json(path, {"runs": 1})
+    monkeypatch.setattr(Path, "replace", lambda *_: pytest.fail("killed"))
+    with pytest.raises(pytest.fail.Exception):
+        measuring.write_json(path, {"runs": 2})
+    assert json.loads(path.read_text()) == {"runs": 1}
+
+
 PAGE = HERE.parents[1] / "docs" / "speed.md"
 COMMANDS = re.findall(
     r"python tests/benchmarks/bench_training\.py (.*)", PAGE.read_text().replace("\\\n", " ")
@@ -105,6 +260,39 @@ def test_the_commands_of_the_page_are_understood(bench, monkeypatch, command):
     known = {f"{way} x{k}" for way in ("auto", *of_cuda) for k in args.widths}
     assert set(args.ways or []) <= known | {"floor", "floor + eval", "auto", "loop", "authors"}
     assert args.limit >= args.run_limit or args.run_limit == 300  # the default
+
+
+def test_the_page_runs_all_tests_that_need_a_gpu_and_no_others():
+    """They need little beside PyTorch: machines with a GPU may have no more."""
+    (paths,) = re.findall(r"pytest -q -m gpu .*?(tests/.*)", PAGE.read_text())
+    root = HERE.parents[1]
+    named = {
+        file
+        for path in map(root.joinpath, paths.split())
+        for file in (path.rglob("test_*.py") if path.is_dir() else [path])
+    }
+    marked = {
+        file
+        for file in (root / "tests").rglob("test_*.py")
+        if re.search(r"^@pytest\.mark\.gpu", file.read_text(), re.MULTILINE)
+    }
+    assert marked <= named
+    assert not [
+        f for f in named if re.search(r"^(from|import) (sklearn|PIL)", f.read_text(), re.M)
+    ]
+
+
+def test_what_needs_a_missing_package_is_left_out_or_fails_alone(bench, monkeypatch, capsys):
+    missing = ("sklearn", "torchvision", "PIL")
+    for name in {*missing, *(name for name in sys.modules if name.startswith(missing))}:
+        monkeypatch.setitem(sys.modules, name, None)
+    options = ("--synthetic", "--case", "mnist-mlp", "--epochs", 1, "--repeats", 1)
+    options += ("--share", 0.003, "--ways", "floor", "authors", "nobody's")
+    printed = _main(bench, monkeypatch, capsys, *options)
+    assert "digits-mlp is left out: The digits need scikit-learn" in printed
+    assert "failed: ImportError: MNIST and CIFAR, ResNets and DenseNets need" in printed
+    assert """mnist-mlp has no ways ["nobody's"] on cpu""" in printed
+    assert "\nfloor " in printed
 
 
 def test_the_page_has_the_commands_of_a_first_run():

@@ -12,6 +12,9 @@ import pytest
 import torch
 
 from optuna_s2e.cli import _doctor, main
+from optuna_s2e.coteaching import make_network
+from optuna_s2e.coteaching.backends import _choice as choice
+from optuna_s2e.coteaching.backends._memory import trial_bytes, width_that_fits
 
 
 def lines(capsys: pytest.CaptureFixture[str], *argv: str, code: int = 0) -> dict[str, dict]:
@@ -36,6 +39,19 @@ def test_what_is_installed_and_what_trains(capsys: pytest.CaptureFixture[str]) -
     assert found["storage"]["text"].endswith("/s2e.db is not there yet")
     assert all(line["remedy"] for line in found.values() if line["state"] != "ok")
     assert sorted(Path().iterdir()) == before
+
+
+def test_trials_at_once_are_counted_with_whole_mini_batches_and_evaluations(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A device without memory stands for a GPU of 40 GiB."""
+    monkeypatch.setattr(choice, "free_bytes", lambda _: 40 * 2**30)
+    network = make_network("cnn9", (3, 32, 32), 10, seed=0)
+    sizes = {"batch_size": 128, "evaluation_batch": 512, "itemsize": 4}
+    fitting = width_that_fits(trial_bytes(network, (3, 32, 32), **sizes), 40 * 2**30, 64)
+    assert 2 < fitting < 20
+    line = _doctor._backend("cnn9", (3, 32, 32), torch.device("meta"))
+    assert f"up to {fitting} trials at once" in line.text
 
 
 def test_it_is_printed_in_lines(capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,7 +10,13 @@ from torch import nn
 from torch.backends import cudnn
 from torch.backends.cuda import matmul
 
-from optuna_s2e.coteaching import CoteachingObjective, TrainingConfig, load_data, train_batch
+from optuna_s2e.coteaching import (
+    CoteachingObjective,
+    NoisyData,
+    TrainingConfig,
+    load_data,
+    train_batch,
+)
 from optuna_s2e.coteaching._precision import cuda_precision
 
 NEWER = hasattr(cudnn, "conv")
@@ -137,7 +143,8 @@ def test_networks_on_cuda_train_with_what_their_dtype_says(dtype, backend):
             seen.append((*_is_tf32(), cudnn.deterministic))
             return super().forward(x.flatten(1))
 
-    data = load_data("digits", noise="symmetric", noise_rate=0.5, seed=0)
+    x, y = np.random.default_rng(0).random((20, 64), dtype=np.float32), np.arange(20) % 10
+    data = NoisyData.from_arrays(x, y, x, y)
     before = _state()
     (result,) = train_batch(
         np.ones((1, 1)), [0], data=data, network=lambda shape, n: Looking(64, n),

@@ -293,7 +293,9 @@ class DataOrders:
         """Drop all trials but those at these positions."""
         if self._next is not None:  # the thread draws from all generators
             kept: Future[Tensor] = Future()
-            kept.set_result(self._next.result()[list(positions)])
+            drawn = self._next.result()
+            place = drawn[: len(positions)]  # no new memory: it may be pinned
+            kept.set_result(place.copy_(drawn[list(positions)]))
             self._next = kept
         self._generators = [self._generators[position] for position in positions]
 

@@ -25,6 +25,7 @@ from optuna_s2e.coteaching.backends._loop import LoopTrainer
 from optuna_s2e.coteaching.backends._loop_kept_rows import KeptRowsTrainer, has_rules
 from optuna_s2e.coteaching.backends._loop_reweight import ReweightTrainer
 from optuna_s2e.coteaching.backends._memory import free_bytes, trial_bytes, width_that_fits
+from optuna_s2e.coteaching.backends._padded import PaddedTrainer
 
 BACKENDS = ("auto", "loop", "rows", "fused", "unfolded", "graphs")
 
@@ -56,10 +57,12 @@ class Backend(NamedTuple):
     Attributes:
         trainer: Makes the trainer of a group of trials.
         width: Largest number of trials in a group.
+        is_padded: Whether each group has as many lanes as that, some of them without a trial.
     """
 
     trainer: MakeTrainer
     width: int
+    is_padded: bool = False
 
     @property
     def name(self) -> str:
@@ -68,6 +71,10 @@ class Backend(NamedTuple):
             return "graphs"
         names = {LoopTrainer: "loop", KeptRowsTrainer: "rows", UnfoldedCnnTrainer: "unfolded"}
         return next((name for kind, name in names.items() if self.trainer is kind), "fused")
+
+    def n_lanes(self, n_trials: int) -> int:
+        """Return the size of a group of K trials."""
+        return self.width if self.is_padded else n_trials
 
     def make_trainer(self, setup: TrainingSetup, seeds: Sequence[int], labels: Tensor) -> Trainer:
         """Make the trainer of a group; a trial whose networks it cannot train goes to the loop.
@@ -81,6 +88,8 @@ class Backend(NamedTuple):
             UnsuitableNetwork: If a group of several trials has networks it cannot train.
         """
         try:
+            if self.is_padded:
+                return PaddedTrainer(self.trainer, self.width, setup, seeds, labels)
             return self.trainer(setup, seeds, labels)
         except UnsuitableNetwork:
             if len(seeds) > 1:
@@ -114,7 +123,8 @@ def find_backend(name: str, setup: TrainingSetup, width: int | None) -> Backend:
     if probe is not None:
         found = _suitable(name, setup, probe, width)
         if found is not None:
-            return found
+            is_padded = width is not None and setup.data.x.device.type != "cpu"
+            return found._replace(is_padded=is_padded and found.width > 1)
     if name == "auto":
         return Backend(LoopTrainer, 1)
     raise ValueError(
@@ -155,7 +165,7 @@ def _suitable(
     one_dtype = setup.config.dtype != "bfloat16"
     if name not in ("rows", "unfolded") and sizes is not None and one_dtype:
         trainer = FusedMlpTrainer if on_cpu else FixedMlpTrainer
-        own = _mlp_width(setup, sizes) if on_cpu else _device_width(setup, probe, _MOST)
+        own = _mlp_width(setup, sizes) if on_cpu else _device_width(name, setup, probe, _MOST)
         return _fused(name, trainer, width or own)
     # Measured on CPUs: "rows" is faster than the loop. Grouped convolutions are slower, unless
     # they are small. "auto" gives each trial a group of its own, because the rounding of a
@@ -168,7 +178,8 @@ def _suitable(
         return Backend(KeptRowsTrainer, 1) if fits else None
     if is_fusible(probe):
         convolving = _convolving(name, setup, probe)
-        return _fused(name, convolving, width or _device_width(setup, probe, _WIDTH, convolving))
+        own = _device_width(name, setup, probe, _WIDTH, convolving)
+        return _fused(name, convolving, width or own)
     # measured on CPUs: faster for very small networks in large groups, slower for all others
     if name not in ("auto", "unfolded") and is_mappable(setup):
         return _fused(name, FusedVmapTrainer, width or _WIDTH)
@@ -212,7 +223,7 @@ def _count_products(network: nn.Module, input_shape: Sequence[int]) -> int:
 
 
 def _device_width(
-    setup: TrainingSetup, probe: nn.Module, default: int, trainer: type | None = None
+    name: str, setup: TrainingSetup, probe: nn.Module, default: int, trainer: type | None = None
 ) -> int:
     """Return how many trials fit onto a CUDA device, at most 64; else the default."""
     free = free_bytes(setup.data.x.device)
@@ -225,6 +236,7 @@ def _device_width(
         evaluation_batch=min(EVALUATION_BATCH, len(setup.evaluation[0])),
         itemsize=setup.dtype.itemsize,
         unfolds=trainer is UnfoldedCnnTrainer,
+        is_recorded=name == "graphs",
     )
     return width_that_fits(needed, free, _MOST)
 

@@ -1,8 +1,8 @@
 """Experimental: the steps of a training from one CUDA graph, for `backend="graphs"`.
 
 This module has never run on a GPU: there was none to try it on. `backend="auto"` never takes it.
-The tests run everything but `CudaGraphs` on the CPU, where a recorded step trains bit for bit as
-the step itself. Only `_choice` imports it.
+The tests run it on the CPU, where a recorded step trains bit for bit as the step itself; what
+stands in for CUDA's streams and graphs there is theirs. Only `_choice` imports it.
 
 A step of a small network is some fifty short kernels, and launching them takes longer than they
 run. A graph launches them all at once. It repeats the recorded kernels on the same memory, so a
@@ -80,9 +80,11 @@ class CudaGraphs:
         with torch.cuda.device(device):
             self._stream = self._stream or torch.cuda.Stream()  # type: ignore[no-untyped-call]
             self._stream.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(self._stream):
-                yield
-            torch.cuda.current_stream().wait_stream(self._stream)
+            try:
+                with torch.cuda.stream(self._stream):
+                    yield
+            finally:  # also of a step that failed: memory that it writes to is given to others
+                torch.cuda.current_stream().wait_stream(self._stream)
 
 
 class CudaGraphSteps:
@@ -137,7 +139,7 @@ class CudaGraphSteps:
         try:
             run, results = self._graphs.record(step, places)
         except Exception as error:
-            if isinstance(error, torch.OutOfMemoryError) and len(places[0]) > 1:
+            if _is_lack_of_memory(error) and len(places[0]) > 1:
                 raise
             self._graphs.can_record = False
             warnings.warn(
@@ -156,3 +158,10 @@ class CudaGraphSteps:
             return results
 
         return replay
+
+
+def _is_lack_of_memory(error: BaseException | None) -> bool:
+    """Whether memory was lacking first: ending a recording that failed may be an error, too."""
+    while error is not None and not isinstance(error, torch.OutOfMemoryError):
+        error = error.__cause__ or error.__context__
+    return error is not None

@@ -23,12 +23,14 @@ def trial_bytes(
     evaluation_batch: int,
     itemsize: int,
     unfolds: bool = False,
+    is_recorded: bool = False,
 ) -> int:
     """Return the memory that the two networks of a trial take at most.
 
     Weights count four times: with their gradients and the two moments of Adam. In training the
     output of each layer stays until its gradient is computed. In evaluation the input and the
-    output of one layer are there at a time. Patches of unfolded convolutions are as outputs.
+    output of one layer are there at a time. Patches of unfolded convolutions are as outputs. The
+    memory of a recorded step is its own: an evaluation comes on top of it.
 
     Args:
         network: One of the networks. It is not changed, and nothing is computed.
@@ -37,6 +39,7 @@ def trial_bytes(
         evaluation_batch: Samples that are evaluated at a time.
         itemsize: Bytes of a number.
         unfolds: Whether convolutions copy what each of their filters sees.
+        is_recorded: Whether steps are replayed from a CUDA graph.
 
     Example:
         >>> mlp = nn.Sequential(nn.Flatten(), nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
@@ -49,7 +52,8 @@ def trial_bytes(
     n_inputs = outputs[0]
     training = batch_size * (2 * sum(outputs[1:]) + n_inputs)
     evaluation = evaluation_batch * max(a + b for a, b in pairwise(outputs))
-    return 2 * itemsize * (4 * n_weights + max(training, evaluation))
+    most = training + evaluation if is_recorded else max(training, evaluation)
+    return 2 * itemsize * (4 * n_weights + most)
 
 
 def _output_sizes(

@@ -78,7 +78,8 @@ def _make_setup(network, shape, *, dtype="float32", device="cpu"):
     ],
 )
 def test_auto_on_a_cpu(network, shape, dtype, trainer, width):
-    assert find_backend("auto", _make_setup(network, shape, dtype=dtype), None) == (trainer, width)
+    found = find_backend("auto", _make_setup(network, shape, dtype=dtype), None)
+    assert found == (trainer, width, False)
 
 
 @pytest.mark.parametrize(
@@ -95,7 +96,7 @@ def test_auto_on_a_cpu(network, shape, dtype, trainer, width):
 )
 def test_auto_on_another_device(network, shape, dtype, trainer, width):
     setup = _make_setup(network, shape, dtype=dtype, device="meta")
-    assert find_backend("auto", setup, None) == (trainer, width)
+    assert find_backend("auto", setup, None) == (trainer, width, False)
 
 
 @pytest.mark.parametrize(
@@ -112,7 +113,7 @@ def test_auto_on_another_device(network, shape, dtype, trainer, width):
 )
 def test_backends_by_name_on_a_cpu(name, network, shape, dtype, trainer, width):
     found = find_backend(name, _make_setup(network, shape, dtype=dtype), None)
-    assert (found, found.name) == ((trainer, width), name)
+    assert (found, found.name) == ((trainer, width, False), name)
 
 
 @pytest.mark.parametrize(
@@ -135,6 +136,18 @@ def test_the_width_is_the_given_one(width):
         found = find_backend(name, _make_setup(network, DIGITS), width)
         assert (found.width, type(found.width)) == (width, int)
     assert find_backend("loop", _make_setup("mlp", DIGITS), width).width == 1
+
+
+@pytest.mark.parametrize("network", ["mlp", "cnn7", _tanh])
+def test_a_width_that_is_given_is_the_size_of_every_group_where_bits_may_follow_from_it(network):
+    for device, width, is_padded in (
+        *(("meta", 6, True), ("meta", 1, False), ("meta", None, False)),
+        ("cpu", 6, False),
+    ):
+        setup = _make_setup(network, MNIST, device=device)
+        found = find_backend("auto", setup, width)
+        assert found.is_padded == (is_padded and network is not _tanh)  # the loop has one lane
+        assert found.n_lanes(1) == (6 if found.is_padded else 1)
 
 
 @pytest.mark.gpu

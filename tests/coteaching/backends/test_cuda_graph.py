@@ -6,9 +6,10 @@ train as the step itself does.
 
 import subprocess
 import sys
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -30,7 +31,7 @@ from optuna_s2e.coteaching import _training as training
 from optuna_s2e.coteaching._correction import KnownCorrection
 from optuna_s2e.coteaching.backends._base import TrainingSetup
 from optuna_s2e.coteaching.backends._choice import Backend
-from optuna_s2e.coteaching.backends._cuda_graph import CudaGraphSteps
+from optuna_s2e.coteaching.backends._cuda_graph import CudaGraphs, CudaGraphSteps
 from optuna_s2e.coteaching.backends._fused_cnn import FusedCnnTrainer
 from optuna_s2e.coteaching.backends._fused_cnn_unfolded import UnfoldedCnnTrainer
 from optuna_s2e.coteaching.backends._fused_mlp import FusedMlpTrainer
@@ -39,6 +40,7 @@ from optuna_s2e.coteaching.backends._fused_vmap import FusedVmapTrainer
 from optuna_s2e.coteaching.backends._loop import LoopTrainer
 from optuna_s2e.coteaching.backends._loop_kept_rows import KeptRowsTrainer
 from optuna_s2e.coteaching.backends._loop_reweight import ReweightTrainer
+from optuna_s2e.coteaching.backends._padded import PaddedTrainer
 
 
 def _convolutions(input_shape, n_classes):
@@ -242,6 +244,17 @@ def test_a_step_is_recorded_anew_only_when_its_constants_change(kind, optimizer,
     assert graphs.recorded == recorded
 
 
+def test_a_group_of_one_size_is_not_recorded_anew_when_a_trial_leaves():
+    setup, graphs = _setup("mlp"), CpuGraphs()
+    recording = partial(FixedMlpTrainer, make_steps=_recording(graphs))
+    eager, replayed = (
+        _epochs(PaddedTrainer(make, 3, setup, [3, 4], setup.data.noisy_labels))
+        for make in (FixedMlpTrainer, recording)
+    )
+    assert graphs.recorded == [3, 3]  # all lanes, for two values of beta1
+    assert all(map(torch.equal, eager, replayed))
+
+
 def _methods():
     rows = torch.tensor([[0.7, 0.2, 0.1], [0.0, 1.0, 0.0], [0.3, 0.0, 0.7]])
     known = KnownCorrection(ForwardCorrection("true"), rows)
@@ -285,14 +298,18 @@ def test_an_epoch_of_one_step_is_not_recorded():
 class FailingGraphs(CpuGraphs):
     """Fails at the end of a recording, for groups of at least `width` trials."""
 
-    def __init__(self, error, width=1):
+    def __init__(self, error, width=1, at_end=None):
         super().__init__()
-        self.error, self.width = error, width
+        self.error, self.width, self.at_end = error, width, at_end
 
     def record(self, step, inputs):
         replay, outputs = super().record(step, inputs)
         if len(inputs[0]) >= self.width:
-            raise type(self.error)(*self.error.args)
+            try:
+                raise type(self.error)(*self.error.args)
+            finally:
+                if self.at_end:  # as `torch.cuda.graph` ends a recording that was broken off
+                    raise type(self.at_end)(*self.at_end.args)
         return replay, outputs
 
 
@@ -312,11 +329,13 @@ def test_steps_that_cannot_be_recorded_run_as_they_are_with_one_warning(kind):
     assert graphs.recorded == [2]
 
 
-@pytest.mark.parametrize("width", [2, 1])
-def test_a_recording_that_runs_out_of_memory_halves_the_group(width, monkeypatch):
+@pytest.mark.parametrize(
+    ("width", "at_end"), [(2, None), (1, None), (2, RuntimeError("capture was invalidated"))]
+)
+def test_a_recording_that_runs_out_of_memory_halves_the_group(width, at_end, monkeypatch):
     """A trial that is too large even alone is trained without a graph."""
     setup = _setup("mlp")
-    graphs = FailingGraphs(torch.OutOfMemoryError("out of memory"), width)
+    graphs = FailingGraphs(torch.OutOfMemoryError("out of memory"), width, at_end)
     make = partial(FusedMlpTrainer, make_steps=_recording(graphs))
     config = replace(setup.config, learning_rate=2**-7, decay_start=1.0)
     options = {"data": setup.data, "config": config, "device": "cpu"}
@@ -330,6 +349,73 @@ def test_a_recording_that_runs_out_of_memory_halves_the_group(width, monkeypatch
         assert a.failure is None
         for name in a.curves._fields:
             np.testing.assert_array_equal(getattr(a.curves, name), getattr(b.curves, name))
+
+
+class FakeCuda:
+    """Streams and graphs on the CPU: it notes who waits for whom, and on what is recorded."""
+
+    def __init__(self, monkeypatch):
+        self.log, self.streams, self.fails = [], ["main"], False
+        fake = {"device": nullcontext, "Stream": lambda: self.stream_of("side")}
+        fake |= {"current_stream": lambda: self.stream_of(self.streams[-1])}
+        fake |= {"stream": self.on, "CUDAGraph": SimpleNamespace, "graph": self.recording}
+        for name, value in fake.items():
+            monkeypatch.setattr(torch.cuda, name, value)
+
+    def stream_of(self, name):
+        wait = lambda other: self.log.append(f"{name} waits for {other.name}")  # noqa: E731
+        return SimpleNamespace(name=name, wait_stream=wait)
+
+    @contextmanager
+    def on(self, stream):
+        self.streams.append(stream.name)
+        try:
+            yield
+        finally:
+            self.streams.pop()
+
+    @contextmanager
+    def recording(self, graph, stream, capture_error_mode):
+        assert (stream.name, capture_error_mode) == ("side", "thread_local")
+        self.log.append(f"{self.streams[-1]} records")
+        with Recorder() as recorder:
+            yield
+        for tensor, before in reversed(recorder.changed):
+            tensor.copy_(before)
+        graph.replay = partial(_replay, recorder.calls)
+        if self.fails:
+            raise RuntimeError("capture was invalidated")
+
+
+@pytest.mark.parametrize("kind", ["fixed mlp", "cnn"])
+@pytest.mark.parametrize("fails", [False, True])
+def test_streams_wait_for_each_other_around_each_recording(kind, fails, monkeypatch):
+    trainer_type, network = KINDS[kind]
+    setup, cuda = _setup(network), FakeCuda(monkeypatch)
+    cuda.fails = fails
+    labels = setup.data.noisy_labels
+    eager = _epochs(trainer_type(setup, [3, 4], labels))
+    with pytest.warns(RuntimeWarning, match="invalidated") if fails else nullcontext():
+        replayed = _epochs(
+            trainer_type(setup, [3, 4], labels, make_steps=_recording(CudaGraphs()))
+        )
+    assert all(map(torch.equal, eager, replayed))
+    around = ["side waits for main", "main waits for side"]
+    assert cuda.log[:5] == [*around, around[0], "side records", around[1]]
+    assert set(cuda.log[5:]) == {*around} | (set() if fails else {"side records"})
+    assert cuda.streams == ["main"]
+
+
+def test_work_after_a_step_that_failed_waits_for_it(monkeypatch):
+    cuda = FakeCuda(monkeypatch)
+
+    def step(x):
+        raise torch.OutOfMemoryError("out of memory")
+
+    with pytest.raises(torch.OutOfMemoryError):
+        CudaGraphs().warm_up(step, (torch.ones(2),))
+    assert cuda.log == ["side waits for main", "main waits for side"]
+    assert cuda.streams == ["main"]
 
 
 def test_graphs_need_cuda():

@@ -78,6 +78,17 @@ def test_the_activations_of_an_evaluation_are_counted():
     assert grown == 2 * 4 * 512 * (2 * 128 * 32 * 32)  # input and output of the widest layer
 
 
+def test_a_recorded_step_keeps_its_memory_during_an_evaluation():
+    network = make_network("cnn2", (3, 32, 32), 10, seed=0)
+    whole, training, evaluation, weights = (
+        trial_bytes(network, (3, 32, 32), **{**SIZES, **sizes}, is_recorded=True)
+        for sizes in ({}, {"evaluation_batch": 0}, {"batch_size": 0},
+                      {"batch_size": 0, "evaluation_batch": 0})
+    )  # fmt: skip
+    assert whole == training + evaluation - weights
+    assert trial_bytes(network, (3, 32, 32), **SIZES) == max(training, evaluation)
+
+
 def test_a_cpu_has_no_plan():
     assert free_bytes(torch.device("cpu")) is None
 
