@@ -236,7 +236,10 @@ def _numbers(column: Column) -> FloatArray:
 
 def _texts(column: Column) -> list[str | None]:
     """Return the values of a column of categories as strings, None where they are missing."""
-    return [_text(column.name, value) for value in column.values.tolist()]
+    values = column.values.tolist()
+    objects = {id(value): value for value in values}  # a category is one object in many rows
+    texts = {key: _text(column.name, value) for key, value in objects.items()}
+    return [texts[id(value)] for value in values]
 
 
 def _text(name: str, value: object) -> str | None:

@@ -31,6 +31,7 @@ trained then), or data as `s2e fit` takes them.
 
     s2e label-errors model --number 100
     s2e label-errors customers.csv --label class
+    s2e label-errors customers.csv --label class --quick
     s2e label-errors photos --out errors --threshold 0.1
 
 Next: open label-errors.html and look at the worst ones; `index` in the CSV is
@@ -113,6 +114,12 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def _in_a_line(name: object) -> str:
+    """Return a name; line breaks and what else moves the cursor is escaped."""
+    text = str(name)
+    return text if text.isprintable() else repr(text)[1:-1]
+
+
 def _table(errors: pd.DataFrame) -> list[str]:
     """Return a list of labels as lines of columns that fit the terminal."""
     if not len(errors):
@@ -120,7 +127,7 @@ def _table(errors: pd.DataFrame) -> list[str]:
     header = ["index", "given", "suggested", "quality", "evidence"]
     names = ("index", "given_label", "suggested_label")
     rows = [
-        [*(str(row[name]) for name in names), f"{row['quality']:.3f}", row["evidence"]]
+        [*(_in_a_line(row[name]) for name in names), f"{row['quality']:.3f}", row["evidence"]]
         for row in errors.to_dict("records")
     ]
     widths = [max(len(row[i]) for row in [header, *rows]) for i in range(4)]

@@ -125,3 +125,21 @@ def test_errors_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     line = last_line(capsys, "label-errors", "model/model.npz")
     assert "'model/model.npz' is a file of a model. Name its folder, 'model'." in line
     assert "--label is needed" in last_line(capsys, "label-errors", "a.csv")
+
+
+def test_names_of_classes_stay_on_their_line(capsys: pytest.CaptureFixture[str]) -> None:
+    table = Path("a.csv")
+    table.write_text(table.read_text().replace("dog", '"dog\nor \x1b[31mcat"'))
+    assert main([*DATA, "--number", "3"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 8
+    assert all("dog\\nor \\x1b[31mcat" in line for line in lines[4:7])
+    assert {row["given_label"] for row in listed("label-errors")} <= {"cat", "dog\nor \x1b[31mcat"}
+
+
+def test_quick_lists_by_the_networks_of_the_estimate() -> None:
+    assert main([*DATA[:4], "--quick", "--number", "7"]) == 0
+    rows = listed("label-errors")
+    assert {row["index"] for row in rows} <= WRONG
+    start = "networks that were not trained on it give the label "
+    assert all(row["evidence"].startswith(start) for row in rows)
