@@ -40,6 +40,7 @@ from optuna_s2e.classifier._fitting import Fitting, Labelled, Noise
 from optuna_s2e.classifier._inputs import InputEncoder, read_dataset
 from optuna_s2e.classifier._labels import read_classes, warn_of_other_order
 from optuna_s2e.classifier._study import Budget, SearchStudy, quiet_optuna
+from optuna_s2e.classifier._table import check_names
 from optuna_s2e.coteaching import label_quality, list_label_errors
 from optuna_s2e.coteaching.data import to_input
 from optuna_s2e.schedules import Schedule, standard_schedule, suggested_schedule
@@ -417,6 +418,7 @@ class NoisyLabelClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc
         elif hasattr(x, "columns"):  # a data frame
             if min(x.shape) == 0:
                 raise ValueError(f"{name} must hold rows and columns, but got shape {x.shape}.")
+            check_names(name, list(x.columns))
             validate_data(self, x, reset=reset, skip_check_array=True)
         else:
             x = validate_data(self, x, reset=reset, allow_nd=True, ensure_all_finite=False,

@@ -137,15 +137,18 @@ class Fitting:
             )
             return Noise(0.0, np.eye(self.n_classes))
         part = (x[torch.from_numpy(used)], y[used])
-        found = estimate_noise(
-            self._data(part, self.validation or self._first(part)),
-            network=self.network,
-            config=self.config,
-            n_epochs=self.n_estimate,
-            device=self.device,
-            seed=self._seed(0),
-            keep_networks=True,
-        )
+        try:
+            found = estimate_noise(
+                self._data(part, self.validation or self._first(part)),
+                network=self.network,
+                config=self.config,
+                n_epochs=self.n_estimate,
+                device=self.device,
+                seed=self._seed(0),
+                keep_networks=True,
+            )
+        except ValueError as error:
+            raise self._in_words(error.__cause__, error) from error
         self.bar.update(self.estimate_epochs)
         probabilities = np.full((len(y), self.n_classes), np.nan)
         probabilities[used] = found.probabilities
@@ -214,15 +217,19 @@ class Fitting:
             watch_samples=True,
         )
         for result in results:
-            if isinstance(result.failure, FloatingPointError):
-                why = " ".join(str(result.failure).split()).rstrip(".")
-                raise ValueError(
-                    f"The training failed: {why}. A smaller learning_rate than "
-                    f"{self.config.learning_rate:g}, or another network, may help."
-                ) from result.failure
             if result.failure is not None:
-                raise result.failure
+                raise self._in_words(result.failure, result.failure) from result.failure
         return results
+
+    def _in_words(self, failure: BaseException | None, otherwise: Exception) -> Exception:
+        """Return what is raised if a training failed."""
+        if isinstance(failure, FloatingPointError):
+            why = " ".join(str(failure).split()).rstrip(".")
+            return ValueError(
+                f"The training failed: {why}. A smaller learning_rate than "
+                f"{self.config.learning_rate:g}, or another network, may help."
+            )
+        return failure if isinstance(failure, ValueError) else otherwise
 
     def _count(self, *_: object) -> None:
         self.bar.update(1)

@@ -75,6 +75,7 @@ def run(args: argparse.Namespace) -> int:
     check_no_file_of_a_model(path)
     check_errors_folder(folder)
     if is_model(path):
+        _note_unused(args)
         document, model = ModelFolder(path).load()
         inputs, files, problem = ModelFolder(path).training_inputs(document)
         noise, name = document["noise"]["text"], Path(document["data"]["path"]).name
@@ -112,6 +113,18 @@ def run(args: argparse.Namespace) -> int:
         print(line)
     print(f"Files: {', '.join(written)}")
     return 0
+
+
+def _note_unused(args: argparse.Namespace) -> None:
+    """Say which options have no meaning for a model."""
+    given = []
+    for name, settings in (DATA | TRAINING).items():
+        value = getattr(args, name.removeprefix("--").replace("-", "_"))
+        if value is not False and value != settings.get("default"):
+            given.append(name)
+    if given:
+        print(f"Note: {args.data!r} is a fitted model, so nothing is trained. Not used: "
+              f"{', '.join(given)}", file=sys.stderr)  # fmt: skip
 
 
 def _in_a_line(name: object) -> str:

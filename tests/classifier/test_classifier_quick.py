@@ -5,7 +5,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("sklearn")
-pytest.importorskip("pandas")
+pd = pytest.importorskip("pandas")
 
 from sklearn.base import clone  # noqa: E402
 
@@ -127,3 +127,25 @@ def test_larger_mini_batches_of_tables_have_a_larger_learning_rate():
         assert config.batch_size == size
     assert training_config("table", 10_000, 512, None).learning_rate == 2e-3
     assert training_config("table", 10_000, None, 0.1, is_quick=True).learning_rate == 0.1
+
+
+@pytest.mark.parametrize("n_pairs", [0, 1])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"learning_rate": 1e30}, r"^The training failed: .* A smaller learning_rate than 1e\+30"),
+        ({"network": "resnet99"}, "^network must be one of .* but got 'resnet99'"),
+        ({"network": lambda shape, n: torch.nn.Linear(4, 9)}, "A training failed: "),
+    ],
+)
+def test_a_training_that_fails_in_the_estimate_is_explained(arguments, message, n_pairs):
+    with pytest.raises(ValueError, match=message):
+        quick(n_pairs=n_pairs, **arguments).fit(X, Y)
+
+
+def test_columns_of_one_name_are_refused():
+    frame = pd.DataFrame(X, columns=["a", "b", "a", "c"])
+    with pytest.raises(
+        ValueError, match=r"^X must have another name for each column, but 2 are called 'a'"
+    ):
+        quick().fit(frame, Y)

@@ -143,3 +143,15 @@ def test_quick_lists_by_the_networks_of_the_estimate() -> None:
     assert {row["index"] for row in rows} <= WRONG
     start = "networks that were not trained on it give the label "
     assert all(row["evidence"].startswith(start) for row in rows)
+
+
+@pytest.mark.usefixtures("_a_model")
+def test_options_of_a_fit_are_not_used_for_a_model(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["label-errors", "model", "--number", "2", "--device", "cpu"]) == 0
+    assert "Not used" not in capsys.readouterr().err
+    assert (
+        main(["label-errors", "model", "--quick", "--known-noise-rate", "0", "--label", "a"]) == 0
+    )
+    note = "Note: 'model' is a fitted model, so nothing is trained"
+    (line,) = [x for x in capsys.readouterr().err.splitlines() if x.startswith(note)]
+    assert line.endswith(" Not used: --label, --known-noise-rate, --quick")
