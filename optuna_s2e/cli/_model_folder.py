@@ -257,4 +257,6 @@ def _difference(name: str, there: object, here: object) -> str:
         return {"data": "other content", "form": "other columns or options of the data"}.get(
             name, "other clean labels"
         )
+    if name == "quick":
+        return "--quick, now without" if there else "no --quick, now with it"
     return f"{name.replace('_', ' ')} {there!r}, now {here!r}"
