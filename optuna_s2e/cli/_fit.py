@@ -15,7 +15,15 @@ import optuna
 
 from optuna_s2e.analysis import recommend
 from optuna_s2e.cli import _common
-from optuna_s2e.cli._fitting import DATA, TRAINING, TrainingData, describe_noise, fit
+from optuna_s2e.cli._fitting import (
+    DATA,
+    TRAINING,
+    TrainingData,
+    describe_noise,
+    fit,
+    given_options,
+    print_remarks,
+)
 from optuna_s2e.cli._interrupt import say_at_ctrl_c
 from optuna_s2e.cli._model_folder import ERRORS, MODEL, RESULTS, SCHEDULE, ModelFolder
 from optuna_s2e.cli._options import JSON, MACHINE, Options, add_table, flag, option
@@ -102,6 +110,8 @@ def run(args: argparse.Namespace) -> int:
 def _fit(args: argparse.Namespace, data: TrainingData) -> NoisyLabelClassifier | int:
     """Return the fitted model, or the exit code after a signal."""
     if args.no_search or args.quick:
+        if "--budget" in given_options(args, SEARCH):
+            print_remarks(["Nothing is searched, so --budget is not used."])
         return fit(args, data, search=False)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     say_at_ctrl_c(_GOES_ON.format(mask_url(absolute_url(args.storage))))

@@ -127,6 +127,16 @@ class TrainingData(NamedTuple):
         print_remarks(self.samples.remarks)
 
 
+def given_options(args: argparse.Namespace, options: Options) -> list[str]:
+    """Return which of some options the command line has, other than by their defaults."""
+    given = []
+    for name, settings in options.items():
+        value = getattr(args, name.removeprefix("--").replace("-", "_"))
+        if value is not False and value != settings.get("default"):
+            given.append(name)
+    return given
+
+
 def print_remarks(remarks: list[str]) -> None:
     """Print what a user should know of how data were read, to stderr."""
     for remark in remarks:

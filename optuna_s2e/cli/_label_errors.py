@@ -9,7 +9,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from optuna_s2e.cli import _common
-from optuna_s2e.cli._fitting import DATA, TRAINING, TrainingData, describe_noise, fit
+from optuna_s2e.cli._fitting import (
+    DATA,
+    TRAINING,
+    TrainingData,
+    describe_noise,
+    fit,
+    given_options,
+    print_remarks,
+)
 from optuna_s2e.cli._model_folder import (
     ERRORS,
     ModelFolder,
@@ -75,7 +83,10 @@ def run(args: argparse.Namespace) -> int:
     check_no_file_of_a_model(path)
     check_errors_folder(folder)
     if is_model(path):
-        _note_unused(args)
+        unused = given_options(args, DATA | TRAINING)
+        if unused:
+            print_remarks([f"{args.data!r} is a fitted model, so nothing is trained. Not used: "
+                           f"{', '.join(unused)}"])  # fmt: skip
         document, model = ModelFolder(path).load()
         inputs, files, problem = ModelFolder(path).training_inputs(document)
         noise, name = document["noise"]["text"], Path(document["data"]["path"]).name
@@ -113,18 +124,6 @@ def run(args: argparse.Namespace) -> int:
         print(line)
     print(f"Files: {', '.join(written)}")
     return 0
-
-
-def _note_unused(args: argparse.Namespace) -> None:
-    """Say which options have no meaning for a model."""
-    given = []
-    for name, settings in (DATA | TRAINING).items():
-        value = getattr(args, name.removeprefix("--").replace("-", "_"))
-        if value is not False and value != settings.get("default"):
-            given.append(name)
-    if given:
-        print(f"Note: {args.data!r} is a fitted model, so nothing is trained. Not used: "
-              f"{', '.join(given)}", file=sys.stderr)  # fmt: skip
 
 
 def _in_a_line(name: object) -> str:

@@ -249,8 +249,10 @@ def test_a_stopped_fit_goes_on_and_leaves_no_folder(capsys: pytest.CaptureFixtur
 
 
 def test_quick_takes_the_networks_of_the_estimate(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([*FIT, "--quick"]) == 0
-    assert "Validation labels: none, nothing was searched" in capsys.readouterr().out
+    assert main([*FIT, "--quick", "--budget", "3"]) == 0
+    out, err = capsys.readouterr()
+    assert "Validation labels: none, nothing was searched" in out
+    assert "Note: Nothing is searched, so --budget is not used." in err
     model = NoisyLabelClassifier.load("model/model.npz")
     assert (model.n_pairs, len(model._networks)) == (0, 6)
     assert Schedule.load("model/schedule.json").keep_rates.tolist() == [1.0] * 4
