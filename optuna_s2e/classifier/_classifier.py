@@ -28,19 +28,22 @@ from optuna_s2e._checks import check_int, check_number
 from optuna_s2e._typing import FloatArray
 from optuna_s2e.classifier._calibration import at_temperature, fit_temperature
 from optuna_s2e.classifier._defaults import (
+    ESTIMATE_EPOCHS,
     N_EPOCHS,
     auto_network,
     describe_network,
     find_network,
+    quick_epochs,
     training_config,
 )
 from optuna_s2e.classifier._fitting import Fitting, Labelled, Noise
 from optuna_s2e.classifier._inputs import InputEncoder, read_dataset
 from optuna_s2e.classifier._labels import read_classes, warn_of_other_order
 from optuna_s2e.classifier._study import Budget, SearchStudy, quiet_optuna
+from optuna_s2e.classifier._table import check_names
 from optuna_s2e.coteaching import label_quality, list_label_errors
 from optuna_s2e.coteaching.data import to_input
-from optuna_s2e.schedules import Schedule, suggested_schedule
+from optuna_s2e.schedules import Schedule, standard_schedule, suggested_schedule
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -65,7 +68,8 @@ class NoisyLabelClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc
         network: "auto" (a perceptron of two hidden layers for tables, "cnn2" for images of at
             least 16 x 16 pixels), a name or a function, as in
             `optuna_s2e.coteaching.make_network`.
-        n_epochs: T, epochs of each training, at least 2. None takes 20 for tables, 40 otherwise.
+        n_epochs: T, epochs of each training, at least 2. None takes 20 for tables, 40 otherwise;
+            with `n_pairs=0` it takes 5, and more of fewer than 300 samples.
         search: Whether to search a schedule. False trains the one that is suggested at the noise
             rate at once, which is `budget` + 1 times as fast.
         budget: Length of the search: a number of trainings, or a time such as "90 s", "10 min" or
@@ -77,11 +81,13 @@ class NoisyLabelClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc
             search in memory.
         study_name: Name of the study in the storage. None derives one from the data and the
             arguments.
-        n_pairs: Number of pairs of networks in the final training, at least 1. Several pairs
-            predict somewhat better, and cost so many trainings.
+        n_pairs: Number of pairs of networks in the final training. Several pairs predict somewhat
+            better, and cost so many trainings. 0, with `search=False`: no pair is trained. The
+            networks of the estimate are the model and judge the labels, which takes a third of the
+            time.
         device: "auto" (CUDA if there is any, else the CPU), "cpu", "cuda", ...
         batch_size: Size of the mini-batches. None takes about a fiftieth of the samples, between
-            8 and 128.
+            8 and 128 (256 for tables with `n_pairs=0`).
         learning_rate: Adam's learning rate. None takes 2e-3 for the network of tables, else 1e-3.
         validation_fraction: Share of the samples that is held out during the search, in (0, 1).
             It is not used if `X_val` is given or `search` is False.
@@ -178,13 +184,15 @@ class NoisyLabelClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc
                 belongs to other data. The message says what to do.
         """
         budget = Budget.read(self.budget)
-        n_pairs = check_int("n_pairs", self.n_pairs, 1)
+        n_pairs = check_int("n_pairs", self.n_pairs, 0)
         fraction = check_number(
             "validation_fraction", self.validation_fraction, 0, 1, open_low=True, open_high=True
         )
         given_rate = self.noise_rate
         if given_rate is not None:
             given_rate = check_number("noise_rate", given_rate, 0, 1, open_high=True)
+        if n_pairs == 0:
+            self._check_quick()
         x, y = self._read("X", X, y, reset=True)
         warn_of_other_order(X, y)
         self.classes_, numbers = read_classes(y)
@@ -195,17 +203,22 @@ class NoisyLabelClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc
         self._network = self.network
         if self._network == "auto":
             self._network = auto_network(kind, tuple(inputs.shape[1:]))
-        n_epochs = N_EPOCHS[kind] if self.n_epochs is None else self.n_epochs
+        config = training_config(
+            self._network, len(numbers), self.batch_size, self.learning_rate, is_quick=n_pairs == 0
+        )
+        n_epochs = self.n_epochs
+        if n_epochs is None and n_pairs == 0:
+            n_epochs = quick_epochs(kind, len(numbers), config.batch_size)
+        n_epochs = check_int("n_epochs", N_EPOCHS[kind] if n_epochs is None else n_epochs, 2)
         seed = int(check_random_state(self.random_state).randint(2**31))
         fitting = Fitting(
             train=(inputs, numbers),
             validation=validation,
             n_classes=len(self.classes_),
             network=find_network(self._network),
-            n_epochs=check_int("n_epochs", n_epochs, 2),
-            config=training_config(
-                self._network, len(numbers), self.batch_size, self.learning_rate
-            ),
+            n_epochs=n_epochs,
+            n_estimate=min(ESTIMATE_EPOCHS, n_epochs) if n_pairs else n_epochs,
+            config=config,
             device=self.device,
             seed=seed,
             bar=tqdm(disable=not self._shows_progress(), unit="epoch", leave=False),
@@ -325,13 +338,23 @@ class NoisyLabelClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc
             found = self._open_study(fitting, noise_rate)
             fitting = replace(fitting, seed=found.seed)
             self.study_ = found.study
+        if n_pairs == 0 and not fitting.can_estimate():
+            raise ValueError(
+                f"n_pairs must be at least 1 for {len(fitting.train[1])} samples of "
+                f"{fitting.n_classes} classes, but got 0: they are too few for the estimate of "
+                "the noise, whose networks would be the model."
+            )
         noise = fitting.noise(noise_rate)
         if self.study_ is not None:
             schedule = fitting.search(self.study_, noise, fraction, *budget)
         self._keep_noise(noise)
-        self.schedule_ = schedule or suggested_schedule(n_epochs, noise.rate)
-        results = fitting.fit(self.schedule_.keep_rates, n_pairs)
-        self._networks = [net for result in results for net in result.networks or ()]
+        if n_pairs == 0:
+            self.schedule_, results = standard_schedule(n_epochs), []
+            self._networks = list(noise.networks)
+        else:
+            self.schedule_ = schedule or suggested_schedule(n_epochs, noise.rate)
+            results = fitting.fit(self.schedule_.keep_rates, n_pairs)
+            self._networks = [net for result in results for net in result.networks or ()]
         self._dtype = torch.float32
         if self._encoder.kind == "table" and isinstance(self._network, str):
             # the prediction of a row then does not depend on the rows beside it
@@ -346,8 +369,20 @@ class NoisyLabelClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc
             x_val, y_val = fitting.validation
             self.temperature_ = fit_temperature(self._probabilities(x_val), y_val)
 
+    def _check_quick(self) -> None:
+        """Refuse what has no meaning without a pair."""
+        if self.search:
+            raise ValueError(
+                "search must be False if n_pairs is 0, but got True: no schedule is trained."
+            )
+        if self.noise_rate is not None:
+            raise ValueError(
+                f"noise_rate must be None if n_pairs is 0, but got {self.noise_rate!r}: the "
+                "networks of the estimate are the model."
+            )
+
     def _keep_noise(self, noise: Noise) -> None:
-        self._noise = noise
+        self._noise = noise._replace(networks=())
         self.noise_rate_, self.transition_matrix_ = noise.rate, noise.matrix
         self.noise_interval_, self.oof_proba_ = noise.interval, noise.probabilities
 
@@ -383,6 +418,7 @@ class NoisyLabelClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc
         elif hasattr(x, "columns"):  # a data frame
             if min(x.shape) == 0:
                 raise ValueError(f"{name} must hold rows and columns, but got shape {x.shape}.")
+            check_names(name, list(x.columns))
             validate_data(self, x, reset=reset, skip_check_array=True)
         else:
             x = validate_data(self, x, reset=reset, allow_nd=True, ensure_all_finite=False,

@@ -14,6 +14,9 @@ HIDDEN = (128, 128)  # units of the network for tables (studies/classifier_table
 N_EPOCHS = {"table": 20, "images": 40, "signals": 40, "tokens": 40}
 LEARNING_RATES = {"table": 2e-3}  # by network; 1e-3 for all others
 LARGEST_BATCH, SMALLEST_BATCH, STEPS = 128, 8, 50
+LARGEST_QUICK_BATCH = 256  # of the network for tables, if no pair is trained
+QUICK_STEPS = 130  # at least, of each training then
+ESTIMATE_EPOCHS = 5  # of each of the three trainings of the noise's estimate
 IMAGE_SIZE = 16  # pixels; smaller images are taken as vectors
 
 
@@ -49,18 +52,35 @@ def find_network(network: Any) -> Any:
 
 
 def training_config(
-    network: object, n_samples: int, batch_size: int | None, learning_rate: float | None
+    network: object,
+    n_samples: int,
+    batch_size: int | None,
+    learning_rate: float | None,
+    *,
+    is_quick: bool = False,
 ) -> TrainingConfig:
     """Return optimiser and mini-batches; None takes the defaults.
 
-    A mini-batch is about a fiftieth of the data, a power of two in [8, 128].
+    A mini-batch is about a fiftieth of the data, a power of two in [8, 128]. If no pair is trained
+    (`is_quick`), those of tables may be twice as large; the learning rate grows with their root.
     """
+    largest = LARGEST_QUICK_BATCH if is_quick and network == "table" else LARGEST_BATCH
     if batch_size is None:
         power = 2 ** round(math.log2(max(1, n_samples / STEPS)))
-        batch_size = min(LARGEST_BATCH, max(SMALLEST_BATCH, power))
+        batch_size = min(largest, max(SMALLEST_BATCH, power))
     if learning_rate is None:
         learning_rate = LEARNING_RATES.get(network, 1e-3) if isinstance(network, str) else 1e-3
+        learning_rate *= math.sqrt(max(1.0, min(batch_size, largest) / LARGEST_BATCH))
     return TrainingConfig(batch_size=batch_size, learning_rate=learning_rate)
+
+
+def quick_epochs(kind: str, n_samples: int, batch_size: int) -> int:
+    """Return the epochs of each training of the estimate whose networks are the model.
+
+    They are as many as without (`ESTIMATE_EPOCHS`), and more of few samples, up to `N_EPOCHS`.
+    """
+    steps = max(1, 2 * n_samples // (3 * batch_size))
+    return min(N_EPOCHS[kind], max(ESTIMATE_EPOCHS, math.ceil(QUICK_STEPS / steps)))
 
 
 def describe_network(network: object) -> str:

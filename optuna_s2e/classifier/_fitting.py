@@ -14,10 +14,11 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from optuna.study import Study
 from optuna.trial import Trial, TrialState
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from optuna_s2e._typing import FloatArray, IntArray
@@ -34,7 +35,6 @@ from optuna_s2e.coteaching import (
 from optuna_s2e.parallel import optimize_batch
 from optuna_s2e.schedules import Schedule
 
-ESTIMATE_EPOCHS = 5  # of each of the three trainings of the estimate
 FEWEST_SAMPLES, FEWEST_OF_CLASS = 30, 3  # that the estimate needs
 N_CURVE = 256  # samples that the last training is measured on; nothing follows from them
 
@@ -49,10 +49,12 @@ class Noise(NamedTuple):
         known: What is known beside it, as `label_quality` takes it: the estimate, the matrix
             P(given | true class), (C, C), if nothing could be estimated, or None if the user gave
             the rate.
+        networks: The networks of an estimate.
     """
 
     rate: float
     known: NoiseEstimate | FloatArray | None
+    networks: tuple[nn.Module, ...] = ()
 
     @property
     def matrix(self) -> FloatArray | None:
@@ -82,6 +84,7 @@ class Fitting:
         n_classes: C.
         network: Name or function, as in `train_batch`.
         n_epochs: T, epochs of each training.
+        n_estimate: Epochs of each of the three trainings of the estimate.
         config: Optimiser and mini-batches.
         device: As in `train_batch`.
         seed: Seed that all others follow from.
@@ -93,6 +96,7 @@ class Fitting:
     n_classes: int
     network: Any
     n_epochs: int
+    n_estimate: int
     config: TrainingConfig
     device: str
     seed: int
@@ -111,12 +115,20 @@ class Fitting:
         """Return how many labels are wrong: what the user said, or an estimate."""
         return self._estimate() if rate is None else Noise(rate, None)
 
+    def is_rare(self) -> npt.NDArray[np.bool_]:
+        """Return which classes have too few samples for the estimate, (C,)."""
+        counts = np.bincount(self.train[1], minlength=self.n_classes)
+        return np.asarray(counts < FEWEST_OF_CLASS)
+
+    def can_estimate(self) -> bool:
+        """Whether there are enough samples to estimate how many labels are wrong."""
+        rare = self.is_rare()
+        return int((~rare[self.train[1]]).sum()) >= FEWEST_SAMPLES and int((~rare).sum()) >= 2
+
     def _estimate(self) -> Noise:
         x, y = self.train
-        counts = np.bincount(y, minlength=self.n_classes)
-        rare = counts < FEWEST_OF_CLASS
-        used = np.flatnonzero(~rare[y])
-        if len(used) < FEWEST_SAMPLES or (~rare).sum() < 2:
+        used = np.flatnonzero(~self.is_rare()[y])
+        if not self.can_estimate():
             warnings.warn(
                 f"The noise rate cannot be estimated from {len(y)} samples of {self.n_classes} "
                 "classes and counts as 0: nothing is left out of the training. Give noise_rate=.",
@@ -125,23 +137,28 @@ class Fitting:
             )
             return Noise(0.0, np.eye(self.n_classes))
         part = (x[torch.from_numpy(used)], y[used])
-        found = estimate_noise(
-            self._data(part, self.validation or self._first(part)),
-            network=self.network,
-            config=self.config,
-            n_epochs=min(ESTIMATE_EPOCHS, self.n_epochs),
-            device=self.device,
-            seed=self._seed(0),
-        )
+        try:
+            found = estimate_noise(
+                self._data(part, self.validation or self._first(part)),
+                network=self.network,
+                config=self.config,
+                n_epochs=self.n_estimate,
+                device=self.device,
+                seed=self._seed(0),
+                keep_networks=True,
+            )
+        except ValueError as error:
+            raise self._in_words(error.__cause__, error) from error
         self.bar.update(self.estimate_epochs)
         probabilities = np.full((len(y), self.n_classes), np.nan)
         probabilities[used] = found.probabilities
-        return Noise(found.noise_rate, replace(found, probabilities=probabilities))
+        known = replace(found, probabilities=probabilities, networks=())
+        return Noise(found.noise_rate, known, found.networks)
 
     @property
     def estimate_epochs(self) -> int:
         """How many epochs on all samples the estimate costs."""
-        return 2 * min(ESTIMATE_EPOCHS, self.n_epochs)
+        return 2 * self.n_estimate
 
     def search(
         self,
@@ -200,15 +217,19 @@ class Fitting:
             watch_samples=True,
         )
         for result in results:
-            if isinstance(result.failure, FloatingPointError):
-                why = " ".join(str(result.failure).split()).rstrip(".")
-                raise ValueError(
-                    f"The training failed: {why}. A smaller learning_rate than "
-                    f"{self.config.learning_rate:g}, or another network, may help."
-                ) from result.failure
             if result.failure is not None:
-                raise result.failure
+                raise self._in_words(result.failure, result.failure) from result.failure
         return results
+
+    def _in_words(self, failure: BaseException | None, otherwise: Exception) -> Exception:
+        """Return what is raised if a training failed."""
+        if isinstance(failure, FloatingPointError):
+            why = " ".join(str(failure).split()).rstrip(".")
+            return ValueError(
+                f"The training failed: {why}. A smaller learning_rate than "
+                f"{self.config.learning_rate:g}, or another network, may help."
+            )
+        return failure if isinstance(failure, ValueError) else otherwise
 
     def _count(self, *_: object) -> None:
         self.bar.update(1)

@@ -61,9 +61,10 @@ def warn_of_other_order(X: Any, y: Any) -> None:
     if rows.equals(labels):
         return
     if rows.is_unique and len(rows) == len(labels) == len(rows.intersection(labels)):
+        first, of_first = rows[:1].tolist()[0], labels[:1].tolist()[0]
         warnings.warn(
             "X and y have the same index, but in another order. Labels go by position: row 0 of X "
-            f"({rows[0]!r}) gets the label of row 0 of y ({labels[0]!r}). If that is wrong, pass "
+            f"({first!r}) gets the label of row 0 of y ({of_first!r}). If that is wrong, pass "
             "y.loc[X.index].",
             stacklevel=3,
         )

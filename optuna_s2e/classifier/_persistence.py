@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 FORMAT, VERSION = "optuna_s2e.classifier", 1
 _OWN = ("network", "storage", "random_state")  # arguments that are saved otherwise, or not at all
 _STATISTICS = [field.name for field in fields(SampleStatistics)]
-_ESTIMATE = [field.name for field in fields(NoiseEstimate)]
+_ESTIMATE = [field.name for field in fields(NoiseEstimate) if field.name != "networks"]
 
 
 def save(model: NoisyLabelClassifier, path: str | os.PathLike[str]) -> None:

@@ -188,17 +188,31 @@ class TableEncoder:
 
 def read_table(x: Any) -> list[Column]:
     """Return the columns of a data frame (pandas, polars) or of an array (N, d)."""
-    if hasattr(x, "iloc"):  # pandas; names may occur twice
-        frame = [(str(name), x.iloc[:, j]) for j, name in enumerate(x.columns)]
-    elif hasattr(x, "columns"):
-        frame = [(str(name), x[name]) for name in x.columns]
-    else:
+    if not hasattr(x, "columns"):
         return [Column(f"X[:, {j}]", x[:, j], False) for j in range(x.shape[1])]
     categorical = ("category", "categorical", "enum")
     return [
-        Column(repr(name), np.asarray(values), str(values.dtype).lower().startswith(categorical))
-        for name, values in frame
+        Column(
+            repr(str(name)),
+            np.asarray(x[name]),
+            str(x[name].dtype).lower().startswith(categorical),
+        )
+        for name in x.columns
     ]
+
+
+def check_names(what: str, names: Sequence[object]) -> None:
+    """Refuse a data frame two of whose columns have one name.
+
+    Raises:
+        ValueError: If there are any.
+    """
+    name, n = Counter(names).most_common(1)[0]
+    if n > 1:
+        raise ValueError(
+            f"{what} must have another name for each column, but {n} are called {name!r}. Rename "
+            "them, or drop all but one."
+        )
 
 
 def _is_numeric(column: Column) -> bool:
@@ -236,7 +250,10 @@ def _numbers(column: Column) -> FloatArray:
 
 def _texts(column: Column) -> list[str | None]:
     """Return the values of a column of categories as strings, None where they are missing."""
-    return [_text(column.name, value) for value in column.values.tolist()]
+    values = column.values.tolist()
+    objects = {id(value): value for value in values}  # a category is one object in many rows
+    texts = {key: _text(column.name, value) for key, value in objects.items()}
+    return [texts[id(value)] for value in values]
 
 
 def _text(name: str, value: object) -> str | None:

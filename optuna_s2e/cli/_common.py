@@ -152,6 +152,14 @@ def naming(option: str, path: Path) -> Iterator[None]:
         raise ValueError(f"{option} must be writable, but got {str(path)!r}: {why}.") from error
 
 
+def not_ours(option: str, path: Path) -> ValueError:
+    """Return the error of a file that would be replaced and that `s2e` did not write."""
+    return ValueError(
+        f"{option} must not replace files of your own, but {str(path)!r} is there and was not "
+        "written by this command. Name another one."
+    )
+
+
 # --- running trials --------------------------------------------------------------------------
 
 

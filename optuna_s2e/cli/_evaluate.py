@@ -99,6 +99,7 @@ def run(args: argparse.Namespace) -> int:
     kept = folder / "networks.jsonl"
     with _common.naming("--out", folder):
         folder.mkdir(parents=True, exist_ok=True)
+        _check_replaceable(folder, kept)
         kept.open("a").close()  # now, rather than after the first training
     say_at_ctrl_c(f"Interrupted: networks that were trained to their end are kept in {kept}; "
                   "the same command trains the others.")  # fmt: skip
@@ -189,6 +190,13 @@ def run(args: argparse.Namespace) -> int:
     print("Files: " + "; ".join(f"{name}: {file}" for name, file in files.items()))
     _common.print_next_steps(args, study, {})
     return 0
+
+
+def _check_replaceable(folder: Path, kept: Path) -> None:
+    """Refuse a folder with files that an evaluation would replace and that none has written."""
+    for name in ("schedule.json", "evaluation.json", "evaluation.png"):
+        if not kept.exists() and (folder / name).exists():
+            raise _common.not_ours("--out", folder / name)
 
 
 def _names(methods: str | None, own: str) -> list[str]:

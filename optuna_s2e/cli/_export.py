@@ -8,8 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from optuna_s2e.cli._common import load_study, naming, pick_schedule, print_json
+from optuna_s2e.cli._common import load_study, naming, not_ours, pick_schedule, print_json
 from optuna_s2e.cli._options import JSON, RULE, Options, add_table, option, study_name
+from optuna_s2e.schedules import Schedule
 
 HELP = """\
 The file holds R(t) of every epoch. PyTorch is not needed.
@@ -43,6 +44,9 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError("--out is needed: the file to write. --json prints the schedule.")
     if args.out is not None and (args.out.is_dir() or not args.out.name):
         raise ValueError(f"--out must be a file, but got the folder {str(args.out)!r}.")
+    if args.out is not None:
+        with naming("--out", args.out):
+            _check_replaceable(args.out)
     study = load_study(args)
     picked = pick_schedule(study, args.rule)
     if args.out is not None:
@@ -61,3 +65,12 @@ def run(args: argparse.Namespace) -> int:
         rates = np.array2string(picked.schedule.keep_rates, precision=3, threshold=8, edgeitems=3)
         print(f"{picked.text}\nR(t) = {rates}, written to {args.out}")
     return 0
+
+
+def _check_replaceable(path: Path) -> None:
+    """Refuse to replace a file that holds anything but a schedule."""
+    if path.is_file() and path.stat().st_size:
+        try:
+            Schedule.load(path)
+        except ValueError as error:
+            raise not_ours("--out", path) from error

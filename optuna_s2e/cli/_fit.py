@@ -15,7 +15,15 @@ import optuna
 
 from optuna_s2e.analysis import recommend
 from optuna_s2e.cli import _common
-from optuna_s2e.cli._fitting import DATA, TRAINING, TrainingData, describe_noise, fit
+from optuna_s2e.cli._fitting import (
+    DATA,
+    TRAINING,
+    TrainingData,
+    describe_noise,
+    fit,
+    given_options,
+    print_remarks,
+)
 from optuna_s2e.cli._interrupt import say_at_ctrl_c
 from optuna_s2e.cli._model_folder import ERRORS, MODEL, RESULTS, SCHEDULE, ModelFolder
 from optuna_s2e.cli._options import JSON, MACHINE, Options, add_table, flag, option
@@ -42,6 +50,7 @@ goes on with it.
     s2e fit customers.csv --label class --out model
     s2e fit photos --out model --image-size 32
     s2e fit customers.csv --label class --out model --no-search
+    s2e fit customers.csv --label class --out model --quick
     s2e fit digits --noise pair --noise-rate 0.3 --out model
 
 Next: `s2e predict` predicts new data, `s2e label-errors` lists more or fewer
@@ -100,7 +109,9 @@ def run(args: argparse.Namespace) -> int:
 
 def _fit(args: argparse.Namespace, data: TrainingData) -> NoisyLabelClassifier | int:
     """Return the fitted model, or the exit code after a signal."""
-    if args.no_search:
+    if args.no_search or args.quick:
+        if "--budget" in given_options(args, SEARCH):
+            print_remarks(["Nothing is searched, so --budget is not used."])
         return fit(args, data, search=False)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     say_at_ctrl_c(_GOES_ON.format(mask_url(absolute_url(args.storage))))
@@ -117,12 +128,14 @@ def _fit(args: argparse.Namespace, data: TrainingData) -> NoisyLabelClassifier |
 
 def _fitted_to(args: argparse.Namespace, data: TrainingData) -> dict[str, Any]:
     """Return what the model depends on: another fit is refused where this one lies."""
+    searches = not (args.no_search or args.quick)
     return {
+        "quick": args.quick or None,  # older folders do not hold it
         "data": data.samples.digest,
         "form": dict(data.samples.form),
         "clean_labels": data.val_digest,
-        "search": not args.no_search,
-        "budget": None if args.no_search else args.budget,
+        "search": searches,
+        "budget": args.budget if searches else None,
         "network": args.network,
         "epochs": args.epochs,
         "known_noise_rate": args.known_noise_rate,
@@ -170,7 +183,7 @@ def _validation(args: argparse.Namespace, data: TrainingData) -> str:
     """Say which labels the search and the estimate were validated with."""
     if data.validation is not None:
         return data.clean
-    if args.no_search:
+    if args.no_search or args.quick:
         return "none, nothing was searched"
     return "a fifth of the samples, with their labels as they were given"
 

@@ -9,7 +9,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from optuna_s2e.cli import _common
-from optuna_s2e.cli._fitting import DATA, TRAINING, TrainingData, describe_noise, fit
+from optuna_s2e.cli._fitting import (
+    DATA,
+    TRAINING,
+    TrainingData,
+    describe_noise,
+    fit,
+    given_options,
+    print_remarks,
+)
 from optuna_s2e.cli._model_folder import (
     ERRORS,
     ModelFolder,
@@ -31,6 +39,7 @@ trained then), or data as `s2e fit` takes them.
 
     s2e label-errors model --number 100
     s2e label-errors customers.csv --label class
+    s2e label-errors customers.csv --label class --quick
     s2e label-errors photos --out errors --threshold 0.1
 
 Next: open label-errors.html and look at the worst ones; `index` in the CSV is
@@ -74,6 +83,10 @@ def run(args: argparse.Namespace) -> int:
     check_no_file_of_a_model(path)
     check_errors_folder(folder)
     if is_model(path):
+        unused = given_options(args, DATA | TRAINING)
+        if unused:
+            print_remarks([f"{args.data!r} is a fitted model, so nothing is trained. Not used: "
+                           f"{', '.join(unused)}"])  # fmt: skip
         document, model = ModelFolder(path).load()
         inputs, files, problem = ModelFolder(path).training_inputs(document)
         noise, name = document["noise"]["text"], Path(document["data"]["path"]).name
@@ -113,6 +126,12 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def _in_a_line(name: object) -> str:
+    """Return a name; line breaks and what else moves the cursor is escaped."""
+    text = str(name)
+    return text if text.isprintable() else repr(text)[1:-1]
+
+
 def _table(errors: pd.DataFrame) -> list[str]:
     """Return a list of labels as lines of columns that fit the terminal."""
     if not len(errors):
@@ -120,7 +139,7 @@ def _table(errors: pd.DataFrame) -> list[str]:
     header = ["index", "given", "suggested", "quality", "evidence"]
     names = ("index", "given_label", "suggested_label")
     rows = [
-        [*(str(row[name]) for name in names), f"{row['quality']:.3f}", row["evidence"]]
+        [*(_in_a_line(row[name]) for name in names), f"{row['quality']:.3f}", row["evidence"]]
         for row in errors.to_dict("records")
     ]
     widths = [max(len(row[i]) for row in [header, *rows]) for i in range(4)]

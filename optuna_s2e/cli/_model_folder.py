@@ -239,10 +239,7 @@ def check_replaceable(option: str, path: Path, header: str) -> None:
         (f"{header},probability of ", f'{header},"probability of ')
     )
     if not header or not is_ours:
-        raise ValueError(
-            f"{option} must not replace files of your own, but {str(path)!r} is there and was "
-            "not written by this command. Name another one."
-        )
+        raise _common.not_ours(option, path)
 
 
 def _check_writable(path: Path) -> None:
@@ -260,4 +257,6 @@ def _difference(name: str, there: object, here: object) -> str:
         return {"data": "other content", "form": "other columns or options of the data"}.get(
             name, "other clean labels"
         )
+    if name == "quick":
+        return "--quick, now without" if there else "no --quick, now with it"
     return f"{name.replace('_', ' ')} {there!r}, now {here!r}"

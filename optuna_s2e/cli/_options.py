@@ -95,6 +95,13 @@ def _name(text: str) -> str:
     return text
 
 
+def _folder(text: str) -> Path:
+    path = Path(text)
+    if path.exists() and not path.is_dir():
+        raise argparse.ArgumentTypeError(f"must be a folder, but {text!r} is a file")
+    return path
+
+
 MAX_SEED = 2**64 - 1  # that a study keeps for its workers
 
 SEED = whole(0, MAX_SEED)
@@ -127,7 +134,7 @@ RULE: Options = {
 ARTIFACTS: Options = {
     "--artifact-dir": option(
         "DIR", "folder of the trials' pictures (default: FILE.artifacts beside a database file, "
-        "s2e-artifacts for a database server)", kind=Path,
+        "s2e-artifacts for a database server)", kind=_folder,
     ),
 }  # fmt: skip
 

@@ -43,9 +43,8 @@ _NOT_TEXT = {
     b"<!": "HTML or XML. Save the table as CSV",
     b"<html": "HTML. Save the table as CSV",
     b"<?xml": "XML. Save the table as CSV",
-    b"[{": "JSON. Save the table as CSV",
-    b'{"': "JSON. Save the table as CSV",
 }
+_JSON = re.compile(rb'\{\s*"|\[\s*\{')
 _UNPACK = {b"\x1f\x8b": gzip.decompress, b"BZh": bz2.decompress, b"\xfd7zXZ": lzma.decompress}
 _MISSING = (
     "", "?", "NA", "N/A", "n/a", "#N/A", "NaN", "nan", "null", "NULL", "None", "<NA>", "-", "."
@@ -146,9 +145,11 @@ class TableFile:
             if content.startswith(start):
                 with self._as_value_error():
                     content = unpack(content)
-        for start, what in _NOT_TEXT.items():
-            if content.startswith(start):
-                raise ValueError(f"{str(self.path)!r} must be a table as text, but is {what}.")
+        found = [what for start, what in _NOT_TEXT.items() if content.startswith(start)]
+        if _JSON.match(content):
+            found.append("JSON. Save the table as CSV")
+        if found:
+            raise ValueError(f"{str(self.path)!r} must be a table as text, but is {found[0]}.")
         if not content.strip():
             raise ValueError(f"{str(self.path)!r} is empty.")
         if content[:2] in (b"\xff\xfe", b"\xfe\xff"):

@@ -159,10 +159,7 @@ def list_label_errors(
         "given_label": [names[label] for label in seen.given[worst]],
         "suggested_label": [names[label] for label in suggested],
         "quality": seen.quality[worst],
-        "evidence": [
-            seen.evidence(i, label, names[label])
-            for i, label in zip(worst.tolist(), suggested.tolist(), strict=True)
-        ],
+        "evidence": seen.evidence(worst, suggested, names),
     })  # fmt: skip
 
 
@@ -336,28 +333,38 @@ class _Witnesses:
             votes[unseen] = others[unseen]
         return np.asarray(votes.argmax(axis=1))
 
-    def evidence(self, i: int, label: int, name: object) -> str:
-        """Say in a sentence what speaks for a class and against the given label of sample i."""
-        parts = []
-        if (self.rival[i] >= 0).any():
-            parts = [
-                self._story(i, label, name),
-                f"trained on in {100 * np.nanmean(self.trained[i]):.0f} % of the epochs",
-            ]
-        f = self._of_given[i]
+    def evidence(
+        self, samples: IntArray, suggested: IntArray, names: Sequence[object]
+    ) -> list[str]:
+        """Say of each sample what speaks for a class and against the given label."""
+        say_so = self.predicted[samples] == suggested[:, None]
+        since = np.where(say_so, self.since[samples], -1.0).max(axis=1, initial=-1.0)
+        trained = self.trained[samples]
+        known = np.isfinite(trained)
+        share = np.where(known, trained, 0.0).sum(axis=1) / np.maximum(known.sum(axis=1), 1)
+        seen = (self.rival[samples] >= 0).any(axis=1)
+        rows = (suggested, seen, say_so.sum(axis=1), since, share, self._of_given[samples])
+        return [
+            self._sentence(repr(names[label]), *row)
+            for label, *row in zip(*(values.tolist() for values in rows), strict=True)
+        ]
+
+    def _sentence(
+        self, name: str, is_seen: bool, n: int, since: float, share: float, f: float
+    ) -> str:
+        """Say it of a sample whose class n networks predict since then."""
+        m, parts = self.predicted.shape[1], []
+        everyone = "both networks" if m == 2 else f"all {m} networks"
+        if is_seen and n == 0:
+            parts = [f"{everyone} say the given label, after doubts; {name} comes next"]
+        elif is_seen:
+            who = everyone if n == m else f"{n} of {m} networks"
+            parts = [f"{who} {'says' if n == 1 else 'say'} {name} from epoch {since:.0f} on"]
+        if is_seen:
+            parts.append(f"trained on in {100 * share:.0f} % of the epochs")
         if not np.isnan(f):
             parts.append(f"networks that were not trained on it give the label {100 * f:.0f} %")
         return "; ".join(parts)
-
-    def _story(self, i: int, label: int, name: object) -> str:
-        say_so = self.predicted[i] == label
-        n, m = int(say_so.sum()), len(say_so)
-        everyone = "both networks" if m == 2 else f"all {m} networks"
-        if n == 0:
-            return f"{everyone} say the given label, after doubts; {name!r} comes next"
-        who = everyone if n == m else f"{n} of {m} networks"
-        verb = "says" if n == 1 else "say"
-        return f"{who} {verb} {name!r} from epoch {int(self.since[i][say_so].max())} on"
 
 
 def _together(history: FloatArray, f: FloatArray) -> FloatArray:

@@ -54,8 +54,12 @@ def save_label_errors(
     Raises:
         ValueError: If columns are missing, the list names samples that `inputs` or `names` lacks,
             or `n_per_class` is out of range.
+        OSError: If the folder cannot be written to, or is a file.
     """
     check_int("n_per_class", n_per_class, 1)
+    folder = Path(folder)
+    if folder.exists() and not folder.is_dir():
+        raise NotADirectoryError(f"folder must be a folder, but {str(folder)!r} is a file.")
     missing = [name for name in _COLUMNS if name not in errors.columns]
     if missing:
         raise ValueError(
@@ -78,7 +82,6 @@ def save_label_errors(
     page = _page(texts, shown, n_per_class, title, names)
     if names is not None:
         texts["index"] = [names[index] for index in texts["index"]]
-    folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     texts.to_csv(folder / "label-errors.csv", index=False)
     texts.to_json(folder / "label-errors.json", orient="records", indent=2, force_ascii=False)

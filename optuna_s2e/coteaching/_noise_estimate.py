@@ -86,6 +86,7 @@ class NoiseEstimate:
         probabilities: Probability of each class for each sample, by networks that were not
             trained on it, (N, C): what is needed to look for single wrong labels. With clean
             labels it is q, which is calibrated on them.
+        networks: The networks of the training data's folds, on the CPU, if they were kept.
     """
 
     noise_rate: float
@@ -94,6 +95,7 @@ class NoiseEstimate:
     deviations: FloatArray
     used_clean_labels: bool
     probabilities: FloatArray
+    networks: tuple[nn.Module, ...] = ()
 
     def __str__(self) -> str:
         """Return the estimate as a sentence."""
@@ -115,6 +117,7 @@ def estimate_noise(
     device: torch.device | str = "auto",
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
+    keep_networks: bool = False,
 ) -> NoiseEstimate:
     """Estimate how many training labels are wrong.
 
@@ -134,6 +137,7 @@ def estimate_noise(
         device: As in `train_batch`.
         seed: Seed of the folds, the networks and the interval, a non-negative int.
         progress: Function that is called with (epochs done, all epochs) after each epoch.
+        keep_networks: Whether to return the six networks of the training data's folds, too.
 
     Returns:
         The estimate. The same arguments give the same numbers on the same device.
@@ -168,19 +172,20 @@ def estimate_noise(
             progress(done, N_FOLDS * (n_epochs + n_more))
 
     setup = _Setup(network, config, device, on_epoch)
-    odds, odds_val = _cross_predict(data, setup, n_epochs, [seed], rng)
+    odds, odds_val, networks = _cross_predict(data, setup, n_epochs, [seed], rng)
     if not clean_validation:
-        return _by_anchors(odds, given, rng)
+        return replace(_by_anchors(odds, given, rng), networks=networks * keep_networks)
     views, views_val = [odds], [odds_val]
     if learns:
         swapped = replace(
             data, x=data.x_val, noisy_labels=data.y_val, x_val=data.x, y_val=data.noisy_labels
         )
-        on_val, on_training = _cross_predict(swapped, setup, n_more, [seed, N_FOLDS], rng)
+        on_val, on_training, _ = _cross_predict(swapped, setup, n_more, [seed, N_FOLDS], rng)
         views.append(on_training.mean(axis=0))
         views_val.append(np.broadcast_to(on_val, odds_val.shape))
     _warn_if_noisy(views_val, y_val, odds, given)
-    return _by_clean_labels(np.stack(views), given, np.stack(views_val), y_val, rng)
+    found = _by_clean_labels(np.stack(views), given, np.stack(views_val), y_val, rng)
+    return replace(found, networks=networks * keep_networks)
 
 
 def epochs_beside(n_epochs: int) -> int:
@@ -202,23 +207,24 @@ class _Setup(NamedTuple):
 
 def _cross_predict(
     data: NoisyData, setup: _Setup, n_epochs: int, key: list[int], rng: np.random.Generator
-) -> tuple[FloatArray, FloatArray]:
+) -> tuple[FloatArray, FloatArray, tuple[nn.Module, ...]]:
     """Train networks on folds of the training data.
 
     Returns:
         Their odds on the samples of the other fold, (N, C), and on the validation data,
-        (folds, N_val, C).
+        (folds, N_val, C), and all networks.
     """
     folds = _folds(data.noisy_labels.cpu().numpy(), rng)
     out_of_fold = np.empty((len(folds), data.n_classes))
-    on_validation = []
+    on_validation, every = [], list[nn.Module]()
     dtype = DTYPES[(setup.config or TrainingConfig()).dtype]
     for number in range(N_FOLDS):
         held_out = folds == number
         networks = _train(_part(data, ~held_out), setup, n_epochs, [*key, number])
         out_of_fold[held_out] = _log_odds(networks, data.x[torch.from_numpy(held_out)], dtype)
         on_validation.append(_log_odds(networks, data.x_val, dtype))
-    return out_of_fold, np.stack(on_validation)
+        every += networks
+    return out_of_fold, np.stack(on_validation), tuple(every)
 
 
 def _folds(labels: IntArray, rng: np.random.Generator) -> IntArray:

@@ -249,7 +249,7 @@ def test_labels_that_are_no_classes_are_refused(y, message):
         ({"n_epochs": 1}, "n_epochs must be an int of at least 2"),
         ({"noise_rate": 1.0}, "noise_rate must be a number in"),
         ({"validation_fraction": 1.0}, "validation_fraction must be a number in"),
-        ({"n_pairs": 0}, "n_pairs must be an int of at least 1"),
+        ({"n_pairs": -1}, "n_pairs must be an int of at least 0"),
         ({"network": "mpl"}, "network must be one of"),
         ({"device": "gpu"}, "device must be one that torch knows"),
         ({"batch_size": 0}, "batch_size must be an int of at least 1"),

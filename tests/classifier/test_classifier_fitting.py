@@ -24,7 +24,7 @@ X, Y = torch.randn(101, 3), np.array([0] * 60 + [1] * 40 + [2])
 def fitting():
     return Fitting(
         train=(X, Y), validation=None, n_classes=3, network=table_network, n_epochs=2,
-        config=training_config("table", 101, None, None), device="cpu", seed=0,
+        n_estimate=2, config=training_config("table", 101, None, None), device="cpu", seed=0,
         bar=tqdm(disable=True),
     )  # fmt: skip
 

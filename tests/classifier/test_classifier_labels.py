@@ -55,6 +55,9 @@ def test_labels_of_the_same_rows_in_another_order_warn():
     quick = NoisyLabelClassifier(search=False, n_epochs=2, noise_rate=0.2, device="cpu")
     with pytest.warns(UserWarning, match=r"row 0 of X \(0\) gets the label of row 0 of y \(39\)"):
         quick.fit(frame, labels[::-1])
+    turned = frame.loc[[7, *range(7), *range(8, 40)]]  # its index is no range
+    with pytest.warns(UserWarning, match=r"row 0 of X \(7\) gets the label of row 0 of y \(0\)"):
+        warn_of_other_order(turned, labels)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         warn_of_other_order(frame[::-1], labels[::-1])

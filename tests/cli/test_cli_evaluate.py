@@ -155,6 +155,18 @@ def test_the_folder_is_tried_before_anything_is_trained(
     assert "--out must be writable, but got 's': File exists." in only_line(capsys, "evaluate")
 
 
+def test_files_of_the_user_are_never_replaced(
+    searched: Searched, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("schedule.json", "evaluation.json", "evaluation.png"):
+        Path(name).write_text("mine")  # or the schedule of a fitted model
+        line = only_line(capsys, "evaluate", "--out", ".")
+        assert f"--out must not replace files of your own, but '{name}' is there" in line
+        assert Path(name).read_text() == "mine"
+        Path(name).unlink()
+    assert not Path("networks.jsonl").exists()
+
+
 @pytest.mark.usefixtures("pictures_stay_empty")
 @pytest.mark.parametrize("name", ["..", "../up", "n" * 300, "a/b", "/abs", ".hidden", "-x"])
 def test_results_of_any_study_name_are_in_a_folder_here(name: str, tmp_path: Path) -> None:

@@ -65,3 +65,18 @@ def test_study_without_schedules_is_one_line_and_writes_nothing(
     assert "hold no schedules" in only_line(capsys, "export", "--out", "x.json")
     assert not Path("x.json").exists()
     assert "error: --out is needed" in only_line(capsys, "export")
+
+
+def test_a_file_of_the_user_is_never_replaced(
+    searched: Searched, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = {"table.csv": b"a,b\n1,2\n", "own.json": b'{"a": 1}', "own.npz": b"PK\x03\x04\xff\x00"}
+    for name, content in own.items():
+        Path(name).write_bytes(content)
+        line = only_line(capsys, "export", "--out", name)
+        assert f"--out must not replace files of your own, but '{name}' is there" in line
+        assert Path(name).read_bytes() == content
+    Path("empty.json").touch()  # as mktemp makes one
+    for _ in range(2):  # an exported schedule is replaced
+        assert main(["export", "--out", "empty.json"]) == 0
+    assert Schedule.load("empty.json") == recommend(study()).schedule

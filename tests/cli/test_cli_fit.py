@@ -246,3 +246,24 @@ def test_a_stopped_fit_goes_on_and_leaves_no_folder(capsys: pytest.CaptureFixtur
     assert main([*FIT, "--budget", str(kept)]) == 0  # nothing more is searched
     assert json.loads(Path("model/fit.json").read_text())["search"]["n_trials"] == kept
     assert n_complete() == kept
+
+
+def test_quick_takes_the_networks_of_the_estimate(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*FIT, "--quick", "--budget", "3"]) == 0
+    out, err = capsys.readouterr()
+    assert "Validation labels: none, nothing was searched" in out
+    assert "Note: Nothing is searched, so --budget is not used." in err
+    model = NoisyLabelClassifier.load("model/model.npz")
+    assert (model.n_pairs, len(model._networks)) == (0, 6)
+    assert Schedule.load("model/schedule.json").keep_rates.tolist() == [1.0] * 4
+    assert not Path("s2e.db").exists()
+    assert main(["predict", "model", "a.csv"]) == 0
+    assert main([*FIT, "--quick"]) == 0
+    assert "holds this model already" in capsys.readouterr().out
+    assert " with --quick, now without. Name" in last_line(capsys, *FIT, "--no-search")
+    write_table("few.csv", 20)
+    few = ["fit", "few.csv", "--label", "kind", "--out", "other", "--quick"]
+    line = last_line(capsys, *few)
+    assert "error: --quick must be left out for 20 samples of 2 classes: they are too" in line
+    line = last_line(capsys, *FIT[:-1], "other", "--quick", "--known-noise-rate", "0.2")
+    assert "--known-noise-rate must be left out if --quick is given, but got 0.2" in line

@@ -125,3 +125,33 @@ def test_errors_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     line = last_line(capsys, "label-errors", "model/model.npz")
     assert "'model/model.npz' is a file of a model. Name its folder, 'model'." in line
     assert "--label is needed" in last_line(capsys, "label-errors", "a.csv")
+
+
+def test_names_of_classes_stay_on_their_line(capsys: pytest.CaptureFixture[str]) -> None:
+    table = Path("a.csv")
+    table.write_text(table.read_text().replace("dog", '"dog\nor \x1b[31mcat"'))
+    assert main([*DATA, "--number", "3"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 8
+    assert all("dog\\nor \\x1b[31mcat" in line for line in lines[4:7])
+    assert {row["given_label"] for row in listed("label-errors")} <= {"cat", "dog\nor \x1b[31mcat"}
+
+
+def test_quick_lists_by_the_networks_of_the_estimate() -> None:
+    assert main([*DATA[:4], "--quick", "--number", "7"]) == 0
+    rows = listed("label-errors")
+    assert {row["index"] for row in rows} <= WRONG
+    start = "networks that were not trained on it give the label "
+    assert all(row["evidence"].startswith(start) for row in rows)
+
+
+@pytest.mark.usefixtures("_a_model")
+def test_options_of_a_fit_are_not_used_for_a_model(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["label-errors", "model", "--number", "2", "--device", "cpu"]) == 0
+    assert "Not used" not in capsys.readouterr().err
+    assert (
+        main(["label-errors", "model", "--quick", "--known-noise-rate", "0", "--label", "a"]) == 0
+    )
+    note = "Note: 'model' is a fitted model, so nothing is trained"
+    (line,) = [x for x in capsys.readouterr().err.splitlines() if x.startswith(note)]
+    assert line.endswith(" Not used: --label, --known-noise-rate, --quick")

@@ -2,6 +2,7 @@
 
 import argparse
 import re
+from pathlib import Path
 
 import pytest
 from commands import only_line
@@ -52,3 +53,10 @@ def test_readers_return_numbers_within_their_bounds() -> None:
     for read, text in ((whole(2, 5), "6"), (whole(2), "1"), (number(0, 1, open_high=True), "1")):
         with pytest.raises(argparse.ArgumentTypeError, match=f"^must be .*, but got {text}"):
             read(text)
+
+
+@pytest.mark.parametrize("command", ["search", "worker", "dashboard"])
+def test_a_file_is_no_folder_of_pictures(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("table.csv").write_text("a,b\n")
+    line = only_line(capsys, command, "--artifact-dir", "table.csv")
+    assert "error: --artifact-dir must be a folder, but 'table.csv' is a file" in line

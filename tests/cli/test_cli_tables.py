@@ -107,6 +107,8 @@ def test_quoted_cells_hold_separators_and_lines() -> None:
         (b"<!DOCTYPE html><html>", "is HTML or XML. Save the table as CSV"),
         (b'[{"a":1,"kind":"x"},{"a":2,"kind":"y"}]', "is JSON. Save the table as CSV"),
         (b'{"a":1,"kind":"x"}\n{"a":2,"kind":"y"}\n', "is JSON. Save the table as CSV"),
+        (b'[\r\n  {\r\n    "a":1\r\n  }\r\n]', "is JSON. Save the table as CSV"),
+        (b'{\n "a": [1, 2]\n}', "is JSON. Save the table as CSV"),
         (b"BZh9nothing", "cannot be read as a table"),
         (b"a,kind\n1,x\n1,2,3,4\n", "cannot be read as a table: Expected 2 fields in line 3"),
         (b"a,kind\n1,2,3,x\n4,5,6,y\n", "its first line names 2 columns, and the others hold 4"),

@@ -207,3 +207,13 @@ def test_a_number_and_its_percent_sign_stay_in_one_line(tmp_path):
     page = _save(tmp_path, _errors(1).assign(evidence="trained on in 4 % of the epochs"))
     assert "trained on in 4\N{NO-BREAK SPACE}% of the epochs" in page.texts
     assert "4 %" in (tmp_path / "new" / "list" / "label-errors.csv").read_text()
+
+
+def test_a_file_is_no_folder(tmp_path):
+    file = tmp_path / "file"
+    file.write_text("mine")
+    with pytest.raises(
+        NotADirectoryError, match=r"folder must be a folder, but .*file' is a file"
+    ):
+        save_label_errors(_errors(), file)
+    assert file.read_text() == "mine"

@@ -12,6 +12,7 @@ from optuna_s2e.coteaching._noise_estimate import (
     _by_clean_labels,
     _maximize_likelihood,
 )
+from optuna_s2e.coteaching.data import to_input
 from optuna_s2e.label_noise import flip_labels, transition_matrix
 
 CLASS_DEPENDENT = np.array([[0.9, 0.1, 0.0], [0.0, 0.6, 0.4], [0.25, 0.25, 0.5]])
@@ -261,3 +262,19 @@ def test_a_training_that_fails_says_why(tiny: NoisyData) -> None:
 
     with pytest.raises(ValueError, match=r"A training failed: .* non-finite"):
         estimate_noise(tiny, network=network, device="cpu")
+
+
+def test_networks_of_the_estimate_are_returned_if_they_are_asked_for() -> None:
+    data = load_data("digits", noise="symmetric", noise_rate=0.3, seed=0)
+    kinds = {"device": "cpu", "n_epochs": 2, "clean_validation": False}
+    found = estimate_noise(data, keep_networks=True, **kinds)
+    plain = estimate_noise(data, **kinds)
+    assert (len(found.networks), plain.networks) == (6, ())
+    np.testing.assert_array_equal(found.probabilities, plain.probabilities)
+    with torch.no_grad():
+        every = torch.stack([net(to_input(data.x, torch.float32)) for net in found.networks])
+    pairs = every.log_softmax(dim=2).view(3, 2, *every.shape[1:]).mean(dim=1).softmax(dim=2)
+    # each sample is predicted by the one pair that was not trained on it
+    off = np.abs(pairs.numpy() - found.probabilities).max(axis=2)
+    assert (off.min(axis=0) < 1e-5).all()
+    assert np.bincount(off.argmin(axis=0)).tolist() == pytest.approx([len(data.x) / 3] * 3, abs=10)
