@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from sklearn.datasets import load_breast_cancer
+from sklearn.datasets import load_breast_cancer, make_gaussian_quantiles
 from torch import nn
 
 from optuna_s2e.coteaching import NoisyData, TrainingConfig, estimate_noise, load_data
@@ -56,7 +56,7 @@ def test_errors_of_the_networks_do_not_count_as_wrong_labels() -> None:
     z, odds = _predictions(rng, 3000)
     y = flip_labels(z, CLASS_DEPENDENT, rng)
     z_val, odds_val = _predictions(rng, 600)
-    found = _by_clean_labels(odds[None], y, odds_val[None, None], z_val, rng)
+    found = _by_clean_labels([odds[None]], y, [odds_val[None]], z_val, rng)
     rate = (y != z).mean()
     assert (odds.argmax(axis=1) != z).mean() > 0.15
     assert (odds.argmax(axis=1) != y).mean() > rate + 0.07
@@ -73,7 +73,7 @@ def test_intervals_hold_the_rate_as_often_as_they_say() -> None:
         z, odds = _predictions(rng, 1000)
         y = flip_labels(z, CLASS_DEPENDENT, rng)
         z_val, odds_val = _predictions(rng, 200)
-        low, high = _by_clean_labels(odds[None], y, odds_val[None, None], z_val, rng).interval
+        low, high = _by_clean_labels([odds[None]], y, [odds_val[None]], z_val, rng).interval
         held += low <= (y != z).mean() <= high
         widths.append(high - low)
     assert held >= 16  # 19 on average, if 95 % hold it
@@ -135,6 +135,19 @@ def test_the_same_seed_gives_the_same_numbers() -> None:
     assert (first.noise_rate, first.interval) == (again.noise_rate, again.interval)
     np.testing.assert_array_equal(first.transition_matrix, again.transition_matrix)
     assert first.noise_rate != other.noise_rate
+
+
+def test_weak_networks_on_classes_around_each_other_do_not_hide_wrong_labels() -> None:
+    x, y = make_gaussian_quantiles(n_samples=2000, n_features=6, n_classes=4, random_state=41)
+    y, rng = y.astype(np.int64), np.random.default_rng(0)
+    noisy = flip_labels(y[400:], transition_matrix("pair", 0.4, 4), rng)
+    data = NoisyData.from_arrays(
+        x[400:].astype(np.float32), noisy, x[:400].astype(np.float32), y[:400]
+    )
+    found = estimate_noise(data, config=TrainingConfig(batch_size=64), device="cpu")
+    true = (noisy != y[400:]).mean()
+    assert found.noise_rate == pytest.approx(true, abs=0.05)
+    assert found.interval[0] <= true <= found.interval[1]
 
 
 def test_two_classes_with_half_of_their_labels_wrong_are_told_by_the_clean_ones() -> None:
