@@ -1,7 +1,8 @@
 """Searchers from other packages, as Optuna samplers: BoTorch's qLogNEI and SMAC3.
 
-They come with the extra `studies` (`pip install -e '.[studies]'`). HEBO (0.3.6) is not among
-them: it asks for NumPy before 1.25.
+They come with the extra `studies` (`pip install -e '.[studies]'`). HEBO is not among them: its
+newest release, 0.3.6, depends on numpy<1.25, and this package on numpy>=1.26, so that pip refuses
+to install both ("hebo 0.3.6 depends on numpy<1.25 and >=1.16", ResolutionImpossible).
 """
 
 from __future__ import annotations
