@@ -66,6 +66,22 @@ def test_errors_of_the_networks_do_not_count_as_wrong_labels() -> None:
     assert found.used_clean_labels
 
 
+def test_labels_are_explained_by_networks_as_the_regression_has_seen_them() -> None:
+    rng = np.random.default_rng(5)
+    z, z_val = rng.integers(0, 3, 6000), rng.integers(0, 3, 1500)
+    y = flip_labels(z, CLASS_DEPENDENT, rng)
+    each = np.eye(3)[z] + rng.normal(size=(3, 6000, 3))  # weak networks: a mean is sharper
+    of_fold = np.eye(3)[z_val] + rng.normal(size=(1500, 3))
+    odds_val = np.broadcast_to(of_fold, (3, 1500, 3))
+    found = _by_clean_labels([each], y, [odds_val], z_val, rng)
+    mean = np.broadcast_to(each.mean(axis=0), each.shape)
+    by_mean = _by_clean_labels([mean], y, [odds_val], z_val, rng)
+    rate = (y != z).mean()
+    assert found.noise_rate == pytest.approx(rate, abs=0.04)
+    assert by_mean.noise_rate < found.noise_rate - 0.05  # what three at once would say
+    assert (found.probabilities.argmax(axis=1) == z).mean() > 0.7  # the mean of all three
+
+
 def test_intervals_hold_the_rate_as_often_as_they_say() -> None:
     held, widths = 0, []
     for seed in range(20):
