@@ -28,6 +28,7 @@ import picks
 import runs
 import search_algorithms
 import twelve_trainings
+from scipy import stats
 
 from optuna_s2e.coteaching import fixed_schedules
 
@@ -35,6 +36,10 @@ RESULTS = Path(__file__).parent / "results" / "overtuning.json"
 SUGGESTED, FIRST, TOLD = "suggested", "first trial", "Co-teaching, told the rate"
 BEYOND = 1.96  # standard errors
 SMOKE = 2
+TRIED = (  # of studies/picks.py, to make fewer searches end worse than they began
+    "middle (no search)", *picks.SOFTER, "h=.2, 15 % the middle", "h=.2, middle like 3 trials",
+    "h=.3, middle by what is unexplained", picks.AHEAD, "mean, h=.3, towards the middle by s",
+)  # fmt: skip
 
 
 class Compared(NamedTuple):
@@ -117,16 +122,19 @@ def of_lookups(results: runs.Results) -> Iterator[Compared]:
 
 
 def of_picks(results: runs.Results) -> Iterator[Compared]:
-    """Compare the picks of studies/picks.py; its tables of the part "tune" are in no other one."""
-    rules = {"mean": picks.DEFAULT, "smoothed": "smoothed", "best": "best"}
+    """Compare the picks of studies/picks.py, and what is not in `recommend` but was tried there.
+
+    The three rules of `recommend` on the tables of the part "report" come from `of_lookups`.
+    """
     for key, row in results.items():
         task = key.split("|")[0]
-        if landscapes.TASKS[task].part == "report":
-            continue
-        table = of_table(task)
+        part, table = landscapes.TASKS[task].part, of_table(task)
+        rules = {idea: idea for idea in TRIED if idea in row}
+        if part == "tune":
+            rules |= {"mean": picks.DEFAULT, "smoothed": "smoothed", "best": "best"}
         for b, budget in enumerate(picks.BUDGETS):
             for rule, idea in rules.items():
-                cell = ("tables, tune", "informed", "S2E", str(budget), rule)
+                cell = (f"tables, {part}", "informed", "S2E", str(budget), rule)
                 middle = row["middle (no search)"][b]
                 yield Compared((*cell, SUGGESTED), task, row[idea][b] - middle, table.error)
                 yield Compared((*cell, TOLD), task, row[idea][b] - table.told, table.error)
@@ -140,17 +148,21 @@ def summarise(compared: list[Compared]) -> dict[str, dict[str, float]]:
     cells: dict[tuple[str, ...], list[Compared]] = defaultdict(list)
     for one in compared:
         cells[one.cell].append(one)
-    return {
-        "|".join(cell): {
+    summary = {}
+    for cell, rows in cells.items():
+        beyond = stats.binomtest(sum(r.worse > BEYOND * r.error for r in rows), len(rows))
+        interval = beyond.proportion_ci()
+        summary["|".join(cell)] = {
             "searches": len(rows),
             "tasks": len({r.task for r in rows}),
             "worse": round(100 * float(np.mean([r.worse > 0 for r in rows])), 1),
-            "beyond": round(100 * float(np.mean([r.worse > BEYOND * r.error for r in rows])), 1),
+            "beyond": round(100 * float(beyond.statistic), 1),
+            "beyond_low": round(100 * float(interval.low), 1),
+            "beyond_high": round(100 * float(interval.high), 1),
             "mean": round(float(np.mean([r.worse for r in rows])), 2),
             "error": round(float(np.mean([r.error for r in rows])), 2),
         }
-        for cell, rows in cells.items()
-    }
+    return summary
 
 
 def collect(first: int | None = None) -> dict[str, dict[str, float]]:
@@ -176,7 +188,9 @@ def report(cells: dict[str, dict[str, float]]) -> None:
           " difference | number |\n|---|---|---|---:|---|---|---:|---:|---:|---:|")  # fmt: skip
     for cell, found in cells.items():
         values = (
-            f"{found['worse']:.0f}", f"**{found['beyond']:.1f}**", f"{found['mean']:+.2f}",
+            f"{found['worse']:.0f}",
+            f"**{found['beyond']:.1f}** [{found['beyond_low']:.1f}, {found['beyond_high']:.1f}]",
+            f"{found['mean']:+.2f}",
             f"{found['searches']:.0f}",
         )  # fmt: skip
         print("| " + " | ".join([*cell.split("|"), *values]) + " |")

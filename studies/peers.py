@@ -1,7 +1,8 @@
 """Searchers from other packages, as Optuna samplers: BoTorch's qLogNEI and SMAC3.
 
-They come with the extra `studies` (`pip install -e '.[studies]'`). HEBO (0.3.6) is not among
-them: it asks for NumPy before 1.25.
+They come with the extra `studies` (`pip install -e '.[studies]'`). HEBO is not among them: its
+newest release, 0.3.6, depends on numpy<1.25, and this package on numpy>=1.26, so that pip refuses
+to install both ("hebo 0.3.6 depends on numpy<1.25 and >=1.16", ResolutionImpossible).
 """
 
 from __future__ import annotations
@@ -127,13 +128,14 @@ class QLogNEISampler(_Peer):
 class SMACSampler(_Peer):
     """SMAC3's facade for hyper-parameters (random forests), asked and told.
 
-    It may ask for a point again, to see its noise. Trials that it did not ask for, the first
-    batch, are told all the same.
+    It trains each point once, as all searchers do here (to SMAC the loss is deterministic; its
+    forests average over the noise). Its first `n_startup` points are Sobol's. Trials that it did
+    not ask for, the first one or the first batch, are told all the same.
     """
 
-    def __init__(self, *, seed: int, n_trials: int = 60) -> None:
+    def __init__(self, *, seed: int, n_trials: int = 60, n_startup: int = 6) -> None:
         super().__init__(seed=seed)
-        self._n_trials = n_trials
+        self._n_trials, self._n_startup = n_trials, n_startup
         self._facade: Any = None
         self._asked: dict[int, Any] = {}
         self._told: set[int] = set()
@@ -147,13 +149,13 @@ class SMACSampler(_Peer):
             cube = ConfigurationSpace(seed=self._seed)
             cube.add([Float(n, (0.0, 1.0)) for n in space])
             scenario = smac.Scenario(
-                cube, n_trials=self._n_trials, seed=self._seed, deterministic=False,
+                cube, n_trials=self._n_trials, seed=self._seed, deterministic=True,
                 output_directory=Path(tempfile.mkdtemp(prefix="smac")),
             )  # fmt: skip
             facade = smac.HyperparameterOptimizationFacade
             self._facade = facade(
                 scenario, lambda config, seed: 0.0, overwrite=True, logging_level=False,
-                initial_design=facade.get_initial_design(scenario, n_configs=1),
+                initial_design=facade.get_initial_design(scenario, n_configs=self._n_startup),
             )  # fmt: skip
         for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
             if trial.number not in self._told:

@@ -43,7 +43,6 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 import torch
-from scipy.optimize import minimize
 from scipy.special import log_softmax, softmax
 from torch import Tensor, nn
 
@@ -52,17 +51,16 @@ from optuna_s2e._checks import check_int
 from optuna_s2e._typing import FloatArray, IntArray
 from optuna_s2e.coteaching._config import DTYPES, TrainingConfig
 from optuna_s2e.coteaching._networks import Network
+from optuna_s2e.coteaching._odds_regression import choose_precision, fit_regression
 from optuna_s2e.coteaching._training import OnEpoch, train_batch
 from optuna_s2e.coteaching.data import NoisyData, to_input
 from optuna_s2e.schedules import standard_schedule
 
 N_FOLDS, N_EPOCHS = 3, 15
-PRIOR = 10.0  # precision of the normal prior on the regression's weights: few validation labels
 ANCHORS = 0.2  # share of the samples of a predicted class that count as anchor points
 FEWEST_ANCHORS = 5
 N_REPLICATES = 12  # of the bootstrap
 MAX_STEPS, TOLERANCE = 1000, 1e-5  # of EM
-FLAT = 1e-6  # relative change of the regression's loss that ends it
 MAX_SAMPLES = 20_000  # whose labels enter one replicate: more do not narrow it
 FEWEST_TO_LEARN = 30  # validation samples that networks are trained on
 MOST_TO_LEARN = 1 / 3  # of the training data: more validation data get fewer epochs
@@ -175,16 +173,16 @@ def estimate_noise(
     odds, odds_val, networks = _cross_predict(data, setup, n_epochs, [seed], rng)
     if not clean_validation:
         return replace(_by_anchors(odds, given, rng), networks=networks * keep_networks)
-    views, views_val = [odds], [odds_val]
+    views, views_val = [np.broadcast_to(odds, (N_FOLDS, *odds.shape))], [odds_val]
     if learns:
         swapped = replace(
             data, x=data.x_val, noisy_labels=data.y_val, x_val=data.x, y_val=data.noisy_labels
         )
         on_val, on_training, _ = _cross_predict(swapped, setup, n_more, [seed, N_FOLDS], rng)
-        views.append(on_training.mean(axis=0))
+        views.append(on_training)
         views_val.append(np.broadcast_to(on_val, odds_val.shape))
     _warn_if_noisy(views_val, y_val, odds, given)
-    found = _by_clean_labels(np.stack(views), given, np.stack(views_val), y_val, rng)
+    found = _by_clean_labels(views, given, views_val, y_val, rng)
     return replace(found, networks=networks * keep_networks)
 
 
@@ -285,42 +283,41 @@ class _Solution(NamedTuple):
 
 @one_blas_thread()
 def _by_clean_labels(
-    odds: FloatArray,
+    views: Sequence[FloatArray],
     given: IntArray,
-    odds_val: FloatArray,
+    views_val: Sequence[FloatArray],
     y_val: IntArray,
     rng: np.random.Generator,
 ) -> NoiseEstimate:
-    """Estimate from odds (V, N, C) and from odds_val (V, folds, N_val, C), whose labels are right.
+    """Estimate from odds (K, N, C) and (K, N_val, C) of each kind, whose labels y_val are right.
 
-    The bootstrap gives the deviations and the bias, which is taken off.
+    The regression sees one network at a time, so the given labels are explained by one network
+    each, in turns: the mean of several is sharper than what the regression has seen. The
+    bootstrap gives the deviations and the bias, which is taken off.
     """
-    n_folds, n_classes = odds_val.shape[1], odds.shape[2]
+    n_networks, _, n_classes = views[0].shape
+    scales = [float(view.std()) or 1.0 for view in views_val]
+    features_val = np.concatenate([v / s for v, s in zip(views_val, scales, strict=True)], axis=2)
+
+    def features_of(network: int | IntArray, samples: IntArray) -> FloatArray:
+        return np.concatenate(
+            [v[network, samples] / s for v, s in zip(views, scales, strict=True)], axis=1
+        )
+
     order = np.argsort(given, kind="stable")
-    features, given = np.concatenate(list(odds), axis=1)[order], given[order]
-    features_val = np.concatenate(list(odds_val), axis=2).reshape(n_folds * len(y_val), -1)
-    labels_val = np.tile(y_val, n_folds)
-    start: _Regression | None = None
-
-    def solve(
-        some: IntArray, weights: FloatArray, weights_val: FloatArray
-    ) -> tuple[_Solution, FloatArray]:
-        nonlocal start
-        weights_val = np.tile(weights_val, n_folds) / n_folds
-        start = start or _regression(features_val, labels_val, weights_val, n_classes)
-        fit = _regression(features_val, labels_val, weights_val, n_classes, start)
-        q = softmax(features[some] @ fit.slopes + fit.intercepts, axis=1)
-        return _maximize_likelihood(q, given[some], weights), q
-
     every = np.arange(len(given))
-    found, q = solve(every, np.ones(len(given)), np.ones(len(y_val)))
-    probabilities = np.empty_like(q)
-    probabilities[order] = q
+    features, ordered = features_of(every % n_networks, order), given[order]
+    precision = choose_precision(features_val, y_val, n_classes, rng)
+    fit = fit_regression(features_val, y_val, np.ones(len(y_val)), n_classes, precision)
+    found = _maximize_likelihood(fit.probabilities(features), ordered, np.ones(len(given)))
+    by_network = [fit.probabilities(features_of(k, every)) for k in range(n_networks)]
     replicates = []
     for _ in range(N_REPLICATES):
         some = np.sort(rng.permutation(len(given))[:MAX_SAMPLES])
-        weights = rng.exponential(size=len(some)), rng.exponential(size=len(y_val))
-        replicates.append(solve(some, *weights)[0])
+        weights, weights_val = rng.exponential(size=len(some)), rng.exponential(size=len(y_val))
+        refit = fit_regression(features_val, y_val, weights_val, n_classes, precision, fit)
+        q = refit.probabilities(features[some])
+        replicates.append(_maximize_likelihood(q, ordered[some], weights))
     rates = np.array([r.noise_rate for r in replicates])
     matrices = np.array([r.matrix for r in replicates])
     bias = float(rates.mean()) - found.noise_rate
@@ -336,51 +333,8 @@ def _by_clean_labels(
         transition_matrix=matrix / matrix.sum(axis=1, keepdims=True),
         deviations=deviations,
         used_clean_labels=True,
-        probabilities=probabilities,
+        probabilities=np.mean(by_network, axis=0),
     )
-
-
-class _Regression(NamedTuple):
-    """Slopes (V C, C) and intercepts (C,) of a multinomial logistic regression."""
-
-    slopes: FloatArray
-    intercepts: FloatArray
-
-
-def _regression(
-    features: FloatArray,
-    y: IntArray,
-    weights: FloatArray,
-    n_classes: int,
-    start: _Regression | None = None,
-) -> _Regression:
-    """Return the regression of y on features, the odds (n, V C) of V kinds of networks.
-
-    Slopes off a multiple of the identity, and intercepts, have a normal prior around 0: without
-    evidence, the regression weighs, sharpens or flattens the networks' probabilities and no more.
-    """
-    n_views = features.shape[1] // n_classes
-    eye, rows = np.eye(n_classes), np.arange(len(y))
-
-    def loss(v: FloatArray) -> tuple[float, FloatArray]:
-        slopes, intercepts = v[:-n_classes].reshape(n_views, n_classes, -1), v[-n_classes:]
-        log_q = log_softmax(features @ slopes.reshape(-1, n_classes) + intercepts, axis=1)
-        traces = np.trace(slopes, axis1=1, axis2=2)
-        off = slopes - eye * traces[:, None, None] / n_classes
-        penalty = 0.5 * PRIOR * ((off**2).sum() + intercepts @ intercepts)
-        by_logits = (np.exp(log_q) - eye[y]) * weights[:, None]
-        by_slopes = features.T @ by_logits + PRIOR * off.reshape(-1, n_classes)
-        by_intercepts = by_logits.sum(axis=0) + PRIOR * intercepts
-        return (
-            float(penalty - weights @ log_q[rows, y]),
-            np.concatenate([by_slopes.ravel(), by_intercepts]),
-        )
-
-    if start is None:
-        start = _Regression(np.tile(eye / n_views, (n_views, 1)), np.zeros(n_classes))
-    begin = np.concatenate([start.slopes.ravel(), start.intercepts])
-    v = minimize(loss, begin, jac=True, method="L-BFGS-B", options={"ftol": FLAT}).x
-    return _Regression(v[:-n_classes].reshape(-1, n_classes), v[-n_classes:])
 
 
 def _maximize_likelihood(q: FloatArray, given: IntArray, weights: FloatArray) -> _Solution:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from sklearn.datasets import load_breast_cancer
+from sklearn.datasets import load_breast_cancer, make_gaussian_quantiles
 from torch import nn
 
 from optuna_s2e.coteaching import NoisyData, TrainingConfig, estimate_noise, load_data
@@ -57,7 +57,7 @@ def test_errors_of_the_networks_do_not_count_as_wrong_labels() -> None:
     z, odds = _predictions(rng, 3000)
     y = flip_labels(z, CLASS_DEPENDENT, rng)
     z_val, odds_val = _predictions(rng, 600)
-    found = _by_clean_labels(odds[None], y, odds_val[None, None], z_val, rng)
+    found = _by_clean_labels([odds[None]], y, [odds_val[None]], z_val, rng)
     rate = (y != z).mean()
     assert (odds.argmax(axis=1) != z).mean() > 0.15
     assert (odds.argmax(axis=1) != y).mean() > rate + 0.07
@@ -67,6 +67,22 @@ def test_errors_of_the_networks_do_not_count_as_wrong_labels() -> None:
     assert found.used_clean_labels
 
 
+def test_labels_are_explained_by_networks_as_the_regression_has_seen_them() -> None:
+    rng = np.random.default_rng(5)
+    z, z_val = rng.integers(0, 3, 6000), rng.integers(0, 3, 1500)
+    y = flip_labels(z, CLASS_DEPENDENT, rng)
+    each = np.eye(3)[z] + rng.normal(size=(3, 6000, 3))  # weak networks: a mean is sharper
+    of_fold = np.eye(3)[z_val] + rng.normal(size=(1500, 3))
+    odds_val = np.broadcast_to(of_fold, (3, 1500, 3))
+    found = _by_clean_labels([each], y, [odds_val], z_val, rng)
+    mean = np.broadcast_to(each.mean(axis=0), each.shape)
+    by_mean = _by_clean_labels([mean], y, [odds_val], z_val, rng)
+    rate = (y != z).mean()
+    assert found.noise_rate == pytest.approx(rate, abs=0.04)
+    assert by_mean.noise_rate < found.noise_rate - 0.05  # what three at once would say
+    assert (found.probabilities.argmax(axis=1) == z).mean() > 0.7  # the mean of all three
+
+
 def test_intervals_hold_the_rate_as_often_as_they_say() -> None:
     held, widths = 0, []
     for seed in range(20):
@@ -74,7 +90,7 @@ def test_intervals_hold_the_rate_as_often_as_they_say() -> None:
         z, odds = _predictions(rng, 1000)
         y = flip_labels(z, CLASS_DEPENDENT, rng)
         z_val, odds_val = _predictions(rng, 200)
-        low, high = _by_clean_labels(odds[None], y, odds_val[None, None], z_val, rng).interval
+        low, high = _by_clean_labels([odds[None]], y, [odds_val[None]], z_val, rng).interval
         held += low <= (y != z).mean() <= high
         widths.append(high - low)
     assert held >= 16  # 19 on average, if 95 % hold it
@@ -136,6 +152,19 @@ def test_the_same_seed_gives_the_same_numbers() -> None:
     assert (first.noise_rate, first.interval) == (again.noise_rate, again.interval)
     np.testing.assert_array_equal(first.transition_matrix, again.transition_matrix)
     assert first.noise_rate != other.noise_rate
+
+
+def test_weak_networks_on_classes_around_each_other_do_not_hide_wrong_labels() -> None:
+    x, y = make_gaussian_quantiles(n_samples=2000, n_features=6, n_classes=4, random_state=41)
+    y, rng = y.astype(np.int64), np.random.default_rng(0)
+    noisy = flip_labels(y[400:], transition_matrix("pair", 0.4, 4), rng)
+    data = NoisyData.from_arrays(
+        x[400:].astype(np.float32), noisy, x[:400].astype(np.float32), y[:400]
+    )
+    found = estimate_noise(data, config=TrainingConfig(batch_size=64), device="cpu")
+    true = (noisy != y[400:]).mean()
+    assert found.noise_rate == pytest.approx(true, abs=0.05)
+    assert found.interval[0] <= true <= found.interval[1]
 
 
 def test_two_classes_with_half_of_their_labels_wrong_are_told_by_the_clean_ones() -> None:
