@@ -104,7 +104,7 @@ def anchor_matrix(probabilities: Tensor, percentile: float | None = None) -> Ten
     """
     if percentile is None:
         percentile = 97.0 if probabilities.shape[1] < 100 else 100.0
-    rank = round(percentile / 100.0 * (len(probabilities) - 1))
+    rank = int(percentile / 100.0 * (len(probabilities) - 1))
     return probabilities[probabilities.argsort(dim=0, stable=True)[rank]]
 
 

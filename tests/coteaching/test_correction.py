@@ -1,5 +1,8 @@
 """F-correction's matrices, and its two trainings."""
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -15,6 +18,7 @@ from optuna_s2e.coteaching._correction import anchor_matrix, true_matrix
 
 CONFIG = TrainingConfig(batch_size=5, learning_rate=0.02, dtype="float64")
 RATES = np.ones((2, 4))
+GOLDEN = json.loads((Path(__file__).parents[1] / "data" / "golden_steps.json").read_text())
 
 
 def _small_net(input_shape, n_classes):
@@ -28,6 +32,14 @@ def _train(data, method, **options):
     )  # fmt: skip
 
 
+@pytest.mark.parametrize(("percentile", "name"), [(100.0, "argmax"), (None, "percentile_97")])
+def test_anchors_are_those_of_the_authors_program(percentile, name):
+    logits = torch.tensor(GOLDEN["logits"], dtype=torch.float64).reshape(-1, 5)
+    expected = GOLDEN["forward"]["anchors"][name]
+    found = anchor_matrix(logits.softmax(dim=1), percentile)
+    np.testing.assert_allclose(found, expected, atol=1e-12)
+
+
 def test_anchors_are_the_inputs_that_are_surest_of_a_class():
     p = torch.tensor([[0.9, 0.1], [0.6, 0.4], [0.3, 0.7], [0.2, 0.8]])
     assert torch.equal(anchor_matrix(p, percentile=100.0), p[[0, 3]])
@@ -38,7 +50,7 @@ def test_anchors_are_the_97th_percentile_except_for_100_classes_as_in_the_author
     p = torch.rand(200, 100, generator=torch.Generator().manual_seed(0))
     assert torch.equal(anchor_matrix(p), p[p.argmax(dim=0)])
     few = p[:, :99]
-    rows = [few[few[:, i].argsort()[round(0.97 * 199)]] for i in range(99)]
+    rows = [few[few[:, i].argsort()[193]] for i in range(99)]  # of 0 .. 199
     assert torch.equal(anchor_matrix(few), torch.stack(rows))
 
 
@@ -59,8 +71,7 @@ def test_the_estimate_comes_from_the_networks_of_a_standard_training(tiny):
         with torch.no_grad():
             for net in standard.networks:
                 p = net(tiny.x.double()).softmax(dim=1).numpy()
-                at = round(0.97 * (len(p) - 1))
-                matrices.append([p[p[:, i].argsort(kind="stable")[at]] for i in range(3)])
+                matrices.append([p[p[:, i].argsort(kind="stable")[21]] for i in range(3)])  # of 23
         for i in (0, 1):  # each network has its own estimate
             (alone,) = train_batch(
                 RATES[:1], [seed], data=tiny, network=_small_net, config=CONFIG, device="cpu",
