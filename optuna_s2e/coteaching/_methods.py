@@ -242,8 +242,8 @@ class ForwardCorrection(Method):
         matrix: "estimated", "true" (counted in the training data, whose clean labels must be
             known), or T itself as rows that sum to 1.
         percentile: The surest input is that at this percentile of the predictions, in [0, 100].
-            100 is Eq 12. None is 97 for less than 100 classes, else 100, as in the authors'
-            program, which leaves out outliers except on CIFAR-100.
+            100 (default) is Eq 12. The authors' program takes 97 to leave out outliers, except on
+            CIFAR-100.
         clip_first: Whether softmax(z) is bounded below by 1e-7 before the product, as in the
             authors' program: samples with less get no gradient. Without it the product is.
     """
@@ -252,12 +252,11 @@ class ForwardCorrection(Method):
     title = "F-correction"
     uses_schedule = False
     matrix: str | tuple[tuple[float, ...], ...] = "estimated"
-    percentile: float | None = None
+    percentile: float = 100.0
     clip_first: bool = False
 
     def __post_init__(self) -> None:
-        if self.percentile is not None:
-            check_number("percentile", self.percentile, 0, 100)
+        check_number("percentile", self.percentile, 0, 100)
         if isinstance(self.matrix, str):
             check_choice("matrix", self.matrix, ("estimated", "true"))
             return
