@@ -44,10 +44,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import optuna
+import published
 import runs
 import tasks
 import torch
@@ -89,34 +90,6 @@ ASYMMETRIC = {
     "mnist": {7: 1, 2: 7, 5: 6, 6: 5, 3: 8}, "cifar10": {9: 1, 2: 0, 3: 5, 5: 3, 4: 7},
     "digits": {7: 1, 2: 7, 5: 6, 6: 5, 3: 8},
 }  # fmt: skip
-
-
-class Published(NamedTuple):
-    """Last-ten-epoch means in % that a paper prints: 200 epochs of all images."""
-
-    source: str
-    methods: tuple[str, ...]
-    values: dict[str, tuple[float, ...]]  # of the methods, by setting
-
-
-JOCOR = Published(
-    "JoCoR's paper (CVPR 2020)", ("standard", "coteaching", "coteaching+", "jocor"),
-    {"symmetric 20 %": (79.56, 95.10, 97.81, 98.06),
-     "symmetric 50 %": (52.66, 89.82, 95.80, 96.64),
-     "symmetric 80 %": (23.43, 79.73, 58.92, 84.89),
-     "asymmetric 40 %": (79.00, 90.28, 93.28, 95.24)},
-)  # fmt: skip
-COTEACHING = Published(  # of another network, for MentorNet and pair noise
-    "Co-teaching's paper (NeurIPS 2018), CNN of 9 layers",
-    ("standard", "decoupling", "f-correction", "mentornet", "coteaching"),
-    {"symmetric 20 %": (94.05, 95.70, 98.80, 96.70, 97.25),
-     "symmetric 50 %": (66.05, 81.15, 79.61, 90.05, 91.32),
-     "pair 45 %": (56.52, 58.03, 0.24, 80.88, 87.63)},
-)  # fmt: skip
-S2E_ISSUE = Published(
-    "a user of the authors' program (its issue 3)", ("s2e-paper",), {"symmetric 50 %": (50.82,)}
-)
-PUBLISHED = {"mnist": (JOCOR, COTEACHING), "cifar10": (S2E_ISSUE,)}  # by data set
 
 
 def kept_rate(setting: str) -> float:
@@ -332,7 +305,7 @@ def tables(document: dict[str, Any]) -> list[tuple[str, list[str], list[list[str
             about = f"{title(ours)} minus the other, points, paired by seed [95 % interval]"
             made.append((about, ["method", *settings], rows))
     rows = []
-    for source, methods, values in PUBLISHED.get(document.get("data", "mnist"), ()):
+    for source, methods, values in published.TABLES.get(document.get("data", "mnist"), ()):
         for s in filter(values.__contains__, settings):
             for m, value in zip(methods, values[s], strict=True):
                 v = 100 * curves(results, s, m, "final_accuracy")

@@ -10,6 +10,7 @@ from typing import Any
 import figure3_benchmark as benchmark
 import numpy as np
 import optuna
+import published
 import pytest
 import runs
 import scipy
@@ -319,6 +320,22 @@ def test_the_page_shows_the_results(data: str):
         pytest.skip(f"{file.name} is not there yet")
     text = benchmark.markdown(json.loads(file.read_text()))
     assert runs.filled(PAGE.read_text(), data, text) == PAGE.read_text()
+
+
+def test_published_numbers_are_those_of_the_page():
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in (PAGE.parent / "published-tables.md").read_text().splitlines()
+    ]
+    for table in published.TABLES["mnist"]:
+        for setting, values in table.values.items():
+            name = setting.replace("asymmetric", "class-dependent")
+            (row,) = (
+                row for row in rows
+                if row[0] in (name, f"{table.source.partition(' (')[0]}, {name}")
+                and len(row) == (6 if table is published.COTEACHING else 7)
+            )  # fmt: skip
+            assert [float(cell) for cell in row[1:] if cell] == list(values)
 
 
 @pytest.mark.parametrize("file", sorted(benchmark.FOLDER.glob("figure3_*.json")))
