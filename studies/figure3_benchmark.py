@@ -6,7 +6,8 @@ Data:       MNIST, the published noise vectors (symmetric 20 and 50 %, pair 45 %
             validation images split off the training part, test part of 10,000. The published
             noise is the same for all seeds: a spread over seeds is that of weights and orders.
             --data cifar10 or cifar100 (also as cifar100.npz in the data root); --images N cuts
-            training, validation and test data to the first N: such a run is marked.
+            all parts to their first N, --classes N leaves out all but the first N classes, whose
+            labels are then made wrong anew: such runs are marked.
 Network:    those of the paper: MLP 784-256-10 for MNIST, 2 convolutions for CIFAR-10, 7 layers for
             CIFAR-100. Adam, learning rate 1e-3 that falls from 40 % of the epochs on, mini-batches
             of 128. All methods share the seeds: they are compared in pairs.
@@ -21,8 +22,8 @@ Deviations: every epoch has all its mini-batches (the authors' program stops aft
             validation images are clean and of the training part; the follow-up of the paper takes
             5,000 of the test part.
 Run:        S2E_DATA_ROOT=~/data python studies/figure3_benchmark.py --jobs 2 --minutes 60
-            ... --data cifar10 --images 5000 --epochs 20 --seeds 1         (reduced)
-            ... --epochs 200 --settings "asymmetric 40 %" --methods standard coteaching jocor
+            ... --data cifar100 --classes 10 --images 320 --batch-size 32 --seeds 1   (reduced)
+            ... --settings "symmetric 80 %" "asymmetric 40 %" --methods coteaching jocor
             It resumes at the training that it had come to: the trainings of searches are kept
             beside the results in a file .db, all others in a file .rows (Standard serves early
             stopping, too). Within a seed all settings get one method after the other, searches
@@ -43,10 +44,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import optuna
+import published
 import runs
 import tasks
 import torch
@@ -64,7 +66,7 @@ from optuna_s2e.coteaching import (
     load_data,
     title_of,
 )
-from optuna_s2e.label_noise import flip_labels
+from optuna_s2e.label_noise import flip_labels, transition_matrix
 
 FOLDER = Path(__file__).parent / "results"
 FILES = {"mnist": "figure3_benchmark.json"}  # by data set; others: figure3_NAME.json
@@ -81,40 +83,13 @@ METHODS = (
 SEARCHES = {"s2e": "S2E", "s2e-paper": "S2E, the paper's own"}
 SEARCH_SEED = 10_000  # the search's seeds follow from this and the seed of the repeat
 POPULATION = 6  # of the paper's own method
+CUTS = {"n_classes": "classes", "batch_size": "samples in a mini-batch"}  # where less is taken
 
 # JoCoR's class-dependent noise, from its program: which class turns into which
 ASYMMETRIC = {
     "mnist": {7: 1, 2: 7, 5: 6, 6: 5, 3: 8}, "cifar10": {9: 1, 2: 0, 3: 5, 5: 3, 4: 7},
     "digits": {7: 1, 2: 7, 5: 6, 6: 5, 3: 8},
 }  # fmt: skip
-
-
-class Published(NamedTuple):
-    """Last-ten-epoch means in % that a paper prints: 200 epochs of all images."""
-
-    source: str
-    methods: tuple[str, ...]
-    values: dict[str, tuple[float, ...]]  # of the methods, by setting
-
-
-JOCOR = Published(
-    "JoCoR's paper (CVPR 2020)", ("standard", "coteaching", "coteaching+", "jocor"),
-    {"symmetric 20 %": (79.56, 95.10, 97.81, 98.06),
-     "symmetric 50 %": (52.66, 89.82, 95.80, 96.64),
-     "symmetric 80 %": (23.43, 79.73, 58.92, 84.89),
-     "asymmetric 40 %": (79.00, 90.28, 93.28, 95.24)},
-)  # fmt: skip
-COTEACHING = Published(  # of another network, for MentorNet and pair noise
-    "Co-teaching's paper (NeurIPS 2018), CNN of 9 layers",
-    ("standard", "decoupling", "f-correction", "mentornet", "coteaching"),
-    {"symmetric 20 %": (94.05, 95.70, 98.80, 96.70, 97.25),
-     "symmetric 50 %": (66.05, 81.15, 79.61, 90.05, 91.32),
-     "pair 45 %": (56.52, 58.03, 0.24, 80.88, 87.63)},
-)  # fmt: skip
-S2E_ISSUE = Published(
-    "a user of the authors' program (its issue 3)", ("s2e-paper",), {"symmetric 50 %": (50.82,)}
-)
-PUBLISHED = {"mnist": (JOCOR, COTEACHING), "cifar10": (S2E_ISSUE,)}  # by data set
 
 
 def kept_rate(setting: str) -> float:
@@ -124,21 +99,27 @@ def kept_rate(setting: str) -> float:
 
 
 @cache
-def load(data: str, setting: str, n_images: int | None = None) -> NoisyData:
-    """Load the data with the noise of a setting; leave out all but the first images."""
+def load(
+    data: str, setting: str, n_images: int | None = None, n_classes: int | None = None
+) -> NoisyData:
+    """Load data with the noise of a setting; keep the first images of the first classes."""
     noise, rate = SETTINGS[setting]
     root = os.environ.get("S2E_DATA_ROOT")
     file = Path(root or ".") / f"{data}.npz"
-    is_asymmetric = noise == "asymmetric"
+    is_published = noise != "asymmetric" and n_classes is None
     loaded = load_data(
         str(file.absolute()) if file.exists() else data, root=root, seed=0,
-        noise="none" if is_asymmetric else noise, noise_rate=0.0 if is_asymmetric else rate,
-        published_noise=data != "digits" and not is_asymmetric,
+        noise=noise if is_published else "none", noise_rate=rate if is_published else 0.0,
+        published_noise=is_published and data != "digits",
     )  # fmt: skip
-    if is_asymmetric:
-        matrix = np.eye(loaded.n_classes)
-        for i, j in ASYMMETRIC[data].items():
-            matrix[i, i], matrix[i, j] = 1 - rate, rate
+    if not is_published:
+        loaded = tasks.first_classes(loaded, n_classes)
+        if noise == "asymmetric":
+            matrix = np.eye(loaded.n_classes)
+            for i, j in ASYMMETRIC[data].items():
+                matrix[i, i], matrix[i, j] = 1 - rate, rate
+        else:
+            matrix = transition_matrix(noise, rate, loaded.n_classes)
         clean = loaded.noisy_labels
         noisy = torch.from_numpy(flip_labels(clean.numpy(), matrix, np.random.default_rng(0)))
         loaded = replace(loaded, noisy_labels=noisy, clean_labels=clean, settings=None)
@@ -172,7 +153,8 @@ def searched(
 
 def run(
     job: runs.Job, *, data: str, n_epochs: int, n_trials: int, n_images: int | None = None,
-    device: str = "cpu", kept: Path | None = None,
+    n_classes: int | None = None, batch_size: int | None = None, kept: Path | None = None,
+    device: str = "cpu",
 ) -> dict[str, Any]:  # fmt: skip
     """Train a method with a seed; return its curves on the test data.
 
@@ -181,26 +163,28 @@ def run(
         data: Name of the data.
         n_epochs: T.
         n_trials: Trainings of a search.
-        n_images: As in `load`.
+        n_images, n_classes: As in `load`.
+        batch_size: Samples of a mini-batch. None takes those of the paper.
+        kept: The file of results, beside which all that was trained is kept, or None.
         device: Where to train.
-        kept: The file of results. Beside it stands what was trained: no training is done twice.
-            None keeps nothing.
     """
     setting, method, seed = str(job[0]), str(job[1]), int(job[2])
-    noisy, rate = load(data, setting, n_images), kept_rate(setting)
+    noisy, rate = load(data, setting, n_images, n_classes), kept_rate(setting)
     network = NETWORKS.get(data, "mlp")
     space: dict[str, Any] = {"noise_rate": rate}
     if method == "s2e-paper":
         space = {"kind": "table1", "metric": "validation_loss"}
     objective = CoteachingObjective(
-        noisy, network=network, n_epochs=n_epochs, seed=SEARCH_SEED + seed, device=device, **space
-    )
+        noisy, network=network, n_epochs=n_epochs, seed=SEARCH_SEED + seed, device=device,
+        batch_size=batch_size, **space,
+    )  # fmt: skip
     start = time.perf_counter()
     row = "coteaching/searched" if method in SEARCHES else method
     found = None
     if row.endswith("/searched"):
         search = search_of(job)
-        name = runs.key_of((data, *search, f"{n_epochs} epochs", f"{n_images or 'all'} images"))
+        cut = f"{n_images or 'all'} images" + (f" of {n_classes} classes" if n_classes else "")
+        name = runs.key_of((data, *search, f"{n_epochs} epochs", cut))
         found = searched(str(search[1]), objective, n_trials, storage_of(kept), name)
     trained = row.removesuffix("/searched")
     compared = compared_methods([trained], n_epochs, rate, data=noisy, searched=found)
@@ -295,6 +279,7 @@ def heading(document: dict[str, Any]) -> str:
     n_images, n_epochs = document.get("n_images"), document.get("n_epochs")
     cut = [f"{n_epochs} of 200 epochs"] if n_epochs != 200 else []
     cut += [f"the first {n_images} images"] if n_images else []
+    cut += [f"{value} {what}" for name, what in CUTS.items() if (value := document.get(name))]
     return (
         f"{len(document['results'])} results of {n_epochs} epochs; "
         f"{document.get('complete', 'how many there should be is unknown')}. "
@@ -320,7 +305,7 @@ def tables(document: dict[str, Any]) -> list[tuple[str, list[str], list[list[str
             about = f"{title(ours)} minus the other, points, paired by seed [95 % interval]"
             made.append((about, ["method", *settings], rows))
     rows = []
-    for source, methods, values in PUBLISHED.get(document.get("data", "mnist"), ()):
+    for source, methods, values in published.TABLES.get(document.get("data", "mnist"), ()):
         for s in filter(values.__contains__, settings):
             for m, value in zip(methods, values[s], strict=True):
                 v = 100 * curves(results, s, m, "final_accuracy")
@@ -399,7 +384,7 @@ def budget(jobs: list[runs.Job], n_processes: int, setup: dict[str, Any]) -> str
     """Time two epochs of each method here; return what the full run takes."""
     n_epochs = setup["n_epochs"]
     setting = str(jobs[0][0])
-    load(setup["data"], setting, setup["n_images"])
+    load(setup["data"], setting, setup["n_images"], setup.get("n_classes"))
     run((setting, "coteaching", 0), **setup | {"data": "digits", "n_epochs": 2})  # what is once
     minutes: dict[str, float] = {}
     for method in dict.fromkeys(str(job[1]) for job in jobs):
@@ -421,6 +406,8 @@ def main(argv: list[str] | None = None) -> None:
     made = runs.figure_parser(__doc__, seeds=3, epochs=200, results=None)
     made.add_argument("--data", choices=TITLES, default="mnist", help="data set")
     made.add_argument("--images", type=int, help="only the first N images; default: all")
+    made.add_argument("--classes", type=int, help="only the first N classes; default: all")
+    made.add_argument("--batch-size", type=int, help="samples of a mini-batch; default: 128")
     made.add_argument("--trials", type=int, default=12, help="trainings of a search")
     made.add_argument("--device", default="cpu", help="to train on: cpu, cuda, ...")
     for name, known, default in (("settings", SETTINGS, PAPER), ("methods", METHODS, METHODS)):
@@ -429,15 +416,15 @@ def main(argv: list[str] | None = None) -> None:
             help=f"only these: {', '.join(known).replace('%', '%%')}",
         )  # fmt: skip
     args: argparse.Namespace = made.parse_args(argv)
-    if args.data not in ASYMMETRIC and "asymmetric 40 %" in args.settings:
-        made.error(f"--settings: which classes turn into which is not known for {args.data}.")
+    if "asymmetric 40 %" in args.settings and (args.classes or args.data not in ASYMMETRIC):
+        made.error(f"--settings: which of these {args.data} classes turn into which is not known.")
     args.results = args.results or FOLDER / FILES.get(args.data, f"figure3_{args.data}.json")
     if args.smoke:
         args.data, args.epochs, args.trials, args.seeds = "digits", 4, 2, 1
         runs.keep_nothing(args)
     setup = {
         "data": args.data, "n_epochs": args.epochs, "n_trials": args.trials,
-        "n_images": args.images,
+        "n_images": args.images, "n_classes": args.classes, "batch_size": args.batch_size,
     }  # fmt: skip
     jobs = jobs_of(args.seeds, args.settings, args.methods)
     if args.budget:

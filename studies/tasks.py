@@ -199,3 +199,24 @@ def first_images(data: NoisyData, n: int | None) -> NoisyData:
         return data
     parts = ("x", "noisy_labels", "clean_labels", "x_val", "y_val", "x_test", "y_test")
     return replace(data, **{part: getattr(data, part)[:n] for part in parts})
+
+
+def first_classes(data: NoisyData, n: int | None) -> NoisyData:
+    """Keep the samples of the first n classes, before labels are made wrong.
+
+    Args:
+        data: Data without noise, with a test part.
+        n: How many classes. None keeps all.
+
+    Raises:
+        ValueError: If there are not that many.
+    """
+    if n is None:
+        return data
+    if not 2 <= n <= data.n_classes:
+        raise ValueError(f"n must be in [2, {data.n_classes}], but got {n}.")
+    cut: dict[str, Any] = {"n_classes": n, "classes": data.classes[:n], "clean_labels": None}
+    for x, y in (("x", "noisy_labels"), ("x_val", "y_val"), ("x_test", "y_test")):
+        kept = getattr(data, y) < n
+        cut |= {part: getattr(data, part)[kept] for part in (x, y)}
+    return replace(data, **cut)

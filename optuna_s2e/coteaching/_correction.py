@@ -95,16 +95,14 @@ def estimated_correction(
     return KnownCorrection(method, torch.stack(matrices))
 
 
-def anchor_matrix(probabilities: Tensor, percentile: float | None = None) -> Tensor:
+def anchor_matrix(probabilities: Tensor, percentile: float = 100.0) -> Tensor:
     """Return F-correction's estimate of T, (C, C): row i is what is predicted at i's anchor.
 
     Args:
         probabilities: Predictions for the training inputs, (N, C).
         percentile: As in `ForwardCorrection`.
     """
-    if percentile is None:
-        percentile = 97.0 if probabilities.shape[1] >= 100 else 100.0
-    rank = round(percentile / 100.0 * (len(probabilities) - 1))
+    rank = int(percentile / 100.0 * (len(probabilities) - 1))
     return probabilities[probabilities.argsort(dim=0, stable=True)[rank]]
 
 

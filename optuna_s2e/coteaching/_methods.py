@@ -92,7 +92,7 @@ class Coteaching(MentorNet):
 
 @dataclass(frozen=True)
 class CoteachingPlus(Method):
-    r"""Co-teaching among the samples on which the networks disagree (Co-teaching+, Algorithm 1).
+    r"""Co-teaching among the samples on which the networks disagree (Co-teaching+).
 
     Of the n samples whose predictions differ, each network is trained on the :math:`\lambda(e) n`
     with the smallest CE under its peer, at least one. The paper's :math:`\lambda(e) = 1 - \min(
@@ -133,7 +133,7 @@ class CoteachingPlus(Method):
 
 @dataclass(frozen=True)
 class Decoupling(Method):
-    """Both networks are trained on the samples on which they disagree (Decoupling, Algorithm 1).
+    """Both networks are trained on the samples on which they disagree (Decoupling).
 
     The step is the mean CE of these samples. If there are none, nothing is trained on.
 
@@ -166,7 +166,7 @@ class Decoupling(Method):
 
 @dataclass(frozen=True)
 class Jocor(Method):
-    r"""Both networks are trained on the R(t) B samples whose joint loss is small (JoCoR, Eq 1).
+    r"""Both networks are trained on the R(t) B samples whose joint loss is small (JoCoR).
 
     .. math:: \ell = (1 - \lambda) (CE_1 + CE_2) + \lambda (KL(p_1 \| p_2) + KL(p_2 \| p_1))
 
@@ -198,7 +198,7 @@ class Jocor(Method):
 
 @dataclass(frozen=True)
 class Bare(Method):
-    """Samples whose label is more probable for them than it is for others (BARE, Algorithm 1).
+    """Samples whose label is more probable for them than it is for others (BARE).
 
     A sample is used if the probability of its label is at least the mean of the probabilities that
     the mini-batch has for this class, plus one standard deviation. No noise rate is needed. If no
@@ -229,12 +229,12 @@ class Bare(Method):
 
 @dataclass(frozen=True)
 class ForwardCorrection(Method):
-    r"""Train on all samples with the forward-corrected loss (F-correction, Theorem 2).
+    r"""Train on all samples with the forward-corrected loss (F-correction).
 
     .. math:: \ell = -\log (T^\top softmax(z))_{\tilde y}, \quad T_{ij} = P(\tilde y = j | y = i)
 
     With the estimated T, two networks are first trained as in Standard; row i of T is what they
-    predict for the training input that they are surest belongs to class i:
+    predict for the training input that they are surest belongs to class i (Eq 12 and 13):
     :math:`\hat T_{ij} = \hat p(\tilde y = j | \bar x^i)` with
     :math:`\bar x^i = \arg\max_x \hat p(\tilde y = i | x)`. Each network has its own estimate.
 
@@ -242,7 +242,8 @@ class ForwardCorrection(Method):
         matrix: "estimated", "true" (counted in the training data, whose clean labels must be
             known), or T itself as rows that sum to 1.
         percentile: The surest input is that at this percentile of the predictions, in [0, 100].
-            None is 100 (the largest) for less than 100 classes, else 97, as in the paper.
+            100 (default) is Eq 12. The authors' program takes 97 to leave out outliers, except on
+            CIFAR-100.
         clip_first: Whether softmax(z) is bounded below by 1e-7 before the product, as in the
             authors' program: samples with less get no gradient. Without it the product is.
     """
@@ -251,12 +252,11 @@ class ForwardCorrection(Method):
     title = "F-correction"
     uses_schedule = False
     matrix: str | tuple[tuple[float, ...], ...] = "estimated"
-    percentile: float | None = None
+    percentile: float = 100.0
     clip_first: bool = False
 
     def __post_init__(self) -> None:
-        if self.percentile is not None:
-            check_number("percentile", self.percentile, 0, 100)
+        check_number("percentile", self.percentile, 0, 100)
         if isinstance(self.matrix, str):
             check_choice("matrix", self.matrix, ("estimated", "true"))
             return
@@ -298,7 +298,7 @@ class ForwardCorrection(Method):
 
 @dataclass(frozen=True)
 class Reweight(Method):
-    r"""Weigh samples by how much their gradients agree with that of clean data (Reweight, Alg. 1).
+    r"""Weigh samples by how much their gradients agree with that of clean data (Reweight).
 
     .. math:: u_i = \langle \nabla \ell_i, \nabla L_{clean} \rangle, \quad
        w_i = \max(u_i, 0) / \sum_j \max(u_j, 0)

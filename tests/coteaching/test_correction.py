@@ -1,5 +1,8 @@
 """F-correction's matrices, and its two trainings."""
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -15,6 +18,7 @@ from optuna_s2e.coteaching._correction import anchor_matrix, true_matrix
 
 CONFIG = TrainingConfig(batch_size=5, learning_rate=0.02, dtype="float64")
 RATES = np.ones((2, 4))
+GOLDEN = json.loads((Path(__file__).parents[1] / "data" / "golden_steps.json").read_text())
 
 
 def _small_net(input_shape, n_classes):
@@ -28,18 +32,24 @@ def _train(data, method, **options):
     )  # fmt: skip
 
 
+@pytest.mark.parametrize(("percentile", "name"), [(100.0, "argmax"), (97.0, "percentile_97")])
+def test_anchors_are_those_of_the_authors_program(percentile, name):
+    logits = torch.tensor(GOLDEN["logits"], dtype=torch.float64).reshape(-1, 5)
+    expected = GOLDEN["forward"]["anchors"][name]
+    found = anchor_matrix(logits.softmax(dim=1), percentile)
+    np.testing.assert_allclose(found, expected, atol=1e-12)
+
+
 def test_anchors_are_the_inputs_that_are_surest_of_a_class():
     p = torch.tensor([[0.9, 0.1], [0.6, 0.4], [0.3, 0.7], [0.2, 0.8]])
     assert torch.equal(anchor_matrix(p), p[[0, 3]])
     assert torch.equal(anchor_matrix(p, percentile=67.0), p[[1, 2]])
 
 
-def test_many_classes_take_the_97th_percentile_as_in_the_paper():
-    p = torch.rand(200, 100, generator=torch.Generator().manual_seed(0))
-    rows = [p[p[:, i].argsort()[round(0.97 * 199)]] for i in range(100)]
-    assert torch.equal(anchor_matrix(p), torch.stack(rows))
-    few = p[:, :99]
-    assert torch.equal(anchor_matrix(few), few[few.argmax(dim=0)])
+@pytest.mark.parametrize("n_classes", [3, 99, 100])
+def test_anchors_are_those_of_eq_12_for_any_number_of_classes(n_classes):
+    p = torch.rand(200, n_classes, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(anchor_matrix(p, ForwardCorrection().percentile), p[p.argmax(dim=0)])
 
 
 def test_the_true_matrix_counts_labels_and_keeps_classes_without_samples():

@@ -10,9 +10,11 @@ from typing import Any
 import figure3_benchmark as benchmark
 import numpy as np
 import optuna
+import published
 import pytest
 import runs
 import scipy
+import torch
 from optuna.trial import TrialState
 from processes import PATIENCE, Process, wait_until
 
@@ -199,6 +201,57 @@ def test_images_are_cut():
     assert 0 <= found["final_accuracy"] <= 1
 
 
+@pytest.mark.parametrize("setting", benchmark.PAPER)
+def test_classes_are_left_out(setting: str):
+    data, whole = benchmark.load("digits", setting, 200, 4), benchmark.load("digits", setting)
+    noise, rate = benchmark.SETTINGS[setting]
+    assert data.n_classes == 4
+    kept = whole.clean_labels < 4
+    assert torch.equal(data.x, whole.x[kept][:200])
+    assert torch.equal(data.clean_labels, whole.clean_labels[kept][:200])
+    assert torch.equal(data.x_test, whole.x_test[whole.y_test < 4][:200])
+    assert max(data.noisy_labels.max(), data.y_val.max(), data.y_test.max()) == 3
+    turned = (data.noisy_labels - data.clean_labels) % 4
+    assert abs(float((turned != 0).double().mean()) - rate) < 0.1
+    assert set(turned.tolist()) == ({0, 1} if noise == "pair" else {0, 1, 2, 3})
+
+
+def test_a_run_with_less_classes_is_marked(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    path = tmp_path / "results.json"
+    own = ["--data", "mnist", "--epochs", "2", "--classes", "4", "--batch-size", "16"]
+    benchmark.main([*own, "--results", str(path), "--minutes", "0"])
+    assert "Reduced: 2 of 200 epochs, 4 classes, 16 samples in a mini-batch; a" in (
+        capsys.readouterr().out
+    )
+    found = benchmark.run(
+        ("pair 45 %", "bare", 3), **SETUP | {"n_classes": 4, "batch_size": 16}
+    )  # fmt: skip
+    expected = evaluate_schedules(
+        {"a": found["keep_rates"]}, benchmark.load("digits", "pair 45 %", None, 4),
+        methods={"a": "bare"}, n_repeats=1, seed=3, config=TrainingConfig(16, 1e-2), device="cpu",
+    )["a"]  # fmt: skip
+    np.testing.assert_allclose(found["test_accuracy"], expected.test_accuracy[0], atol=1e-5)
+
+
+@pytest.mark.parametrize("options", [["--data", "cifar100"], ["--classes", "4"]])
+def test_class_dependent_noise_needs_the_classes_it_is_known_for(
+    options: list[str], capsys: pytest.CaptureFixture[str]
+):
+    with pytest.raises(SystemExit):
+        benchmark.main([*options, "--settings", "asymmetric 40 %"])
+    assert "which of these" in capsys.readouterr().err
+
+
+def test_jocors_noises_run_in_small(capsys: pytest.CaptureFixture[str]):
+    settings = ["symmetric 80 %", "asymmetric 40 %"]
+    methods = ["standard", "coteaching", "coteaching+", "jocor"]
+    benchmark.main(["--smoke", "--settings", *settings, "--methods", *methods])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("8 results of 4 epochs; ")
+    row = next(line for line in lines if line.startswith("JoCoR "))
+    assert row.count("(1)") == 2
+
+
 def test_a_file_in_the_data_root_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     rng = np.random.default_rng(0)
     x, y = rng.integers(0, 255, (3000, 4, 4, 3), dtype=np.uint8), np.arange(3000) % 100
@@ -267,6 +320,22 @@ def test_the_page_shows_the_results(data: str):
         pytest.skip(f"{file.name} is not there yet")
     text = benchmark.markdown(json.loads(file.read_text()))
     assert runs.filled(PAGE.read_text(), data, text) == PAGE.read_text()
+
+
+def test_published_numbers_are_those_of_the_page():
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in (PAGE.parent / "published-tables.md").read_text().splitlines()
+    ]
+    for table in published.TABLES["mnist"]:
+        for setting, values in table.values.items():
+            name = setting.replace("asymmetric", "class-dependent")
+            (row,) = (
+                row for row in rows
+                if row[0] in (name, f"{table.source.partition(' (')[0]}, {name}")
+                and len(row) == (6 if table is published.COTEACHING else 7)
+            )  # fmt: skip
+            assert [float(cell) for cell in row[1:] if cell] == list(values)
 
 
 @pytest.mark.parametrize("file", sorted(benchmark.FOLDER.glob("figure3_*.json")))
