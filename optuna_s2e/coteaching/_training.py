@@ -175,8 +175,8 @@ def train_batch(
             networks, and for networks like "mlp" in "bfloat16".
         fused_width: Largest number of fused trials side by side, at least 1. The default depends
             on the networks. If a group runs out of memory, it is trained again in halves. On a
-            GPU a width that is given is the size of every group, with lanes that stay empty:
-            no bit of a trial then follows from how many are beside it, or leave.
+            GPU a width that is given is the size of every group, some lanes of which are empty,
+            so that the bits of a trial do not follow from how many are beside it, or leave.
         keep_networks: Whether the results hold the trained networks.
         watch_samples: Whether the results hold statistics of each training sample, such as how
             often it was selected. They take about 44 bytes per trial, network and sample on the
