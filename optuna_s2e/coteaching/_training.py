@@ -175,8 +175,8 @@ def train_batch(
             networks, and for networks like "mlp" in "bfloat16".
         fused_width: Largest number of fused trials side by side, at least 1. The default depends
             on the networks. If a group runs out of memory, it is trained again in halves. On a
-            GPU a width that is given is the size of every group, with lanes that stay empty:
-            no bit of a trial then follows from how many are beside it, or leave.
+            GPU a width that is given is the size of every group, some lanes of which are empty,
+            so that the bits of a trial do not follow from how many are beside it, or leave.
         keep_networks: Whether the results hold the trained networks.
         watch_samples: Whether the results hold statistics of each training sample, such as how
             often it was selected. They take about 44 bytes per trial, network and sample on the
@@ -317,13 +317,8 @@ class _Run:
         self._rates, self._seeds, self._labels = keep_rates, seeds, labels
         self._setup, self._on_epoch, self._keeps = setup, on_epoch, keep_networks
         n_trials, n_epochs = keep_rates.shape
-        self._plan = list(
-            zip(
-                setup.config.learning_rates(n_epochs).tolist(),
-                setup.config.beta1s(n_epochs).tolist(),
-                strict=True,
-            )
-        )
+        rates, beta1s = setup.config.learning_rates(n_epochs), setup.config.beta1s(n_epochs)
+        self._plan = list(zip(rates.tolist(), beta1s.tolist(), strict=True))
         self._curves = np.full((n_trials, len(Metrics._fields), n_epochs, 2), np.nan)
         self._done = [0] * n_trials
         self._seconds = [0.0] * n_trials
@@ -341,8 +336,9 @@ class _Run:
             with seeded_generators(self._seeds[group[0]], self._setup.data.x.device):
                 unfinished = self._train_group(group, backend)
             if unfinished:
-                half = backend._replace(width=-(-backend.n_lanes(len(unfinished)) // 2))
-                parts = unfinished[: half.width], unfinished[half.width :]
+                n_lanes = backend.n_lanes(len(unfinished))
+                parts = unfinished[: n_lanes // 2], unfinished[n_lanes // 2 :]
+                half = backend._replace(width=n_lanes - n_lanes // 2)
                 groups = [*((part, half) for part in parts if part), *groups]
         return [
             TrainingResult(

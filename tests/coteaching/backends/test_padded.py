@@ -105,7 +105,7 @@ def test_lanes_that_do_not_fit_are_halved_down_to_one(train):
             return super().evaluate()
 
     results = train([0, 1, 2], trainer=Small)
-    assert made == [5, 3, 2, 2]  # three lanes for all, then two for two trials and for one
+    assert made == [5, 3, 2, 2, 3, 2]  # three lanes for two trials and for one, then two for each
     for a, b in zip(results, train([0, 1, 2], lanes=0), strict=True):
         _assert_equal(a, b, exactly=False)
     Small.most = 0
