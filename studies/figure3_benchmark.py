@@ -367,7 +367,8 @@ def draw(document: dict[str, Any], path: Path) -> None:
             axis.xaxis.get_major_locator().set_params(integer=True)
             if row == 0:
                 data = document.get("data", "mnist")
-                axis.set_title(f"{TITLES.get(data, data)}, {setting}")
+                cut = " (reduced)" if document.get("n_images") else ""
+                axis.set_title(f"{TITLES.get(data, data)}, {setting}{cut}")
             else:
                 axis.set_xlabel("epoch")
             if column == 0:
