@@ -344,7 +344,7 @@ class NoisyLabelClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc
                 f"{fitting.n_classes} classes, but got 0: they are too few for the estimate of "
                 "the noise, whose networks would be the model."
             )
-        noise = fitting.noise(noise_rate)
+        noise = fitting.noise(noise_rate, keep_networks=n_pairs == 0)
         if self.study_ is not None:
             schedule = fitting.search(self.study_, noise, fraction, *budget)
         self._keep_noise(noise)

@@ -49,7 +49,7 @@ class Noise(NamedTuple):
         known: What is known beside it, as `label_quality` takes it: the estimate, the matrix
             P(given | true class), (C, C), if nothing could be estimated, or None if the user gave
             the rate.
-        networks: The networks of an estimate.
+        networks: The networks of an estimate, if they were kept.
     """
 
     rate: float
@@ -111,9 +111,9 @@ class Fitting:
             digest.update(y.tobytes())
         return digest.hexdigest()
 
-    def noise(self, rate: float | None) -> Noise:
+    def noise(self, rate: float | None, *, keep_networks: bool) -> Noise:
         """Return how many labels are wrong: what the user said, or an estimate."""
-        return self._estimate() if rate is None else Noise(rate, None)
+        return self._estimate(keep_networks) if rate is None else Noise(rate, None)
 
     def is_rare(self) -> npt.NDArray[np.bool_]:
         """Return which classes have too few samples for the estimate, (C,)."""
@@ -125,7 +125,7 @@ class Fitting:
         rare = self.is_rare()
         return int((~rare[self.train[1]]).sum()) >= FEWEST_SAMPLES and int((~rare).sum()) >= 2
 
-    def _estimate(self) -> Noise:
+    def _estimate(self, keep_networks: bool) -> Noise:
         x, y = self.train
         used = np.flatnonzero(~self.is_rare()[y])
         if not self.can_estimate():
@@ -145,7 +145,7 @@ class Fitting:
                 n_epochs=self.n_estimate,
                 device=self.device,
                 seed=self._seed(0),
-                keep_networks=True,
+                keep_networks=keep_networks,
             )
         except ValueError as error:
             raise self._in_words(error.__cause__, error) from error
