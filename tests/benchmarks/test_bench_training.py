@@ -1,17 +1,16 @@
 """A benchmark that stops in time and says what failed."""
 
 import json
-import os
 import re
 import shlex
 import signal
-import subprocess
 import sys
 import time
 import warnings
 from pathlib import Path
 
 import pytest
+from processes import Process
 
 pytestmark = pytest.mark.slow
 
@@ -94,70 +93,73 @@ def test_a_way_that_fails_is_a_row_with_its_reason(bench, monkeypatch, capsys):
     assert "\nfloor " in printed
 
 
-HUNG = """
-import signal, sys, time
-import bench_training as bench
-import measuring
+def hung(*command):
+    """Run the benchmark, whose second way hangs as what waits for a device does."""
+    bench, measuring = _modules()
 
-def hang(self, backend, n_trials, **_):
-    time.sleep(60)
+    def hang(self, backend, n_trials, **_):
+        time.sleep(60)
 
-bench.ROWS, bench.COPIED, measuring.GRACE = 128, 2**10, 0.5
-bench.Bench.package = hang
-try_run = bench.Bench.try_run
+    try_run = bench.Bench.try_run
 
-def in_half_a_second(self, way, train, entry, left, run_limit, save):
-    if way == "loop":  # the time of all ways is over, or of this one
-        if hasattr(signal, "pthread_sigmask"):  # no exception reaches what waits for a device
-            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGALRM})
-        left, run_limit = (0.5, run_limit) if "--limit" in sys.argv else (left, 0.5)
-    return try_run(self, way, train, entry, left, run_limit, save)
+    def in_half_a_second(self, way, train, entry, left, run_limit, save):
+        if way == "loop":  # the time of all ways is over, or of this one
+            if hasattr(signal, "pthread_sigmask"):  # no exception reaches what waits for a device
+                signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGALRM})
+            left, run_limit = (0.5, run_limit) if "--limit" in command else (left, 0.5)
+        return try_run(self, way, train, entry, left, run_limit, save)
 
-bench.Bench.try_run = in_half_a_second
-bench.main()
-"""
-SICK = """
-import bench_training as bench
-import measuring
-
-def fail(self, backend, n_trials, **_):
-    measuring.is_well = lambda device: False  # as after an error in a kernel
-    raise RuntimeError("an illegal memory access")
-
-bench.ROWS, bench.COPIED = 128, 2**10
-bench.Bench.package = fail
-bench.main()
-"""
+    measuring.GRACE = 0.5
+    bench.Bench.package, bench.Bench.try_run = hang, in_half_a_second
+    sys.argv = ["bench_training.py", *command]
+    bench.main()
 
 
-def _in_a_process(script, tmp_path, *options):
-    """Run a script that changes the benchmark, in a process of its own."""
-    command = [sys.executable, "-c", script, "--case", "digits-mlp", "--device", "cpu"]
-    command += ["--share", "0.2", "--epochs", "1", "--repeats", "1", "--ways", "floor", "loop"]
-    command += ["--out", tmp_path / "out.json", *options]
-    paths = [str(HERE), *filter(None, sys.path)]
-    done = subprocess.run(
-        list(map(str, command)), capture_output=True, text=True, timeout=120,
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
-    )  # fmt: skip
+def sick(*command):
+    """Run the benchmark, whose second way leaves a device that no longer answers."""
+    bench, measuring = _modules()
+
+    def fail(self, backend, n_trials, **_):
+        measuring.is_well = lambda device: False  # as after an error in a kernel
+        raise RuntimeError("an illegal memory access")
+
+    bench.Bench.package = fail
+    sys.argv = ["bench_training.py", *command]
+    bench.main()
+
+
+def _modules():
+    sys.path.insert(0, str(HERE))
+    import bench_training
+    import measuring
+
+    bench_training.ROWS, bench_training.COPIED = 128, 2**10
+    return bench_training, measuring
+
+
+def _in_a_process(changed, tmp_path, *options):
+    """Run a benchmark that is changed, in a process of its own."""
+    command = ["--case", "digits-mlp", "--device", "cpu", "--share", "0.2", "--epochs", "1"]
+    command += ["--repeats", "1", "--ways", "floor", "loop", "--out", str(tmp_path / "out.json")]
+    process = Process(changed, *command, *options)
+    code = process.wait(50)  # it would hang for 60
     (entry,) = json.loads((tmp_path / "out.json").read_text())["cases"].values()
-    return done, entry
+    return code, process.errors, entry
 
 
 @pytest.mark.parametrize(
-    ("script", "failed"),
+    ("changed", "failed"),
     [
-        (HUNG, {"loop": "a run takes more than 0.5 s"}),
-        (SICK, {"loop": "RuntimeError: an illegal memory access"}),
+        (hung, {"loop": "a run takes more than 0.5 s"}),
+        (sick, {"loop": "RuntimeError: an illegal memory access"}),
     ],
 )
 def test_a_process_that_cannot_go_on_leaves_its_rows_to_the_next(
-    bench, monkeypatch, capsys, tmp_path, script, failed
+    bench, monkeypatch, capsys, tmp_path, changed, failed
 ):
-    started = time.monotonic()
-    done, entry = _in_a_process(script, tmp_path)
-    assert time.monotonic() - started < 50  # it would hang for 60
-    assert (done.returncode, done.stderr) == (75, "")
+    monkeypatch.chdir(tmp_path)
+    code, errors, entry = _in_a_process(changed, tmp_path)
+    assert (code, errors) == (75, "")
     assert entry["failed"] == failed
     assert len(entry["runs"]["floor"]) == 1
     options = ("--epochs", 1, "--repeats", 1, "--ways", "floor", "loop", "auto")
@@ -166,20 +168,18 @@ def test_a_process_that_cannot_go_on_leaves_its_rows_to_the_next(
     assert "\nauto " in printed
 
 
-def test_a_process_that_hangs_at_the_limit_leaves_no_row(tmp_path):
-    done, entry = _in_a_process(HUNG, tmp_path, "--limit", 120)
-    assert done.returncode == 75
+def test_a_process_that_hangs_at_the_limit_leaves_no_row(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    code, _, entry = _in_a_process(hung, tmp_path, "--limit", "120")
+    assert code == 75
     assert (entry["failed"], len(entry["runs"]["floor"])) == ({}, 1)
 
 
 AGAIN = """
 import os, sys
 from pathlib import Path
-import measuring
 
 _, name, *options = sys.argv
-if "--one-process" not in options:
-    measuring.in_new_processes(float(options[-1]), None)
 out = Path(options[options.index("--out") + 1])
 seen = [*(out.read_text().splitlines() if out.exists() else []), options[-1]]
 out.write_text("\\n".join(seen))
@@ -188,19 +188,21 @@ os._exit(75 if len(seen) < int(name) else 3)
 """
 
 
-@pytest.mark.parametrize(("n_processes", "limit", "code"), [(3, 60, 3), (10**6, 3, 0)])
+def again(n_processes, limit):
+    """Run a script in new processes."""
+    Path("again.py").write_text(AGAIN)
+    sys.argv = ["again.py", str(n_processes)]
+    _modules()[1].in_new_processes(limit, None)
+
+
+@pytest.mark.parametrize(("n_processes", "limit", "code"), [(3, 60.0, 3), (10**6, 0.5, 0)])
 def test_new_processes_go_on_until_one_ends_by_itself_or_the_time_is_over(
-    tmp_path, n_processes, limit, code
+    tmp_path, monkeypatch, n_processes, limit, code
 ):
-    script = tmp_path / "again.py"
-    script.write_text(AGAIN)
-    done = subprocess.run(
-        [sys.executable, script, str(n_processes), "--limit", str(limit)],
-        capture_output=True, text=True, timeout=120,
-        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(HERE), *filter(None, sys.path)])},
-    )  # fmt: skip
-    assert (done.returncode, done.stderr) == (code, "")
-    lines = done.stdout.splitlines()
+    monkeypatch.chdir(tmp_path)
+    process = Process(again, n_processes, limit)
+    assert (process.wait(), process.errors) == (code, "")
+    lines = process.printed.splitlines()
     if code == 0:
         assert lines.pop() == "stopped at --limit: run the same command again"
     limits = [float(line.split()[-1]) for line in lines]
