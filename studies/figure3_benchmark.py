@@ -432,8 +432,9 @@ def main(argv: list[str] | None = None) -> None:
         print(budget(jobs, args.jobs, setup | {"device": args.device}))
         return
     if not args.report:
+        every = jobs_of(args.seeds, args.settings, METHODS)
         complete = (
-            f"complete with {len(jobs)} results, of {args.seeds} seeds and {args.epochs} epochs; "
+            f"complete with {len(every)} results, of {args.seeds} seeds and {args.epochs} epochs; "
             "the paper has 5 seeds of 200 epochs"
         )
         runs.note_setup(args.results, setup, complete=complete)

@@ -4,8 +4,6 @@ import shutil
 import signal
 import tempfile
 from collections.abc import Generator, Iterator
-from contextlib import suppress
-from functools import cache
 from pathlib import Path
 
 import pytest
@@ -79,20 +77,16 @@ def _quiet_optuna() -> None:
 
 @pytest.fixture(autouse=True, scope="session")
 def _migrations_are_read_once() -> None:
-    """Alembic runs ten files of Optuna whenever a storage is opened: the largest part of that."""
-    with suppress(ModuleNotFoundError):  # a GPU's machine may have little beside PyTorch
-        import alembic.util
+    from read_once import keep_migrations
 
-        alembic.util.load_python_file = cache(alembic.util.load_python_file)
+    keep_migrations()
 
 
 @pytest.fixture(scope="session")
 def digits_are_read_once() -> None:
-    """Each reading of scikit-learn's file takes as long as a short training."""
-    with suppress(ModuleNotFoundError):
-        import sklearn.datasets
+    from read_once import keep_digits
 
-        sklearn.datasets.load_digits = cache(sklearn.datasets.load_digits)
+    keep_digits()
 
 
 @pytest.fixture(scope="session")

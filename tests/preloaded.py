@@ -5,8 +5,9 @@ What is collected from here on leaves that alone: a pass over it takes longer th
 
 import gc
 from contextlib import suppress
-from functools import cache
 from importlib import import_module
+
+from read_once import keep_digits, keep_migrations
 
 from optuna_s2e._blas import one_blas_thread
 
@@ -21,17 +22,15 @@ gc.disable()
 for name in NAMES:
     with suppress(ModuleNotFoundError):  # the machine of a GPU may have little beside PyTorch
         import_module(name)
+keep_migrations()
+keep_digits()
 with suppress(ModuleNotFoundError):
-    import alembic.util
     from optuna.storages import RDBStorage
 
-    # ten files whenever a storage is opened
-    alembic.util.load_python_file = cache(alembic.util.load_python_file)
     RDBStorage("sqlite://").engine.dispose()
 with suppress(ModuleNotFoundError):
     import sklearn.datasets
 
-    sklearn.datasets.load_digits = cache(sklearn.datasets.load_digits)
     sklearn.datasets.load_digits()
 with one_blas_thread():  # looks through all libraries at its first use
     pass

@@ -148,7 +148,9 @@ class Fitting:
                 keep_networks=keep_networks,
             )
         except ValueError as error:
-            raise self._in_words(error.__cause__, error) from error
+            if words := self._in_words(error.__cause__):
+                raise ValueError(words) from error
+            raise
         self.bar.update(self.estimate_epochs)
         probabilities = np.full((len(y), self.n_classes), np.nan)
         probabilities[used] = found.probabilities
@@ -218,18 +220,20 @@ class Fitting:
         )
         for result in results:
             if result.failure is not None:
-                raise self._in_words(result.failure, result.failure) from result.failure
+                if words := self._in_words(result.failure):
+                    raise ValueError(words) from result.failure
+                raise result.failure
         return results
 
-    def _in_words(self, failure: BaseException | None, otherwise: Exception) -> Exception:
-        """Return what is raised if a training failed."""
+    def _in_words(self, failure: BaseException | None) -> str | None:
+        """Return what a training that failed says to a user; None for errors of other code."""
         if isinstance(failure, FloatingPointError):
             why = " ".join(str(failure).split()).rstrip(".")
-            return ValueError(
+            return (
                 f"The training failed: {why}. A smaller learning_rate than "
                 f"{self.config.learning_rate:g}, or another network, may help."
             )
-        return failure if isinstance(failure, ValueError) else otherwise
+        return str(failure) if isinstance(failure, ValueError) else None
 
     def _count(self, *_: object) -> None:
         self.bar.update(1)

@@ -99,7 +99,8 @@ def run(args: argparse.Namespace) -> int:
     kept = folder / "networks.jsonl"
     with _common.naming("--out", folder):
         folder.mkdir(parents=True, exist_ok=True)
-        _check_replaceable(folder, kept)
+        if not kept.exists():
+            _check_replaceable(folder)
         kept.open("a").close()  # now, rather than after the first training
     say_at_ctrl_c(f"Interrupted: networks that were trained to their end are kept in {kept}; "
                   "the same command trains the others.")  # fmt: skip
@@ -192,10 +193,10 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _check_replaceable(folder: Path, kept: Path) -> None:
-    """Refuse a folder with files that an evaluation would replace and that none has written."""
+def _check_replaceable(folder: Path) -> None:
+    """Refuse a folder with files that an evaluation would replace, where none has been."""
     for name in ("schedule.json", "evaluation.json", "evaluation.png"):
-        if not kept.exists() and (folder / name).exists():
+        if (folder / name).exists():
             raise _common.not_ours("--out", folder / name)
 
 

@@ -32,6 +32,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from optuna_s2e._chain import chain
 from optuna_s2e._checks import check_axes, check_choice, check_int, check_shape
 from optuna_s2e._typing import FloatArray
 from optuna_s2e.coteaching._config import TrainingConfig
@@ -418,10 +419,8 @@ def _without_frames(error: Exception) -> Exception:
     otherwise keep that memory from the trials that follow.
     """
     error.add_note("In the training:\n" + "".join(traceback.format_exception(error)))
-    link: BaseException | None = error
-    while link is not None and link.__traceback__ is not None:  # a chain of causes may be a ring
+    for link in chain(error):
         link.__traceback__ = None
-        link = link.__cause__ or link.__context__
     return error
 
 

@@ -17,6 +17,7 @@ from optuna.trial import TrialState
 
 from optuna_s2e import _optuna
 from optuna_s2e._attributes import STOPPED_BY_KEY, WORKER_KEY
+from optuna_s2e._chain import chain
 from optuna_s2e._checks import check_int, check_number
 from optuna_s2e.history import Ledger, Rules, Search, split_settings
 from optuna_s2e.parallel._detached import read_values
@@ -196,11 +197,7 @@ def _is_deleted(study: optuna.Study) -> bool:
 
 def _storage_error(error: BaseException | None) -> StorageInternalError | None:
     """Return the storage's error behind an exception of `study.optimize`, if any."""
-    while error is not None:
-        if isinstance(error, StorageInternalError):
-            return error
-        error = error.__cause__ or error.__context__
-    return None
+    return next((link for link in chain(error) if isinstance(link, StorageInternalError)), None)
 
 
 def _finished_by_another(study: optuna.Study, trial: optuna.Trial, error: Exception) -> bool:

@@ -32,6 +32,7 @@ from types import FrameType
 from typing import Any
 
 from optuna_s2e import _optuna
+from optuna_s2e._chain import chain
 
 MAX_WAIT = 1.0  # seconds
 _PAUSE = 0.01  # seconds between two tries to hand a signal on
@@ -181,12 +182,11 @@ def _end_waiting(number: int) -> _Handler | None:
 
 def _end_waiting_of_raised(error: BaseException | None) -> BaseException | None:
     """Return what a handler raised, the error or one behind it; its signal waits no longer."""
-    while error is not None:
+    for link in chain(error):
         for number, raised in _raised.items():
-            if raised is error:
+            if raised is link:
                 _end_waiting(number)
                 return raised
-        error = error.__cause__ or error.__context__
     return None
 
 

@@ -51,9 +51,8 @@ from optuna_s2e.coteaching.backends._fused_mlp_fixed import FixedMlpTrainer
 WIDTHS = (1, 6)
 BATCH_SIZE = 128
 FREE = (
-    *("aten::empty", "aten::new_empty", "aten::detach", "aten::_unsafe_view"),
-    *("profiler::", "prim::"),
-)
+    "aten::empty", "aten::new_empty", "aten::detach", "aten::_unsafe_view", "profiler::", "prim::",
+)  # fmt: skip
 GATHERS = ("aten::index_select", "aten::gather", "aten::index.Tensor")
 
 

@@ -139,8 +139,13 @@ def test_larger_mini_batches_of_tables_have_a_larger_learning_rate():
     ],
 )
 def test_a_training_that_fails_in_the_estimate_is_explained(arguments, message, n_pairs):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=message) as caught:
         quick(n_pairs=n_pairs, **arguments).fit(X, Y)
+    error, behind = caught.value, []
+    while error is not None and error not in behind:
+        behind.append(error)
+        error = error.__cause__ or error.__context__
+    assert error is None  # nothing is its own cause
 
 
 def test_columns_of_one_name_are_refused():

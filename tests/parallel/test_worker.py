@@ -253,6 +253,15 @@ def test_own_assertion_of_an_objective_is_raised() -> None:
         work(make_study(), objective, 3)
 
 
+def test_an_error_that_is_its_own_cause_ends_the_worker() -> None:
+    def objective(trial: optuna.Trial) -> float:
+        error = RuntimeError(f"trial {trial.number}")
+        raise error from error
+
+    with pytest.raises(RuntimeError, match="trial 0"):
+        work(make_study(), objective, n_trials=3)
+
+
 def failing(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
     capsys.readouterr()
     assert main(argv) == 2

@@ -194,6 +194,15 @@ def test_classes_turn_as_in_jocors_program():
     assert benchmark.kept_rate("symmetric 50 %") == 0.5
 
 
+def test_a_run_of_some_methods_does_not_say_that_it_is_all(tmp_path, capsys):
+    file = str(tmp_path / "results.json")
+    benchmark.main(["--seeds", "1", "--methods", "standard", "--minutes", "0", "--results", file])
+    assert (
+        f"0 results of 200 epochs; complete with {3 * len(benchmark.METHODS)}"
+        in capsys.readouterr().out
+    )
+
+
 def test_images_are_cut():
     data = benchmark.load("digits", "pair 45 %", 50)
     assert len(data.x) == len(data.x_val) == len(data.x_test) == 50

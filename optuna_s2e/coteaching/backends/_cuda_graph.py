@@ -20,6 +20,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from optuna_s2e._chain import chain
 from optuna_s2e.coteaching.backends._fused import Step, Tensors
 
 _ONE_AT_A_TIME = threading.Lock()  # PyTorch records one graph at a time per process
@@ -139,7 +140,9 @@ class CudaGraphSteps:
         try:
             run, results = self._graphs.record(step, places)
         except Exception as error:
-            if _is_lack_of_memory(error) and len(places[0]) > 1:
+            # lack of memory comes first: ending a recording that failed may be an error, too
+            lacks = any(isinstance(link, torch.OutOfMemoryError) for link in chain(error))
+            if lacks and len(places[0]) > 1:
                 raise
             self._graphs.can_record = False
             warnings.warn(
@@ -158,10 +161,3 @@ class CudaGraphSteps:
             return results
 
         return replay
-
-
-def _is_lack_of_memory(error: BaseException | None) -> bool:
-    """Whether memory was lacking first: ending a recording that failed may be an error, too."""
-    while error is not None and not isinstance(error, torch.OutOfMemoryError):
-        error = error.__cause__ or error.__context__
-    return error is not None

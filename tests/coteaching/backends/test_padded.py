@@ -21,9 +21,9 @@ SEEDS = [3, 8, 5]
 def _convolutions(input_shape, n_classes):
     # a CPU adds eight numbers at a time: with fewer filters bits follow from the lane, too
     return nn.Sequential(
-        *(nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.MaxPool2d(2)),
-        *(nn.Dropout2d(0.2), nn.Flatten(), nn.Linear(72, n_classes)),
-    )
+        nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Dropout2d(0.2), nn.Flatten(), nn.Linear(72, n_classes),
+    )  # fmt: skip
 
 
 KINDS = {"mlp": (FixedMlpTrainer, "mlp"), "cnn": (FusedCnnTrainer, _convolutions)}
@@ -162,7 +162,7 @@ def test_what_is_compared_on_cuda_can_be_compared():
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA device")
 @pytest.mark.parametrize(
     ("backend", "network"),
-    [*(("fused", "mlp"), ("graphs", "mlp")), *(("fused", "cnn2"), ("unfolded", "cnn2"))],
+    [("fused", "mlp"), ("graphs", "mlp"), ("fused", "cnn2"), ("unfolded", "cnn2")],
 )
 def test_groups_of_one_size_repeat_the_bits_of_a_trial_on_cuda(backend, network):
     assert _same_on("cuda", backend, network) == [True, True, True]
