@@ -40,6 +40,8 @@ def _keep_temporary_files_in_memory() -> None:
 _keep_temporary_files_in_memory()
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # a background job of a shell
     signal.signal(signal.SIGINT, signal.default_int_handler)
+if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:  # nohup
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.hookimpl(optionalhook=True)
