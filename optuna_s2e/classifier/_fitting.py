@@ -148,8 +148,8 @@ class Fitting:
                 keep_networks=keep_networks,
             )
         except ValueError as error:
-            if words := self._in_words(error.__cause__):
-                raise ValueError(words) from error
+            if isinstance(error.__cause__, ValueError | FloatingPointError):
+                raise ValueError(self._in_words(error.__cause__)) from error
             raise
         self.bar.update(self.estimate_epochs)
         probabilities = np.full((len(y), self.n_classes), np.nan)
@@ -220,20 +220,20 @@ class Fitting:
         )
         for result in results:
             if result.failure is not None:
-                if words := self._in_words(result.failure):
-                    raise ValueError(words) from result.failure
+                if isinstance(result.failure, FloatingPointError):
+                    raise ValueError(self._in_words(result.failure)) from result.failure
                 raise result.failure
         return results
 
-    def _in_words(self, failure: BaseException | None) -> str | None:
-        """Return what a training that failed says to a user; None for errors of other code."""
-        if isinstance(failure, FloatingPointError):
-            why = " ".join(str(failure).split()).rstrip(".")
-            return (
-                f"The training failed: {why}. A smaller learning_rate than "
-                f"{self.config.learning_rate:g}, or another network, may help."
-            )
-        return str(failure) if isinstance(failure, ValueError) else None
+    def _in_words(self, failure: ValueError | FloatingPointError) -> str:
+        """Return what a training that failed says to a user."""
+        if isinstance(failure, ValueError):
+            return str(failure)
+        why = " ".join(str(failure).split()).rstrip(".")
+        return (
+            f"The training failed: {why}. A smaller learning_rate than "
+            f"{self.config.learning_rate:g}, or another network, may help."
+        )
 
     def _count(self, *_: object) -> None:
         self.bar.update(1)
