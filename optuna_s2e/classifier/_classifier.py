@@ -84,7 +84,7 @@ class NoisyLabelClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc
         n_pairs: Number of pairs of networks in the final training. Several pairs predict somewhat
             better, and cost so many trainings. 0, with `search=False`: no pair is trained. The
             networks of the estimate are the model and judge the labels, which takes a third of the
-            time.
+            time. If there are too few samples for an estimate, one pair is trained all the same.
         device: "auto" (CUDA if there is any, else the CPU), "cpu", "cuda", ...
         batch_size: Size of the mini-batches. None takes about a fiftieth of the samples, between
             8 and 128 (256 for tables with `n_pairs=0`).
@@ -330,6 +330,8 @@ class NoisyLabelClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc
     ) -> None:
         """Carry out the steps of a fit, and keep what they found."""
         bar, n_epochs = fitting.bar, fitting.n_epochs
+        if not fitting.can_estimate():  # then it has no networks to be the model
+            n_pairs = max(n_pairs, 1)
         bar.total = n_pairs * n_epochs + (0 if noise_rate is not None else fitting.estimate_epochs)
         self.study_: Study | None = None
         schedule: Schedule | None = None
@@ -338,12 +340,6 @@ class NoisyLabelClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc
             found = self._open_study(fitting, noise_rate)
             fitting = replace(fitting, seed=found.seed)
             self.study_ = found.study
-        if n_pairs == 0 and not fitting.can_estimate():
-            raise ValueError(
-                f"n_pairs must be at least 1 for {len(fitting.train[1])} samples of "
-                f"{fitting.n_classes} classes, but got 0: they are too few for the estimate of "
-                "the noise, whose networks would be the model."
-            )
         noise = fitting.noise(noise_rate, keep_networks=n_pairs == 0)
         if self.study_ is not None:
             schedule = fitting.search(self.study_, noise, fraction, *budget)

@@ -131,7 +131,8 @@ class Fitting:
         if not self.can_estimate():
             warnings.warn(
                 f"The noise rate cannot be estimated from {len(y)} samples of {self.n_classes} "
-                "classes and counts as 0: nothing is left out of the training. Give noise_rate=.",
+                "classes and counts as 0: networks are trained on all of them. Give noise_rate= "
+                "(with n_pairs of at least 1).",
                 UserWarning,
                 stacklevel=5,
             )

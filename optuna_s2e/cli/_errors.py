@@ -31,7 +31,6 @@ _WORDS = {
     r"np\.str_\(('.*?')\)": r"\1",
     r"Drop it, turn it into numbers .* if it is one":
         "Leave it out with --drop, or turn it into numbers",
-    r"n_pairs must be at least 1 (for .*), but got 0": r"--quick must be left out \1",
     r"mark them as missing \(NaN\)": "empty the cells",
     r"Replace it by NaN \(missing\) or by": "Empty the cell, or replace it by",
     r"\.\.$": ".",

@@ -176,9 +176,10 @@ def describe_noise(model: NoisyLabelClassifier, data: TrainingData, seed: int) -
     if model.noise_rate is not None:
         return f"Noise rate, as told: {100 * model.noise_rate_:g} % of the labels are wrong"
     if model.noise_interval_ is None:
+        remedy = "--known-noise-rate E" + (" without --quick" if model.n_pairs == 0 else "")
         return (
             "Noise rate: unknown, there are too few samples to estimate it. Nothing is left out "
-            "of the training; --known-noise-rate E changes that"
+            f"of the training; {remedy} changes that"
         )
     is_clean = data.validation is not None
     found = RecordedNoise(model.noise_rate_, model.noise_interval_, None, is_clean, seed)

@@ -104,9 +104,12 @@ def test_what_has_no_meaning_without_a_pair_is_refused(arguments, message):
         quick(**arguments).fit(X, Y)
 
 
-def test_too_few_samples_are_refused_with_the_remedy():
-    with pytest.raises(ValueError, match="n_pairs must be at least 1 for 20 samples of 2 classes"):
-        quick().fit(X[:20], Y[:20])
+def test_a_pair_is_trained_if_there_are_too_few_samples_for_the_estimate():
+    with pytest.warns(UserWarning, match="cannot be estimated from 20 samples.* n_pairs of at"):
+        model = quick().fit(X[:20], TRUE[:20])
+    assert (len(model._networks), model.noise_rate_, model.oof_proba_) == (2, 0.0, None)
+    assert model.score(X, TRUE) > 0.9
+    assert np.isfinite(model.label_quality_).all()
 
 
 @pytest.mark.parametrize(
