@@ -123,12 +123,13 @@ def report(results: runs.Results, part: str, n: int) -> None:
                 other = regrets.get((kind, algorithm, rule))
                 compare(f"{ours} trainings minus {algorithm}, {kind}, {rule}, 60",
                         regrets.get(("informed", "S2E", "mean")), ours, other, 60)  # fmt: skip
-    print("\nBest schedule drawn: S2E minus ..., the same space and budget")
-    for kind in SPACES:
-        for algorithm in ALGORITHMS:
-            for budget in (12, 24, 60):
-                own, other = (regrets.get((kind, a, "drawn")) for a in ("S2E", algorithm))
-                compare(f"{kind}, {algorithm}, {budget}", own, budget, other, budget)
+    for measure, title in (("mean", "Mean pick"), ("drawn", "Best schedule drawn")):
+        print(f"\n{title}: S2E minus ..., the same space and budget")
+        for kind in SPACES:
+            for algorithm in ALGORITHMS:
+                for budget in (12, 24, 60):
+                    own, other = (regrets.get((kind, a, measure)) for a in ("S2E", algorithm))
+                    compare(f"{kind}, {algorithm}, {budget}", own, budget, other, budget)
 
 
 def compare(
