@@ -41,14 +41,12 @@ from optuna_s2e.classifier._inputs import InputEncoder, read_dataset
 from optuna_s2e.classifier._labels import read_classes, warn_of_other_order
 from optuna_s2e.classifier._study import Budget, SearchStudy, quiet_optuna
 from optuna_s2e.classifier._table import check_names
-from optuna_s2e.coteaching import label_quality, list_label_errors
-from optuna_s2e.coteaching.data import to_input
+from optuna_s2e.coteaching import label_quality, list_label_errors, predict_probabilities
 from optuna_s2e.schedules import Schedule, standard_schedule, suggested_schedule
 
 if TYPE_CHECKING:
     import pandas as pd
 
-_BATCH = 1024  # samples that are predicted at once
 NetworkFunction = Callable[[tuple[int, ...], int], nn.Module]
 
 
@@ -448,14 +446,9 @@ class NoisyLabelClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc
     def _shows_progress(self) -> bool:
         return sys.stderr.isatty() if self.progress is None else bool(self.progress)
 
-    @torch.no_grad()
     def _probabilities(self, inputs: Tensor) -> FloatArray:
         """Return the mean probabilities of all networks, (N, C)."""
-        parts = []
-        for batch in torch.split(inputs, _BATCH):
-            outputs = [net(to_input(batch, self._dtype).clone()) for net in self._networks]
-            parts.append(torch.stack(outputs).double().softmax(dim=2).mean(dim=0))
-        return np.asarray(torch.cat(parts).numpy())
+        return predict_probabilities(self._networks, inputs, dtype=self._dtype)
 
 
 def _masked_as_missing(values: Any) -> Any:

@@ -39,6 +39,7 @@ from optuna_s2e.coteaching._methods import (
 from optuna_s2e.coteaching._networks import NETWORKS, make_network
 from optuna_s2e.coteaching._noise_estimate import NoiseEstimate, estimate_noise
 from optuna_s2e.coteaching._objective import CoteachingObjective
+from optuna_s2e.coteaching._predictions import predict_probabilities
 from optuna_s2e.coteaching._samples import SampleStatistics
 from optuna_s2e.coteaching._steps import Method
 from optuna_s2e.coteaching._training import (
@@ -86,6 +87,7 @@ __all__ = [
     "list_label_errors",
     "load_data",
     "make_network",
+    "predict_probabilities",
     "save_evaluation",
     "save_label_errors",
     "title_of",

@@ -13,10 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from optuna_s2e.coteaching._methods import ForwardCorrection
+from optuna_s2e.coteaching._predictions import predicted_logits
 from optuna_s2e.coteaching._steps import Method, Step
-from optuna_s2e.coteaching.data import NoisyData, to_input
-
-_BATCH = 1024
+from optuna_s2e.coteaching.data import NoisyData
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,11 +69,11 @@ def true_correction(method: ForwardCorrection, data: NoisyData, noisy: Tensor) -
             "method 'f-correction-true' needs the clean labels of the training data, which are "
             "unknown. Take 'f-correction', which estimates the matrix, or give the matrix."
         )
-    counted = true_matrix(data.clean_labels, noisy, data.n_classes)
+    kept = noisy >= 0  # -1: left out
+    counted = true_matrix(data.clean_labels[kept], noisy[kept], data.n_classes)
     return KnownCorrection(method, counted.to(data.x.device))
 
 
-@torch.no_grad()
 def estimated_correction(
     method: ForwardCorrection, data: NoisyData, networks: Sequence[nn.Module], dtype: torch.dtype
 ) -> KnownCorrection:
@@ -89,8 +88,8 @@ def estimated_correction(
     device, matrices = data.x.device, []
     for network in networks:
         network.to(device)
-        logits = [network(to_input(x, dtype)) for x in torch.split(data.x, _BATCH)]
-        p = torch.cat(logits).to(dtype).softmax(dim=1)
+        logits = torch.cat(list(predicted_logits([network], data.x, dtype)), dim=1)
+        p = logits[0].to(dtype).softmax(dim=1)
         matrices.append(anchor_matrix(p, method.percentile))
     return KnownCorrection(method, torch.stack(matrices))
 

@@ -41,7 +41,6 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from scipy.special import log_softmax, softmax
 from torch import Tensor, nn
@@ -52,9 +51,9 @@ from optuna_s2e._typing import FloatArray, IntArray
 from optuna_s2e.coteaching._config import DTYPES, TrainingConfig
 from optuna_s2e.coteaching._networks import Network
 from optuna_s2e.coteaching._odds_regression import choose_precision, fit_regression
+from optuna_s2e.coteaching._predictions import predicted_logits
 from optuna_s2e.coteaching._training import OnEpoch, train_batch
-from optuna_s2e.coteaching.data import NoisyData, to_input
-from optuna_s2e.schedules import standard_schedule
+from optuna_s2e.coteaching.data import NoisyData
 
 N_FOLDS, N_EPOCHS = 3, 15
 ANCHORS = 0.2  # share of the samples of a predicted class that count as anchor points
@@ -65,7 +64,6 @@ MAX_SAMPLES = 20_000  # whose labels enter one replicate: more do not narrow it
 FEWEST_TO_LEARN = 30  # validation samples that networks are trained on
 MOST_TO_LEARN = 1 / 3  # of the training data: more validation data get fewer epochs
 N_MEASURED = 16  # validation samples of these trainings
-_BATCH = 1024
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,10 +117,10 @@ def estimate_noise(
 ) -> NoiseEstimate:
     """Estimate how many training labels are wrong.
 
-    Three pairs of networks are trained, each on two thirds of the data, without selection. That
-    costs as much as `2 * n_epochs` epochs of one Co-teaching training. If the validation labels
-    are right, as many are trained on the validation data, which are fewer. The estimate depends
-    little on `n_epochs`.
+    Three pairs of networks are trained, each on two thirds of the data, without selection, side
+    by side where that is faster. That costs at most as much as `2 * n_epochs` epochs of one
+    Co-teaching training. If the validation labels are right, as many are trained on the
+    validation data, which are fewer. The estimate depends little on `n_epochs`.
 
     Args:
         data: Data whose training labels are partly wrong.
@@ -216,9 +214,8 @@ def _cross_predict(
     out_of_fold = np.empty((len(folds), data.n_classes))
     on_validation, every = [], list[nn.Module]()
     dtype = DTYPES[(setup.config or TrainingConfig()).dtype]
-    for number in range(N_FOLDS):
+    for number, networks in enumerate(_train(data, folds, setup, n_epochs, key)):
         held_out = folds == number
-        networks = _train(_part(data, ~held_out), setup, n_epochs, [*key, number])
         out_of_fold[held_out] = _log_odds(networks, data.x[torch.from_numpy(held_out)], dtype)
         on_validation.append(_log_odds(networks, data.x_val, dtype))
         every += networks
@@ -233,37 +230,35 @@ def _folds(labels: IntArray, rng: np.random.Generator) -> IntArray:
     return folds
 
 
-def _part(data: NoisyData, kept: npt.NDArray[np.bool_]) -> NoisyData:
-    """Return the data with some of the training samples."""
-    index = torch.from_numpy(np.flatnonzero(kept)).to(data.x.device)
-    return replace(data, x=data.x[index], noisy_labels=data.noisy_labels[index], clean_labels=None)
-
-
 def _train(
-    data: NoisyData, setup: _Setup, n_epochs: int, key: list[int]
-) -> tuple[nn.Module, nn.Module]:
-    """Train two networks without selection."""
+    data: NoisyData, folds: IntArray, setup: _Setup, n_epochs: int, key: list[int]
+) -> list[tuple[nn.Module, nn.Module]]:
+    """Train two networks without selection for each fold, on the samples outside, side by side."""
+    labels = torch.full((N_FOLDS, len(folds)), -1)
+    n_outside = len(folds) - np.bincount(folds).max()  # the same for all folds
+    for k in range(N_FOLDS):
+        outside = torch.from_numpy(np.flatnonzero(folds != k)[:n_outside])
+        labels[k, outside] = data.noisy_labels.cpu()[outside]
     few = slice(N_MEASURED)  # its errors are measured after each epoch, and nobody looks at them
-    data = replace(data, x_val=data.x_val[few], y_val=data.y_val[few])
-    (result,) = train_batch(
-        standard_schedule(n_epochs).keep_rates[None],
-        np.random.SeedSequence(key).generate_state(1).tolist(),
-        data=data, network=setup.network, config=setup.config, device=setup.device,
+    results = train_batch(
+        np.ones((N_FOLDS, n_epochs)),
+        [int(np.random.SeedSequence([*key, k]).generate_state(1)[0]) for k in range(N_FOLDS)],
+        data=replace(data, x_val=data.x_val[few], y_val=data.y_val[few], clean_labels=None),
+        labels=labels, network=setup.network, config=setup.config, device=setup.device,
         keep_networks=True, on_epoch=setup.on_epoch,
     )  # fmt: skip
-    if result.networks is None:
-        raise ValueError(f"A training failed: {result.failure}") from result.failure
-    return result.networks
+    pairs = []
+    for result in results:
+        if result.networks is None:
+            raise ValueError(f"A training failed: {result.failure}") from result.failure
+        pairs.append(result.networks)
+    return pairs
 
 
-@torch.no_grad()
 def _log_odds(networks: tuple[nn.Module, nn.Module], x: Tensor, dtype: torch.dtype) -> FloatArray:
     """Return the mean log-probabilities of the networks, less their mean over classes, (N, C)."""
-    parts = []
-    for inputs in torch.split(x.cpu(), _BATCH):
-        logits = [net(to_input(inputs, dtype).clone()).double() for net in networks]
-        parts.append(torch.stack(logits).log_softmax(dim=2).mean(dim=0))
-    log_p = torch.cat(parts)
+    parts = predicted_logits(networks, x.cpu(), dtype)
+    log_p = torch.cat([logits.double().log_softmax(dim=2).mean(dim=0) for logits in parts])
     return np.asarray((log_p - log_p.mean(dim=1, keepdim=True)).numpy())
 
 
@@ -317,7 +312,7 @@ def _by_clean_labels(
         weights, weights_val = rng.exponential(size=len(some)), rng.exponential(size=len(y_val))
         refit = fit_regression(features_val, y_val, weights_val, n_classes, precision, fit)
         q = refit.probabilities(features[some])
-        replicates.append(_maximize_likelihood(q, ordered[some], weights))
+        replicates.append(_maximize_likelihood(q, ordered[some], weights, found.matrix))
     rates = np.array([r.noise_rate for r in replicates])
     matrices = np.array([r.matrix for r in replicates])
     bias = float(rates.mean()) - found.noise_rate
@@ -337,18 +332,21 @@ def _by_clean_labels(
     )
 
 
-def _maximize_likelihood(q: FloatArray, given: IntArray, weights: FloatArray) -> _Solution:
+def _maximize_likelihood(
+    q: FloatArray, given: IntArray, weights: FloatArray, start: FloatArray | None = None
+) -> _Solution:
     """Return P and pi that maximise the likelihood of given labels, by EM.
 
     Args:
         q: P(z = i | odds) of samples that are ordered by their given labels, (N, C).
         given: Their labels, (N,).
         weights: Their weights, (N,).
+        start: P that EM begins with.
     """
     n_classes = q.shape[1]
     labels, starts = np.unique(given, return_index=True)
-    matrix = np.full((n_classes, n_classes), 0.1 / (n_classes - 1))
-    np.fill_diagonal(matrix, 0.9)
+    matrix = np.eye(n_classes) if start is None else start
+    matrix = 0.9 * matrix + 0.1 / n_classes  # EM never leaves an entry that is 0
     for _ in range(MAX_STEPS):
         joint = q * matrix[:, given].T  # P(z = i, y = given | odds)
         joint *= (weights / np.maximum(joint.sum(axis=1), 1e-300))[:, None]

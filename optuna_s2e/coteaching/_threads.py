@@ -1,4 +1,4 @@
-"""CPU threads of a training: PyTorch's default, all cores, makes small networks slower.
+"""CPU threads of networks: PyTorch's default, all cores, makes small ones slower.
 
 Their operations are too short to be shared: the threads spend their time waiting for each other,
 and several trainings on one machine wait for each other's threads, too.
@@ -6,12 +6,33 @@ and several trainings on one machine wait for each other's threads, too.
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+# Products of a step of one network with its weights: the MLP of MNIST has 3e7, "cnn2" at most 4e8
+# (both are faster on one thread: docs/speed.md), "cnn7" has 7e10.
+_SMALL_STEP = 10**9
+
+
+def is_small(network: nn.Module, x: Tensor, batch_size: int) -> bool:
+    """Whether a step on a mini-batch of such inputs (N, ...) gains nothing from a second thread.
+
+    It counts products with weights, as if convolutions were applied at every pixel of the input,
+    and layers of networks on tokens at every token.
+    """
+    shape = x.shape[1:]
+    tokens = 1 if x.is_floating_point() or x.dtype == torch.uint8 else math.prod(shape)
+    pixels = math.prod(shape[1:])
+    weights = [w for w in network.parameters() if not is_lazy(w)]
+    products = sum(w.numel() * max(tokens, pixels if w.ndim > 2 else 1) for w in weights)
+    return products * batch_size < _SMALL_STEP
 
 
 @contextmanager

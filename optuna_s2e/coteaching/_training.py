@@ -154,8 +154,9 @@ def train_batch(
             that torch computes on, such as "mps" or "xpu" (never tried).
         evaluate_on: "validation", or "test" when nothing is left to choose.
         labels: Noisy labels of each trial as class numbers, integers (K, N), which replace those
-            of `data`. With them, trials under different noise train in one call. None takes those
-            of `data`.
+            of `data`. With them, trials under different noise train in one call. A label of -1
+            leaves its sample out, as for folds; each trial must leave out equally many. None
+            takes those of `data`.
         on_epoch: Function that is called with (k, epoch, metrics) after each epoch of trial k.
             If it returns True, that trial stops. Its exceptions are not caught. Fused trials
             take turns epoch by epoch. Otherwise trial 0 is trained to its end, then trial 1, ...
@@ -208,10 +209,11 @@ def train_batch(
     if not found.uses_schedule:
         rates = np.ones_like(rates)
     evaluation = _evaluation_data(data, evaluate_on)
-    setup = TrainingSetup(
-        data, network, config or TrainingConfig(), evaluation, watch_samples, found
-    )
     own_labels = data.noisy_labels if labels is None else _checked_labels(labels, rates, data)
+    setup = TrainingSetup(
+        data, network, config or TrainingConfig(), evaluation, watch_samples, found,
+        n_left_out=int((own_labels < 0).sum()) // len(rates),
+    )  # fmt: skip
     chosen = find_backend(backend, setup, fused_width)
 
     def train(
@@ -469,7 +471,10 @@ def _checked_labels(
             f"but got {checked.dtype} of shape {tuple(checked.shape)}."
         )
     low, high = int(checked.min()), int(checked.max())
-    if low < 0 or high >= data.n_classes:
-        wrong = low if low < 0 else high
-        raise ValueError(f"labels must be in [0, {data.n_classes - 1}], but got {wrong}.")
+    if low < -1 or high >= data.n_classes:
+        wrong = low if low < -1 else high
+        raise ValueError(f"labels must be in [-1, {data.n_classes - 1}], but got {wrong}.")
+    kept = (checked >= 0).sum(dim=1)
+    if bool((kept != kept[0]).any()) or kept[0] == 0:
+        raise ValueError(f"labels must keep equally many samples, not {kept.tolist()}.")
     return checked.to(data.x.device, torch.int64)

@@ -174,6 +174,47 @@ def test_data_smaller_than_a_mini_batch_are_one_mini_batch(tiny):
     _assert_same(_train(tiny, config=wide)[0], _train(tiny, config=exact)[0])
 
 
+@pytest.mark.parametrize(
+    ("backend", "network", "batch_size"),
+    [("loop", "mlp", 5), ("fused", "mlp", 5), ("fused", "mlp", 64)],
+)
+def test_samples_labelled_minus_one_are_left_out(tiny, backend, network, batch_size):
+    kept = np.ones((2, 23), bool)
+    kept[0, 3:11], kept[1, ::3] = False, False  # 15 samples of each trial
+    rates, config = [[1.0, 0.6]] * 2, TrainingConfig(batch_size, 0.02, dtype="float64")
+    options = {"network": network, "config": config, "device": "cpu", "watch_samples": True}
+    folds = train_batch(
+        rates, [4, 5], data=tiny, labels=np.where(kept, tiny.noisy_labels, -1), backend=backend,
+        **options,
+    )  # fmt: skip
+    for k, fold in enumerate(folds):
+        index = torch.from_numpy(np.flatnonzero(kept[k]))
+        part = replace(
+            tiny, x=tiny.x[index], noisy_labels=tiny.noisy_labels[index],
+            clean_labels=tiny.clean_labels[index],
+        )  # fmt: skip
+        (alone,) = train_batch(rates[:1], [4 + k], data=part, backend="loop", **options)
+        for name in alone.curves._fields:
+            ours, expected = getattr(fold.curves, name), getattr(alone.curves, name)
+            np.testing.assert_allclose(ours, expected, rtol=1e-9, atol=1e-12)
+        np.testing.assert_array_equal(fold.samples.n_seen[kept[k]], alone.samples.n_seen)
+        assert not fold.samples.n_seen[~kept[k]].any()
+
+
+def test_a_fold_goes_on_alone_when_its_neighbour_stops(tiny):
+    labels = np.stack([tiny.noisy_labels, tiny.noisy_labels])
+    labels[0, :8], labels[1, 15:] = -1, -1
+    stopped, goes_on = train_batch(
+        np.ones((2, 3)), [1, 2], data=tiny, labels=labels, config=CONFIG, device="cpu",
+        on_epoch=lambda k, epoch, metrics: k == 0,
+    )  # fmt: skip
+    (alone,) = train_batch(
+        np.ones((1, 3)), [2], data=tiny, labels=labels[1:], config=CONFIG, device="cpu"
+    )
+    assert stopped.n_epochs == 1
+    _assert_same(goes_on, alone)
+
+
 def test_uint8_images_are_scaled_as_totensor_does():
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (20, 1, 4, 4), dtype=np.uint8)
@@ -332,6 +373,16 @@ def test_standard_memorises_half_wrong_digits_and_a_schedule_resists():
         (
             {"labels": [["a"] * 23]},
             "labels must be integers of shape (K, N) = (1, 23), but got <U1",
+        ),
+        ({"labels": [[-2] * 23]}, "labels must be in [-1, 2], but got -2"),
+        ({"labels": [[-1] * 23]}, "labels must keep equally many samples, not [0]"),
+        (
+            {
+                "keep_rates": [[1.0]] * 2,
+                "seeds": [0, 1],
+                "labels": [[0] * 23, [-1, *[0] * 22]],
+            },
+            "labels must keep equally many samples, not [23, 22]",
         ),
         ({"evaluate_on": "train"}, "evaluate_on must be one of 'validation', 'test', but got"),
         ({"device": "abacus"}, "device must be one that torch knows, but got 'abacus'"),

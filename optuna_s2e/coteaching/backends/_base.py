@@ -8,7 +8,6 @@ Notation
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -27,11 +26,9 @@ from optuna_s2e.coteaching._methods import METHODS
 from optuna_s2e.coteaching._networks import Network, make_network
 from optuna_s2e.coteaching._samples import SampleStatistics, SampleWatch
 from optuna_s2e.coteaching._steps import Method
+from optuna_s2e.coteaching._threads import is_small
 from optuna_s2e.coteaching.data import NoisyData
 
-# Products of a step of one network with its weights: the MLP of MNIST has 3e7, "cnn2" at most 4e8
-# (both are faster on one thread: docs/speed.md), "cnn7" has 7e10.
-_SMALL_STEP = 10**9
 _NEARLY = 0.01  # of rounding, also in bfloat16
 
 
@@ -45,6 +42,7 @@ class TrainingSetup(NamedTuple):
         evaluation: Inputs (N, ...) and labels (N,) that every epoch is evaluated on.
         watch_samples: Whether the trainers watch each training sample.
         method: What the two networks learn from a mini-batch.
+        n_left_out: Training samples that each trial leaves out; their labels are -1.
     """
 
     data: NoisyData
@@ -53,6 +51,7 @@ class TrainingSetup(NamedTuple):
     evaluation: tuple[Tensor, Tensor]
     watch_samples: bool = False
     method: Method = METHODS["coteaching"]
+    n_left_out: int = 0
 
     @property
     def dtype(self) -> torch.dtype:
@@ -84,9 +83,14 @@ class TrainingSetup(NamedTuple):
         return cuda_precision(tf32=self.config.dtype == "tf32" and not exact)
 
     @property
+    def n_samples(self) -> int:
+        """Number of samples that each trial trains on."""
+        return len(self.data.x) - self.n_left_out
+
+    @property
     def batch_size(self) -> int:
-        """B, or the number of samples if the data are smaller than that."""
-        return min(self.config.batch_size, len(self.data.x))
+        """B, or the number of samples if a trial has fewer than that."""
+        return min(self.config.batch_size, self.n_samples)
 
     def make_watch(self, n_trials: int) -> SampleWatch | None:
         """Return what watches the samples of K trials, or None if nothing does."""
@@ -95,17 +99,8 @@ class TrainingSetup(NamedTuple):
         return SampleWatch(n_trials, len(self.data.x), self.data.x.device, self.sum_dtype)
 
     def is_small(self, network: nn.Module) -> bool:
-        """Whether a training step of such networks gains nothing from a second CPU thread.
-
-        It counts products with weights, as if convolutions were applied at every pixel of the
-        input, and layers of networks on tokens at every token.
-        """
-        shape, is_float = self.data.input_shape, self.data.x.is_floating_point()
-        pixels = math.prod(shape[1:])
-        tokens = 1 if is_float or self.data.x.dtype == torch.uint8 else math.prod(shape)
-        weights = [w for w in network.parameters() if not is_lazy(w)]
-        products = sum(w.numel() * max(tokens, pixels if w.ndim > 2 else 1) for w in weights)
-        return products * self.batch_size < _SMALL_STEP
+        """Whether a training step of such networks gains nothing from a second CPU thread."""
+        return is_small(network, self.data.x, self.batch_size)
 
 
 class UnsuitableNetwork(TypeError):
@@ -247,16 +242,24 @@ class DataOrders:
     """
 
     def __init__(
-        self, setup: TrainingSetup, seeds: Sequence[int], *, ahead: bool | None = None
+        self,
+        setup: TrainingSetup,
+        seeds: Sequence[int],
+        labels: Tensor,
+        *,
+        ahead: bool | None = None,
     ) -> None:
         """Seed the generators.
 
         Args:
             setup: Data and size of the mini-batches.
             seeds: Seeds of the trials, (K,).
+            labels: Noisy labels that all trials share, (N,), or those of each trial, (K, N).
+                Samples whose label is -1 are left out.
             ahead: Whether a thread draws the next epoch; None asks the device.
         """
-        self._n_samples, self._batch_size = len(setup.data.x), setup.batch_size
+        self._n_samples, self._batch_size = setup.n_samples, setup.batch_size
+        self._samples = _labelled(labels) if setup.n_left_out else None
         self._device = setup.data.x.device
         self._generators = [torch.Generator().manual_seed(trial_seeds(s).order) for s in seeds]
         draws_ahead = self._device.type != "cpu" if ahead is None else ahead
@@ -273,12 +276,14 @@ class DataOrders:
         by_trial = of_trials.to(self._device, copy=self._thread is not None)
         if self._thread is not None:  # the copy has ended, and its source may be written again
             self._next = self._thread.submit(self._permutations, of_trials)
+        if self._samples is not None:
+            by_trial = self._samples.gather(1, by_trial)
         n_steps = self._n_samples // self._batch_size
         by_trial = by_trial.view(-1, n_steps, self._batch_size)
         return by_trial.transpose(0, 1).contiguous()
 
     def _permutations(self, room: Tensor | None = None) -> Tensor:
-        """Return the sample numbers of the next epoch, (K, S * B), in `room` if it is given."""
+        """Return the order of each trial's samples, (K, S * B), in `room` if it is given."""
         n_used = self._n_samples // self._batch_size * self._batch_size
         if room is None:
             room = torch.empty(
@@ -297,7 +302,14 @@ class DataOrders:
             place = drawn[: len(positions)]  # no new memory: it may be pinned
             kept.set_result(place.copy_(drawn[list(positions)]))
             self._next = kept
+        if self._samples is not None:
+            self._samples = self._samples[list(positions)]
         self._generators = [self._generators[position] for position in positions]
+
+
+def _labelled(labels: Tensor) -> Tensor:
+    """Return the numbers of the samples that each trial trains on, (K, n), by labels (K, N)."""
+    return (labels >= 0).nonzero()[:, 1].view(len(labels), -1)
 
 
 def gather_labels(labels: Tensor, order: Tensor) -> Tensor:

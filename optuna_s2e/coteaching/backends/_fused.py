@@ -107,7 +107,7 @@ class FusedTrainer(ABC):
         """
         self._setup, self._labels, self._run_steps = setup, labels, make_steps()
         self._n_trials = len(seeds)
-        self._orders = DataOrders(setup, seeds)
+        self._orders = DataOrders(setup, seeds, labels)
         self._watch = setup.make_watch(self._n_trials)
         self._epoch = 0
         networks = [net for seed in seeds for net in make_networks(setup, seed)]

@@ -51,7 +51,7 @@ class LoopTrainer:
         if not any(parameter.requires_grad for parameter in parameters):
             raise ValueError("network must have weights to train, but it has none, or all frozen.")
         self._optimizer = setup.config.make_optimizer(list(parameters))
-        self._orders = DataOrders(setup, seeds)
+        self._orders = DataOrders(setup, seeds, labels)
         self._watch = setup.make_watch(1)
         self._epoch = 0
         self._is_first_step = True

@@ -20,6 +20,7 @@ from optuna_s2e.coteaching.backends._base import (
 )
 
 SEEDS = [3, 8, 5]
+LABELS = torch.arange(23) % 3
 
 
 def _make_setup(network="mlp", **config):
@@ -40,7 +41,7 @@ def _draw(seed, n_epochs):
 
 @pytest.mark.parametrize("ahead", [None, True])
 def test_each_epoch_is_a_permutation_from_the_seed_of_the_trial(ahead):
-    orders = DataOrders(_make_setup(batch_size=5), SEEDS, ahead=ahead)
+    orders = DataOrders(_make_setup(batch_size=5), SEEDS, LABELS, ahead=ahead)
     expected = [_draw(seed, 3) for seed in SEEDS]
     drawn = [orders.draw() for _ in range(3)]
     for epoch, order in enumerate(drawn):
@@ -51,8 +52,26 @@ def test_each_epoch_is_a_permutation_from_the_seed_of_the_trial(ahead):
 
 
 @pytest.mark.parametrize("ahead", [None, True])
+def test_orders_leave_out_what_has_no_label(ahead):
+    labels = LABELS.repeat(3, 1)
+    labels[0, :4], labels[1, 19:], labels[2, 3:7] = -1, -1, -1
+    setup = _make_setup(batch_size=5)._replace(n_left_out=4)
+    orders = DataOrders(setup, SEEDS, labels, ahead=ahead)
+    kept = [(of_trial >= 0).nonzero()[:, 0] for of_trial in labels]
+    generators = [torch.Generator().manual_seed(_states(seed)[2]) for seed in SEEDS]
+    for trials in ([0, 1, 2], [0, 1, 2], [2, 0]):
+        if len(trials) < 3:
+            orders.keep_trials(trials)
+        order = orders.draw()
+        assert order.shape == (3, len(trials), 5)  # 19 samples: three mini-batches of 5
+        for position, k in enumerate(trials):
+            expected = kept[k][torch.randperm(19, generator=generators[k])[:15]]
+            assert torch.equal(order[:, position].flatten(), expected)
+
+
+@pytest.mark.parametrize("ahead", [None, True])
 def test_trials_that_stay_go_on_with_their_own_orders(ahead):
-    orders = DataOrders(_make_setup(batch_size=5), SEEDS, ahead=ahead)
+    orders = DataOrders(_make_setup(batch_size=5), SEEDS, LABELS, ahead=ahead)
     orders.draw()
     orders.keep_trials([2, 0])
     drawn = [orders.draw(), orders.draw()]
@@ -65,7 +84,7 @@ def test_trials_that_stay_go_on_with_their_own_orders(ahead):
 
 def test_what_was_drawn_ahead_stays_in_its_memory_when_trials_leave():
     """On CUDA that memory is pinned, and no other is as fast to read."""
-    orders = DataOrders(_make_setup(batch_size=5), SEEDS, ahead=True)
+    orders = DataOrders(_make_setup(batch_size=5), SEEDS, LABELS, ahead=True)
     orders.draw()
     place = orders._next.result().data_ptr()
     orders.keep_trials([2, 1])
@@ -76,10 +95,10 @@ def test_what_was_drawn_ahead_stays_in_its_memory_when_trials_leave():
 
 def test_only_orders_for_a_device_are_drawn_in_a_thread_and_it_ends_with_them():
     before = set(threading.enumerate())
-    orders = DataOrders(_make_setup(batch_size=5), SEEDS)
+    orders = DataOrders(_make_setup(batch_size=5), SEEDS, LABELS)
     orders.draw()
     assert not set(threading.enumerate()) - before
-    orders = DataOrders(_make_setup(batch_size=5), SEEDS, ahead=True)
+    orders = DataOrders(_make_setup(batch_size=5), SEEDS, LABELS, ahead=True)
     with pytest.raises(KeyboardInterrupt):
         _interrupted(orders)
     (thread,) = set(threading.enumerate()) - before
@@ -95,11 +114,11 @@ def _interrupted(orders):
 
 
 def test_errors_of_the_thread_reach_who_asks_for_the_orders():
-    orders = DataOrders(_make_setup(batch_size=5), SEEDS, ahead=True)
+    orders = DataOrders(_make_setup(batch_size=5), SEEDS, LABELS, ahead=True)
     orders._generators[1] = "no generator"
     with pytest.raises(TypeError, match="randperm"):
         orders.draw()  # in this thread
-    orders = DataOrders(_make_setup(batch_size=5), SEEDS, ahead=True)
+    orders = DataOrders(_make_setup(batch_size=5), SEEDS, LABELS, ahead=True)
     orders.draw()
     orders.draw()
     orders._next.result()
@@ -113,12 +132,12 @@ def test_errors_of_the_thread_reach_who_asks_for_the_orders():
 def test_small_data_are_one_mini_batch(batch_size, expected):
     setup = _make_setup(batch_size=batch_size)
     assert setup.batch_size == expected
-    assert DataOrders(setup, [0]).draw().shape == (23 // expected, 1, expected)
+    assert DataOrders(setup, [0], LABELS).draw().shape == (23 // expected, 1, expected)
 
 
 @pytest.mark.parametrize("are_shared", [True, False])
 def test_labels_follow_the_order(are_shared):
-    order = DataOrders(_make_setup(batch_size=5), SEEDS).draw()
+    order = DataOrders(_make_setup(batch_size=5), SEEDS, LABELS).draw()
     labels = torch.arange(23) if are_shared else torch.arange(69).view(3, 23)
     gathered = gather_labels(labels, order)
     for s in range(4):

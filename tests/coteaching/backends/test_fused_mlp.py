@@ -308,7 +308,7 @@ def test_unflattened_images_are_no_vectors():
         ({"backend": "fused", "network": lambda s, c: nn.Linear(9, c)}, "backend 'fused' needs"),
         ({"backend": "auto", "fused_width": 0}, "fused_width must be an int of at least 1, but"),
         ({"backend": "loop", "labels": np.zeros((5, N - 1), int)}, rf"\(K, N\) = \(5, {N}\)"),
-        ({"backend": "loop", "labels": np.full((5, N), 4)}, r"in \[0, 3\], but got 4"),
+        ({"backend": "loop", "labels": np.full((5, N), 4)}, r"in \[-1, 3\], but got 4"),
     ],
 )
 def test_errors_name_the_argument_and_the_value(data, options, message):
