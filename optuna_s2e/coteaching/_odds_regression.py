@@ -55,15 +55,19 @@ def fit_regression(
 
     def loss(v: FloatArray) -> tuple[float, FloatArray]:
         slopes, intercepts = v[:-n_classes].reshape(n_views, n_classes, -1), v[-n_classes:]
-        log_q = log_softmax(x @ slopes.reshape(-1, n_classes) + intercepts, axis=1)
+        logits = x @ slopes.reshape(-1, n_classes) + intercepts
+        logits -= logits.max(axis=1, keepdims=True)
+        q = np.exp(logits)
+        sums = q.sum(axis=1)
+        q /= sums[:, None]
         traces = np.trace(slopes, axis1=1, axis2=2)
         off = slopes - eye * traces[:, None, None] / n_classes
         penalty = 0.5 * precision * ((off**2).sum() + intercepts @ intercepts)
-        by_logits = (np.exp(log_q) - eye[y]) * w[:, None]
+        by_logits = (q - eye[y]) * w[:, None]
         by_slopes = x.T @ by_logits + precision * off.reshape(-1, n_classes)
         by_intercepts = by_logits.sum(axis=0) + precision * intercepts
         return (
-            float(penalty - w @ log_q[rows, y]),
+            float(penalty - w @ (logits[rows, y] - np.log(sums))),
             np.concatenate([by_slopes.ravel(), by_intercepts]),
         )
 
