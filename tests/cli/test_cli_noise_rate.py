@@ -143,7 +143,10 @@ def test_settings_that_are_replaced_take_their_estimate_with_them(
     new = read_noise(study().user_attrs)
     assert old is not None
     assert new is not None
-    assert new.noise_rate > old.noise_rate + 0.1
+    fresh = ["--storage", "sqlite:///fresh.db"]
+    assert main([*search(1, "--noise", "pair", "--noise-rate", "0.5"), *fresh]) == 0
+    begun = optuna.load_study(study_name=None, storage="sqlite:///fresh.db")
+    assert new == read_noise(begun.user_attrs) != old
     assert study().trials[-1].distributions["R.tau"] == _range(new.noise_rate)
 
 
