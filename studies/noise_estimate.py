@@ -5,8 +5,7 @@ Question:  the error of the estimated noise rate, with clean validation labels a
 Tasks:     24 held-out tasks, six data sets under symmetric, pair and class-dependent noise, three
            seeds each (wrong labels, split, folds). Nothing was chosen on these data sets. Beside
            them, one seed each of 28 tasks on data sets whose other seeds were looked at while the
-           method and its constants were chosen; those on images need `S2E_DATA_ROOT` and hours,
-           and are not among the results yet.
+           method and its constants were chosen; those on images need `S2E_DATA_ROOT`.
 Truth:     the share of labels that are wrong in the drawn sample.
 Peer:      cleanlab on the same out-of-fold probabilities: the off-diagonal of `estimate_joint`,
            and the count of `num_label_issues`. Neither uses clean labels.

@@ -75,20 +75,20 @@ def true_correction(method: ForwardCorrection, data: NoisyData, noisy: Tensor) -
 
 
 def estimated_correction(
-    method: ForwardCorrection, data: NoisyData, networks: Sequence[nn.Module], dtype: torch.dtype
+    method: ForwardCorrection, x: Tensor, networks: Sequence[nn.Module], dtype: torch.dtype
 ) -> KnownCorrection:
     """Return the method with the matrix that each of two Standard networks shows.
 
     Args:
         method: The method.
-        data: The training data.
+        x: Inputs of the trial's training samples, (N, ...).
         networks: The two networks, in evaluation mode.
         dtype: Dtype of the training.
     """
-    device, matrices = data.x.device, []
+    matrices = []
     for network in networks:
-        network.to(device)
-        logits = torch.cat(list(predicted_logits([network], data.x, dtype)), dim=1)
+        network.to(x.device)
+        logits = torch.cat(list(predicted_logits([network], x, dtype)), dim=1)
         p = logits[0].to(dtype).softmax(dim=1)
         matrices.append(anchor_matrix(p, method.percentile))
     return KnownCorrection(method, torch.stack(matrices))

@@ -247,10 +247,11 @@ def _train_corrected(
     firsts = train(trials, METHODS["standard"], None, True) if estimates else []
     results = []
     for k in trials:
+        noisy = labels if labels.ndim == 1 else labels[k]
         if not estimates:
-            own = true_correction(method, data, labels if labels.ndim == 1 else labels[k])
-        elif (networks := firsts[k].networks) is not None:
-            own = estimated_correction(method, data, networks, setup.dtype)
+            own = true_correction(method, data, noisy)
+        elif networks := firsts[k].networks:
+            own = estimated_correction(method, data.x[noisy >= 0], networks, setup.dtype)
         else:  # it failed
             curves = Metrics(*(np.full_like(curve, np.nan) for curve in firsts[k].curves))
             results.append(replace(firsts[k], curves=curves, n_epochs=0))
@@ -474,7 +475,6 @@ def _checked_labels(
     if low < -1 or high >= data.n_classes:
         wrong = low if low < -1 else high
         raise ValueError(f"labels must be in [-1, {data.n_classes - 1}], but got {wrong}.")
-    kept = (checked >= 0).sum(dim=1)
-    if bool((kept != kept[0]).any()) or kept[0] == 0:
-        raise ValueError(f"labels must keep equally many samples, not {kept.tolist()}.")
+    if len(set(kept := (checked >= 0).sum(dim=1).tolist())) > 1 or kept[0] == 0:
+        raise ValueError(f"labels must keep equally many samples, not {kept}.")
     return checked.to(data.x.device, torch.int64)

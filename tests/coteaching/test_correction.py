@@ -1,6 +1,7 @@
 """F-correction's matrices, and its two trainings."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -80,6 +81,18 @@ def test_the_estimate_comes_from_the_networks_of_a_standard_training(tiny):
             )
         assert result.seconds > 0
         assert result.networks is not None
+
+
+@pytest.mark.parametrize("method", ["f-correction", "f-correction-true"])
+def test_matrices_know_nothing_of_samples_that_are_left_out(tiny, method):
+    labels = tiny.noisy_labels.clone()
+    labels[::3] = -1
+    other = replace(tiny, x=tiny.x.clone(), clean_labels=tiny.clean_labels.clone())
+    other.x[::3] *= 40.0  # they would be the anchors
+    other.clean_labels[::3] = (other.clean_labels[::3] + 1) % 3
+    found = [_train(data, method, labels=torch.stack([labels] * 2)) for data in (tiny, other)]
+    for ours, theirs in zip(*found, strict=True):
+        np.testing.assert_array_equal(ours.curves.loss, theirs.curves.loss)
 
 
 def test_the_true_matrix_is_that_of_the_labels_of_each_trial(tiny):

@@ -105,7 +105,7 @@ def _seconds(setup: TrainingSetup, make: MakeTrainer) -> float:
     times = []
     try:
         with setup.repeatable():
-            small = setup._replace(data=few, watch_samples=False)
+            small = setup._replace(data=few, watch_samples=False, n_left_out=0)
             trainer = make(small, range(_N_TRIALS), few.noisy_labels)
             for _ in range(1 + _N_EPOCHS):
                 _wait(device)

@@ -72,6 +72,11 @@ def caches(request, monkeypatch, tmp_path):
     _forget()
 
 
+def test_samples_that_trials_leave_out_are_no_failure_of_the_measurement():
+    setup = _setup()._replace(n_left_out=8)
+    assert np.isfinite(fastest_module._seconds(setup, Quick))
+
+
 def test_the_faster_one_is_taken_and_measured_once(caches):
     state = torch.get_rng_state()
     assert [_ask(Slow, Quick), _ask(Slow, Quick)] == ["two", "two"]
